@@ -1,0 +1,36 @@
+"""Qwen2-Audio in JAX and Flax: speech, sound and music in, text out, on TPUs, GPUs and CPUs.
+
+The three nouns to know: a `Qwen2AudioProcessor` turns text and sound into arrays, a
+`Qwen2AudioForConditionalGeneration` turns those arrays into token ids, and a `Qwen2AudioConfig` says which model it is.
+
+One alphabet of dimension letters is used everywhere, in einsums and in shape comments:
+
+    B batch rows    T query tokens   S cache positions   D width   F ffn     V vocabulary
+    N query heads   K key/value heads   H head dim       A clips   M mels    L mel frames
+"""
+
+from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.audio import AudioError, load_audio
+from qwen2audio_jax.audio_encoder import Qwen2AudioEncoder
+from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
+from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.outputs import GenerateOutput, ModelOutput
+from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.sharding import make_mesh
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "GenerateOutput",
+    "GenerationConfig",
+    "ModelOutput",
+    "Qwen2AudioConfig",
+    "Qwen2AudioEncoder",
+    "Qwen2AudioEncoderConfig",
+    "Qwen2AudioForConditionalGeneration",
+    "Qwen2AudioProcessor",
+    "Qwen2AudioTextConfig",
+    "load_audio",
+    "make_mesh",
+]

@@ -1,0 +1,326 @@
+"""The model object: weights on a mesh, a configuration, and the calls that users make.
+
+It holds the only state there is. Everything here is checking, padding and bookkeeping on the host; the arithmetic is in
+`model`, the decoding loop in `generate`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen2audio_jax import generate as engine
+from qwen2audio_jax.checkpoint import restore_params
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.inputs import TextRows, audio_slots, clips, padded_rows, place, place_clips, text_rows
+from qwen2audio_jax.loss import next_token_loss
+from qwen2audio_jax.model import AudioFeatures, Prompt, sharded_specs
+from qwen2audio_jax.outputs import GenerateOutput, ModelOutput
+from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
+from qwen2audio_jax.sampling import row_seeds, sampling_params
+from qwen2audio_jax.sharding import check_mesh, single_device_mesh
+from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.text_stream import TextStream
+
+Source = str | PathLike[str]
+
+
+@partial(jax.jit, static_argnames=("vocab_size",))
+def _at_input_positions(logits: jax.Array, places: jax.Array, *, vocab_size: int) -> jax.Array:
+    """Left-aligned logits to where the tokens stood: places [B, T] is the left-aligned position, -1 on padding."""
+    moved = jnp.take_along_axis(logits[: len(places)], jnp.maximum(places, 0)[..., None], axis=1)[..., :vocab_size]
+    return jnp.where(places[..., None] >= 0, moved, 0.0)
+
+
+class Qwen2AudioForConditionalGeneration:
+    """Qwen2-Audio with its language-model head.
+
+    Attributes:
+        config: `Qwen2AudioConfig`; its `dtype` is the compute dtype.
+        params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's.
+        mesh: the devices, with axes `data` and `model`.
+        generation_config: the defaults of `generate`.
+    """
+
+    def __init__(
+        self,
+        config: Qwen2AudioConfig,
+        params: Mapping[str, Any],
+        *,
+        mesh: Mesh | None = None,
+        generation_config: GenerationConfig | None = None,
+    ):
+        """Hold weights that are already where `model.sharded_specs(config, mesh=mesh)` says; see `from_pretrained`."""
+        self.config = config
+        self.params = params
+        self.mesh = single_device_mesh() if mesh is None else mesh
+        check_mesh(self.mesh, config=config)
+        self.generation_config = GenerationConfig() if generation_config is None else generation_config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source,
+        *,
+        dtype: str = "auto",
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+        cache_dir: Source | None = None,
+    ) -> "Qwen2AudioForConditionalGeneration":
+        """Load a checkpoint.
+
+        Args:
+            source: a converted (Orbax) checkpoint; or a Hugging Face directory of safetensors or a hub id, which is
+                converted once into a cache folder and loaded from there ever after.
+            dtype: of weights and computation: "auto" (as stored), "float32", "bfloat16" or "float16".
+            mesh: from `make_mesh`; default: the first device alone.
+            revision: branch, tag or commit of a hub id.
+            cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
+
+        Raises:
+            ValueError: no checkpoint there, one that is incomplete or does not fit its configuration, an unknown dtype,
+                or a mesh that the model does not divide over.
+        """
+        if dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype={dtype!r} is not one of 'auto', 'float32', 'bfloat16', 'float16'")
+        mesh = single_device_mesh() if mesh is None else mesh
+        path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
+        config = Qwen2AudioConfig.from_pretrained(path)
+        if dtype != "auto":
+            config = replace(config, dtype=dtype)
+        check_mesh(mesh, config=config)
+        settings = path / "generation_config.json"
+        if settings.exists():
+            defaults = GenerationConfig.from_json_file(settings)
+        else:
+            defaults = _default_generation(config)
+        params = restore_params(path, specs=sharded_specs(config, mesh=mesh))
+        return cls(config, params, mesh=mesh, generation_config=defaults)
+
+    def __call__(
+        self,
+        *,
+        input_ids: Any,
+        attention_mask: Any = None,
+        input_features: Any = None,
+        feature_attention_mask: Any = None,
+        labels: Any = None,
+    ) -> ModelOutput:
+        """Logits at every position, and the loss when labels are given.
+
+        Args:
+            input_ids: [B, T] ints, <|AUDIO|> standing once for every audio vector, as the processor leaves it.
+            attention_mask: [B, T] of 0 (padding, on either side) and 1.
+            input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
+            feature_attention_mask: [A, max_frames] of 0 and 1.
+            labels: [B, T] ints; positions with `config.ignore_index` (-100) do not count. See `next_token_loss`.
+
+        Raises:
+            ValueError: inputs that do not fit each other or the model.
+
+        Source: `Qwen2AudioForConditionalGeneration.forward`.
+        """
+        rows = text_rows(input_ids, attention_mask, config=self.config)
+        self._check_positions(int(rows.lengths.max()), 0)
+        targets = None if labels is None else self._labels(labels, rows)
+        prompt, _ = self._prompt(rows, input_features, feature_attention_mask)
+        with jax.set_mesh(self.mesh):
+            logits = engine.forward(self.params, prompt, cfg=self.config)
+            places = np.full((len(rows.ids), rows.width), -1, np.int32)
+            for row, columns in enumerate(rows.columns):
+                places[row, columns] = np.arange(len(columns))
+            logits = _at_input_positions(logits, places, vocab_size=self.config.text_config.vocab_size)
+            if targets is None:
+                return ModelOutput(logits, None)
+            return ModelOutput(
+                logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index)
+            )
+
+    def encode_audio(self, input_features: Any, feature_attention_mask: Any) -> AudioFeatures:
+        """Encode clips, each at its true length.
+
+        Args:
+            input_features: [A, M, max_frames] log-mel.
+            feature_attention_mask: [A, max_frames] of 0 and 1.
+
+        Returns:
+            Vectors before and after the projector, cut to the longest clip: [A, W, D]; those past a clip's own length
+            are meaningless.
+        """
+        heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
+        features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh)
+        with jax.set_mesh(self.mesh):
+            result = engine.encode_audio(self.params, features, frames, cfg=self.config)
+        count, longest = len(heard.frames), int(heard.tokens.max())
+        return AudioFeatures(
+            result.encoded[:count, :longest], result.projected[:count, :longest], result.lengths[:count]
+        )
+
+    def generate(
+        self,
+        *,
+        input_ids: Any,
+        attention_mask: Any = None,
+        input_features: Any = None,
+        feature_attention_mask: Any = None,
+        seed: int | Sequence[int] | None = None,
+        tokenizer: Tokenizer | None = None,
+        return_dict_in_generate: bool = False,
+        **options: Any,
+    ) -> np.ndarray | GenerateOutput:
+        """Continue prompts.
+
+        A row's tokens are its own: they do not depend on what else is in the batch, on which side it is padded, or on
+        the mesh (greedy: in float32; sampled: also on nothing but its seed).
+
+        Args:
+            input_ids: [B, T] ints.
+            attention_mask: [B, T] of 0 (padding, on either side) and 1.
+            input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
+            feature_attention_mask: [A, max_frames] of 0 and 1.
+            seed: for sampling: one int a returned row, or one int s that gives row i the seed s + i; None draws one.
+            tokenizer: the processor or its tokenizer; needed for `stop_strings` alone.
+            return_dict_in_generate: return a `GenerateOutput` instead of the ids alone.
+            **options: any field of `GenerationConfig`; the defaults are `self.generation_config`.
+
+        Returns:
+            [B * num_return_sequences, T + new] int32, each prompt as given followed by its new tokens and, after its
+            end, padding; or a `GenerateOutput`.
+
+        Raises:
+            TypeError: an option nobody knows.
+            ValueError: an option of the reference that is not built here, a value out of range, inputs that do not fit,
+                or prompt and new tokens together beyond the model's positions.
+
+        Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty here, while the reference
+        penalises the padding id in padded rows.
+        """
+        settings = self.generation_config.updated(**options)
+        rows = text_rows(input_ids, attention_mask, config=self.config)
+        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
+        count = len(rows.ids) * settings.num_return_sequences
+        matchers = stop_matchers(settings.stop_strings, tokenizer, rows=count)
+        prompts = np.repeat(np.atleast_2d(np.asarray(input_ids)), settings.num_return_sequences, axis=0)
+        output = collect(decoding, prompts, matchers=matchers)
+        return output if return_dict_in_generate else output.sequences
+
+    def stream(
+        self,
+        *,
+        input_ids: Any,
+        tokenizer: Tokenizer,
+        attention_mask: Any = None,
+        input_features: Any = None,
+        feature_attention_mask: Any = None,
+        seed: int | Sequence[int] | None = None,
+        skip_special_tokens: bool = True,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Continue one prompt, yielding its text in pieces as it comes; never half a UTF-8 character.
+
+        Arguments are those of `generate`, for a single row. Joined, the pieces are what `tokenizer.decode` makes of the
+        new tokens. All checks are done before this returns; leaving the loop early ends the generation.
+
+        Raises:
+            TypeError, ValueError: as `generate`; also for more than one row or returned sequence.
+        """
+        settings = self.generation_config.updated(**options)
+        rows = text_rows(input_ids, attention_mask, config=self.config)
+        if len(rows.ids) != 1 or settings.num_return_sequences != 1:
+            raise ValueError(
+                f"stream takes one prompt and returns one text, not {len(rows.ids)} x {settings.num_return_sequences}: "
+                "call it once for each, or use generate"
+            )
+        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
+        matchers = stop_matchers(settings.stop_strings, tokenizer, rows=1)
+        text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
+        return pieces(decoding, text, matchers=matchers)
+
+    def _decoding(
+        self,
+        rows: TextRows,
+        input_features: Any,
+        feature_attention_mask: Any,
+        *,
+        settings: GenerationConfig,
+        seed: int | Sequence[int] | None,
+    ) -> "engine.Decoding":
+        budget = settings.new_token_budget(rows.width)
+        self._check_positions(int(rows.lengths.max()), budget)
+        count, copies = len(rows.ids), settings.num_return_sequences
+        seeds = row_seeds(seed, rows=count * copies)
+        sampling = sampling_params(settings, vocab_size=self.config.text_config.vocab_size)
+        prompt, padded = self._prompt(rows, input_features, feature_attention_mask)
+        return engine.Decoding(
+            self.params,
+            prompt,
+            lengths=padded,
+            rows=count,
+            copies=copies,
+            budget=budget,
+            seeds=seeds,
+            sampling=sampling,
+            mode=settings.mode,
+            cfg=self.config,
+            mesh=self.mesh,
+        )
+
+    def _prompt(
+        self, rows: TextRows, input_features: Any, feature_attention_mask: Any
+    ) -> tuple[Prompt, np.ndarray]:
+        """The prompts on the mesh, their clips encoded, and the padded rows' lengths on the host."""
+        if input_features is None:
+            if feature_attention_mask is not None:
+                raise ValueError("feature_attention_mask came without input_features")
+            slots, audio = audio_slots(rows, None, config=self.config), None
+        else:
+            heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
+            slots = audio_slots(rows, heard, config=self.config)
+            features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh)
+            with jax.set_mesh(self.mesh):
+                audio = engine.encode_audio(self.params, features, frames, cfg=self.config).projected
+        vectors = 0 if audio is None else audio.shape[1]
+        padded = padded_rows(rows, slots, vectors=vectors, config=self.config, mesh=self.mesh)
+        prompt = Prompt(
+            ids=place(self.mesh, padded.ids, "batch", "token"),
+            lengths=place(self.mesh, padded.lengths, "batch"),
+            audio=audio,
+            slots=None if audio is None else place(self.mesh, padded.slots, "batch", "token"),
+        )
+        return prompt, padded.lengths
+
+    def _labels(self, labels: Any, rows: TextRows) -> np.ndarray:
+        array = np.atleast_2d(np.asarray(labels))
+        shape, vocab = (len(rows.ids), rows.width), self.config.text_config.vocab_size
+        if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"labels has shape {array.shape} and dtype {array.dtype}; integers {shape} are needed")
+        wrong = array[(array != self.config.ignore_index) & ((array < 0) | (array >= vocab))]
+        if wrong.size:
+            raise ValueError(
+                f"labels holds {wrong[0]}; only {self.config.ignore_index} (ignored) and 0 to {vocab - 1} are labels"
+            )
+        return array.astype(np.int32)
+
+    def _check_positions(self, prompt: int, new: int) -> None:
+        limit = self.config.text_config.max_position_embeddings
+        if prompt + new > limit:
+            raise ValueError(
+                f"a prompt of {prompt} tokens and {new} new ones make {prompt + new}, but the model has {limit} "
+                "positions: shorten the prompt, or lower max_new_tokens"
+            )
+
+
+def _default_generation(config: Qwen2AudioConfig) -> GenerationConfig:
+    """What a checkpoint without generation_config.json means: greedy, with its configuration's stop and padding ids."""
+    text = config.text_config
+    return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
+
+
+_loss = jax.jit(next_token_loss, static_argnames="ignore_index")

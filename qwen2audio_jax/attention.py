@@ -1,0 +1,27 @@
+"""Scaled dot-product attention over grouped key/value heads: the one function that encoder and decoder call."""
+
+import jax
+import jax.numpy as jnp
+
+from qwen2audio_jax.layers import einsum
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> jax.Array:
+    """Attend from every query to the keys that the mask allows; softmax in float32.
+
+    Args:
+        q: [B, T, N, H], already scaled.
+        k: [B, K, S, H]; query head n reads key head n // (N / K).
+        v: [B, K, S, H].
+        mask: [B, T, S] or [B, 1, S] bool, true where a query may look. A query that may look nowhere gets the mean of
+            all values: finite, for the caller to ignore.
+
+    Returns:
+        [B, T, N, H] in q's dtype.
+    """
+    batch, queries, heads, head_dim = q.shape
+    grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim)
+    scores = einsum("btkgh,bksh->bkgts", grouped, k)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return einsum("bkgts,bksh->btkgh", weights, v).astype(q.dtype).reshape(q.shape)

@@ -1,0 +1,84 @@
+"""How much of a sound may be decoded and resampled, decided from its header before either is done."""
+
+import math
+from dataclasses import dataclass
+
+from qwen2audio_jax.audio.clip import SAMPLING_RATE, too_long
+from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.limits import Limits
+
+MARGIN_SECONDS = 1
+"""Decoded beyond a cut, so that the resampler's filter sees what follows it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The limits of one sound, in frames (one sample of every channel) at its own rate."""
+
+    name: str
+    rate: int
+    channels: int
+    limits: Limits
+    truncation: bool
+
+    def __post_init__(self):
+        limits = self.limits
+        if not limits.min_sampling_rate <= self.rate <= limits.max_sampling_rate:
+            raise AudioError(
+                f"{self.name} states {self.rate} samples a second, outside {limits.min_sampling_rate} to "
+                f"{limits.max_sampling_rate}: resample it first",
+                kind="rate",
+            )
+        if not 1 <= self.channels <= limits.max_channels:
+            raise AudioError(
+                f"{self.name} has {self.channels} channels, not 1 to {limits.max_channels}: mix it down first",
+                kind="too_large",
+            )
+
+    @property
+    def clip_frames(self) -> float:
+        """Frames of the longest clip that is heard."""
+        # floor, as the resampler rounds the number of samples up; infinite where a clip may last for ever.
+        frames = self.limits.clip_seconds * self.rate
+        return math.floor(frames) if math.isfinite(frames) else frames
+
+    @property
+    def decoded_frames(self) -> int:
+        """Frames after which decoding stops, however many there are."""
+        limits = self.limits
+        return math.floor(
+            min(
+                limits.decoded_seconds * self.rate,
+                limits.decoded_bytes / (4 * self.channels),
+                limits.resampled_samples * self.rate / SAMPLING_RATE,
+            )
+        )
+
+    def frames_to_decode(self, stated: int | None) -> int:
+        """How many frames to ask of a decoder whose header states so many (None: states nothing).
+
+        Where nothing is stated it is one more than is allowed, and `check` is to be called with what came.
+        """
+        if self.truncation:
+            kept = self.clip_frames + MARGIN_SECONDS * self.rate
+            if stated is None:
+                return int(min(kept, self.decoded_frames + 1))
+            self.check(wanted := int(min(kept, stated)))
+            return wanted
+        if stated is None:
+            return int(min(self.clip_frames, self.decoded_frames)) + 1
+        self.check(stated)
+        return stated
+
+    def check(self, frames: int, *, more: bool = False) -> None:
+        """AudioError for a sound of so many frames (`more`: and an unknown number beyond them) that breaks a limit."""
+        if frames > self.clip_frames and not self.truncation:
+            raise too_long(self.name, None if more else frames / self.rate, self.limits)
+        if frames > self.decoded_frames:
+            limits = self.limits
+            raise AudioError(
+                f"{self.name} decodes to {'at least ' if more else ''}{frames} frames of {self.channels} channels at "
+                f"{self.rate} Hz, more than the {self.decoded_frames} that {limits.decoded_seconds:g} s, "
+                f"{limits.decoded_bytes} bytes and {limits.resampled_samples} samples at 16 kHz allow: split it",
+                kind="too_large",
+            )

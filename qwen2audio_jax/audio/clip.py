@@ -1,0 +1,101 @@
+"""What every clip must be, whichever way it came in: mono, finite, long enough for a token, short enough to hear."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.limits import LIMITS, Limits
+
+SAMPLING_RATE = 16_000
+"""Samples a second that the model hears."""
+
+
+def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
+    """An array or sequence of floats as float32 samples [n], checked to be finite.
+
+    Anything that numpy can read as an array is taken: numpy and JAX arrays, lists of floats, tensors on the CPU.
+
+    Raises:
+        AudioError: not one-dimensional ("shape"), not floating point ("dtype"), empty ("empty"), or with NaN or
+            infinity ("not_finite").
+    """
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(
+            f"{name} ({type(source).__name__}) is no array of samples: pass one clip as floats [n], on the CPU",
+            kind="shape",
+        ) from error
+    if array.ndim != 1:
+        raise AudioError(
+            f"{name} has shape {array.shape}: pass one mono clip [n]; mix channels down with their mean, "
+            "for example samples.mean(axis=0) for [channels, n]",
+            kind="shape",
+        )
+    if array.size == 0:
+        raise AudioError(f"{name} is empty (0 samples): pass a clip that holds sound", kind="empty")
+    if not np.issubdtype(array.dtype, np.floating):
+        remedy = "convert it with astype('float32')"
+        if np.issubdtype(array.dtype, np.integer):
+            remedy = f"divide it by {1 << 8 * array.dtype.itemsize - 1} to get floats from -1 to 1"
+        raise AudioError(f"{name} has dtype {array.dtype}, not a float: {remedy}", kind="dtype")
+    with np.errstate(over="ignore"):
+        samples = np.ascontiguousarray(array, np.float32)
+    check_finite(samples, name=name)
+    return samples
+
+
+def check_finite(samples: np.ndarray, *, name: str) -> None:
+    """AudioError "not_finite" that counts the samples which are NaN or infinite and names the first."""
+    finite = np.isfinite(samples)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise AudioError(
+            f"{name} holds NaN or infinity in {int((~finite).sum())} of its {len(samples)} samples, first at {first}: "
+            "repair it or leave the clip out",
+            kind="not_finite",
+        )
+
+
+def check_clip(
+    samples: Any, *, limits: Limits = LIMITS, truncation: bool = False, name: str = "the clip"
+) -> np.ndarray:
+    """One clip at 16 kHz as the model may hear it.
+
+    Args:
+        samples: [n] floats, mono at 16 kHz.
+        limits: the bounds.
+        truncation: cut a clip that is too long to its first `limits.clip_seconds` instead of refusing it.
+        name: what messages call the clip.
+
+    Returns:
+        samples [n] float32.
+
+    Raises:
+        AudioError: see `to_samples`, and for a clip that is too long ("too_long") or too short ("too_short").
+    """
+    samples = to_samples(samples, name=name)
+    most = limits.clip_seconds * SAMPLING_RATE
+    if len(samples) > most:
+        if not truncation:
+            raise too_long(name, len(samples) / SAMPLING_RATE, limits)
+        samples = samples[: math.floor(most)]
+    if len(samples) < limits.min_clip_samples:
+        raise AudioError(
+            f"{name} has {len(samples)} samples ({len(samples) / SAMPLING_RATE * 1000:g} ms at 16 kHz), fewer than the "
+            f"{limits.min_clip_samples} that give one audio token: pass a longer clip",
+            kind="too_short",
+        )
+    return samples
+
+
+def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:
+    """The error for a clip of so many seconds; None where its length is not known beyond that it is too long."""
+    length = "goes on" if seconds is None else f"lasts {round(seconds, 3):.10g} s, which is"
+    return AudioError(
+        f"{name} {length} longer than the {limits.clip_seconds:g} s that one clip may last: split it, or pass "
+        f"truncation=True to keep its first {limits.clip_seconds:g} s",
+        kind="too_long",
+    )

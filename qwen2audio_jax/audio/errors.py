@@ -1,0 +1,24 @@
+"""The one error that sound from outside can end in."""
+
+import functools
+from typing import Any
+
+
+class AudioError(ValueError):
+    """A sound that is refused: `kind` for programs to branch on, the message for people.
+
+    The message names the source, the value that was found, the limit it broke and what to do about it. The kinds:
+    "missing" (no such file), "url" (an address that is refused or does not answer), "format" (a container or codec that
+    is not accepted), "corrupt" (damaged content), "truncated" (shorter than its own header says), "too_long",
+    "too_short", "empty", "not_finite" (NaN or infinity), "too_large" (bytes, channels or samples beyond a limit),
+    "rate" (an impossible sampling rate, or another than stated), "shape" and "dtype" (arrays), "dependency" (an
+    optional package is needed).
+    """
+
+    def __init__(self, message: str, *, kind: str):
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with the message alone: no error could come back from a worker process.
+        return functools.partial(type(self), kind=self.kind), self.args

@@ -1,0 +1,169 @@
+"""Sound from outside to samples: the one function through which every clip comes in."""
+
+import io
+import os
+import stat
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qwen2audio_jax.audio.budget import Budget
+from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_clip, check_finite, to_samples
+from qwen2audio_jax.audio.decode import decode
+from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.audio.formats import sniff
+from qwen2audio_jax.audio.sound import Sound
+from qwen2audio_jax.limits import LIMITS, Limits
+
+
+def load_audio(
+    source: str | PathLike[str] | bytes | BinaryIO | Any,
+    *,
+    sampling_rate: int | None = None,
+    truncation: bool = False,
+    limits: Limits = LIMITS,
+    allow_private_urls: bool = False,
+) -> np.ndarray:
+    """One clip as mono samples at 16 kHz, from wherever it is.
+
+    The samples of a file are those of `librosa.load(source, sr=16000)`: the mean over the channels, resampled with
+    soxr's high quality. They are the same for a path, bytes, a file object and a URL. A format is told from the content
+    and not from a name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also m4a,
+    mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
+
+    Args:
+        source: a path, an http(s) or data: URL, bytes, a binary file object (read from where it stands), or an array
+            [n] of floats: numpy, JAX, a list.
+        sampling_rate: samples a second of an array (None: 16000); for a file, what its header must state.
+        truncation: keep the first `limits.clip_seconds` of a longer clip instead of refusing it. What lies behind is
+            not decoded.
+        limits: bounds on bytes, seconds, channels, rates and samples, checked before the work that they bound.
+        allow_private_urls: also fetch from addresses that are not public.
+
+    Returns:
+        samples [n] float32, `limits.min_clip_samples` <= n <= `limits.clip_seconds` * 16000.
+
+    Raises:
+        AudioError: what is wrong with the clip; see there for the kinds.
+    """
+    if sampling_rate is not None and (isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate):
+        raise AudioError(f"sampling_rate={sampling_rate!r} is not a whole number of samples a second", kind="rate")
+    if isinstance(source, str) and is_url(source):
+        name, file = open_url(source, limits=limits, allow_private=allow_private_urls)
+    elif isinstance(source, str | PathLike):
+        name, file = open_path(source, limits=limits)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        name, file = f"the sound in {len(source)} bytes", io.BytesIO(source)
+        check_size(name, len(source), limits)
+    elif hasattr(source, "read"):
+        name, file = open_stream(source, limits=limits)
+    else:
+        return from_array(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits)
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        if size == 0:
+            raise AudioError(f"{name} is empty (0 bytes): pass a file that holds sound", kind="empty")
+        sound = decode(
+            file,
+            sniff(file, size=size, name=name),
+            name=name,
+            limits=limits,
+            truncation=truncation,
+            sampling_rate=sampling_rate,
+        )
+    if len(sound.samples) == 0:
+        raise AudioError(f"{name} is empty (0 samples): pass a file that holds sound", kind="empty")
+    check_finite(sound.samples, name=name)
+    return check_clip(resample(sound), limits=limits, truncation=truncation, name=name)
+
+
+def is_url(source: str) -> bool:
+    """Whether a string is an address rather than a path."""
+    return "://" in source[:32] or source[:5].lower() == "data:"
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """A text for a message, without its middle where it is long."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"
+
+
+def open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, BinaryIO]:
+    """The content of an http(s) or data: URL, and what messages call it."""
+    # Imported here: local files need none of it.
+    from qwen2audio_jax.audio.data_url import decode_data_url
+    from qwen2audio_jax.audio.fetch import describe_url, fetch
+
+    if url[:5].lower() == "data:":
+        return "the sound in a data: URL", io.BytesIO(decode_data_url(url, limits=limits))
+    return describe_url(url), io.BytesIO(fetch(url, limits=limits, allow_private=allow_private))
+
+
+def open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, BinaryIO]:
+    """An existing regular file, opened, and what messages call it."""
+    name = f"'{shorten(os.fspath(path))}'"
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise AudioError(
+                f"{name} is no regular file: pass the path of a sound file, or an open binary file for a pipe",
+                kind="missing",
+            )
+        check_size(name, found.st_size, limits)
+        return name, Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, AudioError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no path"
+        raise AudioError(f"{name} cannot be opened ({reason}): check the path", kind="missing") from None
+
+
+def open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
+    """What is left in a file object, read up to the limit, and what messages call it."""
+    title = getattr(stream, "name", None)
+    name = f"'{shorten(title)}'" if isinstance(title, str) else "the file object"
+    pieces, total = [], 0
+    while piece := stream.read(1 << 20):
+        if not isinstance(piece, bytes | bytearray):
+            raise AudioError(
+                f"{name} gives {type(piece).__name__}, not bytes: open it in binary mode ('rb')", kind="dtype"
+            )
+        pieces.append(piece)
+        total += len(piece)
+        check_size(name, total, limits)
+    return name, io.BytesIO(b"".join(pieces))
+
+
+def check_size(name: str, size: int, limits: Limits) -> None:
+    """AudioError "too_large" for more bytes than a file may have."""
+    if size > limits.file_bytes:
+        raise AudioError(
+            f"{name} has {size} bytes or more, and {limits.file_bytes} are read at most: split it, or compress it",
+            kind="too_large",
+        )
+
+
+def from_array(source: Any, *, sampling_rate: int | None, truncation: bool, limits: Limits) -> np.ndarray:
+    """A clip from samples in memory, resampled where they have another rate than 16 kHz."""
+    if isinstance(source, tuple) and len(source) == 2 and np.ndim(source[0]) > 0:
+        raise AudioError(
+            "the clip is a pair: pass the samples alone and their rate as sampling_rate=, as in "
+            "load_audio(samples, sampling_rate=rate)",
+            kind="shape",
+        )
+    samples = to_samples(source)
+    rate = SAMPLING_RATE if sampling_rate is None else int(sampling_rate)
+    budget = Budget(name="the clip", rate=rate, channels=1, limits=limits, truncation=truncation)
+    samples = samples[: budget.frames_to_decode(len(samples))]
+    return check_clip(resample(Sound(samples, rate)), limits=limits, truncation=truncation)
+
+
+def resample(sound: Sound) -> np.ndarray:
+    """Samples at 16 kHz, as `librosa.load` resamples them."""
+    if sound.rate == SAMPLING_RATE:
+        return sound.samples
+    # Imported here: librosa takes long to import, and sound that is at 16 kHz already needs none of it.
+    import librosa
+
+    return librosa.resample(sound.samples, orig_sr=sound.rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")

@@ -1,0 +1,122 @@
+"""Log-mel features of a clip: what the encoder's first convolution reads.
+
+Two forms of the same numbers: `log_mel` for one clip in numpy on the host, `log_mel_batch` for many in JAX on a device.
+Source: `WhisperFeatureExtractor` padding to its maximum length, as `Qwen2AudioProcessor` calls it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen2audio_jax.audio.clip import SAMPLING_RATE
+
+WINDOW = 400
+HOP = 160
+FLOOR = 1e-10
+"""Least mel power before the logarithm."""
+RANGE = 8.0
+"""Decades below a clip's loudest value at which its features are cut off."""
+
+
+@functools.cache
+def mel_filters(num_mel_bins: int) -> np.ndarray:
+    """Slaney mel filters with slaney normalisation over 0 to 8000 Hz: [1 + WINDOW / 2, num_mel_bins] float64."""
+    # Imported here: librosa takes seconds to import, and most of this package does without it.
+    from librosa.filters import mel
+
+    filters = mel(
+        sr=SAMPLING_RATE, n_fft=WINDOW, n_mels=num_mel_bins, fmin=0.0, fmax=SAMPLING_RATE / 2, dtype=np.float64
+    )
+    filters = np.ascontiguousarray(filters.T)
+    filters.flags.writeable = False
+    return filters
+
+
+@functools.cache
+def hann_window() -> np.ndarray:
+    """Periodic Hann window: [WINDOW] float64."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+
+
+def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3000) -> tuple[np.ndarray, int]:
+    """Log-mel features of one clip, padded with silence, and how many of its frames are sound.
+
+    Args:
+        samples: [n] float, mono at 16 kHz, n <= max_frames * 160.
+        num_mel_bins: mel filters M.
+        max_frames: frames that are returned; 3000 are 30 s.
+
+    Returns:
+        features [M, max_frames] float32, and the number of valid frames, ceil(n / 160).
+
+    Raises:
+        ValueError: `samples` is not one-dimensional or longer than `max_frames` hold.
+    """
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim != 1:
+        raise ValueError(f"samples of shape {samples.shape}: pass one clip [n]; mix channels down with their mean")
+    if len(samples) > max_frames * HOP:
+        raise ValueError(
+            f"{len(samples)} samples are more than the {max_frames * HOP} that {max_frames} frames hold: cut the clip"
+        )
+    # Beyond the sound every frame is silence, whose value is known. Four hops of zeros behind the sound are enough for
+    # the last window that touches it (200 samples past its centre) and for the reflection behind it to hold zeros only.
+    frames = min(max_frames, -(-len(samples) // HOP) + 4)
+    buffer = np.zeros(frames * HOP, np.float64)
+    buffer[: len(samples)] = samples
+    buffer = np.pad(buffer, WINDOW // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(buffer, WINDOW)[::HOP][:frames]
+    spectrum = np.fft.rfft(windows * hann_window())
+    power = spectrum.real**2 + spectrum.imag**2  # [L, bins]
+    log_power = np.log10(np.maximum(power @ mel_filters(num_mel_bins), FLOOR))
+    lowest = log_power.max() - RANGE
+    features = np.full((num_mel_bins, max_frames), max(np.log10(FLOOR), lowest), np.float32)
+    features[:, :frames] = np.maximum(log_power, lowest).T
+    return (features + 4.0) / 4.0, -(-len(samples) // HOP)
+
+
+@functools.partial(jax.jit, static_argnames=("num_mel_bins", "max_frames"))
+def log_mel_batch(
+    samples: jax.Array, lengths: jax.Array, *, num_mel_bins: int = 128, max_frames: int = 3000
+) -> tuple[jax.Array, jax.Array]:
+    """`log_mel` of several clips on the device, each by itself: what lies behind one clip's length is not read.
+
+    Args:
+        samples: [A, n] float, mono at 16 kHz, n <= max_frames * 160.
+        lengths: [A] int, how many samples of each row are sound.
+        num_mel_bins: mel filters M.
+        max_frames: frames that are returned; 3000 are 30 s.
+
+    Returns:
+        features [A, M, max_frames] float32 and their mask [A, max_frames] int32, 1 where a frame is sound.
+
+    Raises:
+        ValueError: `samples` is not two-dimensional or longer than `max_frames` hold.
+    """
+    if samples.ndim != 2:
+        raise ValueError(f"samples of shape {samples.shape}: pass clips as [A, n]")
+    if samples.shape[1] > max_frames * HOP:
+        raise ValueError(
+            f"{samples.shape[1]} samples are more than the {max_frames * HOP} that {max_frames} frames hold: cut them"
+        )
+    clips, n = samples.shape
+    samples = jnp.where(jnp.arange(n) < lengths[:, None], samples.astype(jnp.float32), 0.0)
+    buffer = jnp.pad(samples, ((0, 0), (0, max_frames * HOP - n)))
+    buffer = jnp.pad(buffer, ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
+    # A window is two and a half hops: three slices instead of a gather.
+    hops = jnp.pad(buffer, ((0, 0), (0, 3 * HOP - WINDOW))).reshape(clips, max_frames + 3, HOP)
+    windows = jnp.concatenate([hops[:, i : i + max_frames] for i in range(3)], axis=-1)[..., :WINDOW]  # [A, L, WINDOW]
+    # The transform as two matrix products: 400 is no power of two, and accelerators multiply better than they shuffle.
+    angles = 2 * np.pi * np.outer(np.arange(WINDOW), np.arange(WINDOW // 2 + 1)) / WINDOW
+    cosines, sines = (hann_window()[:, None] * table(angles) for table in (np.cos, np.sin))
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    real = product(windows, jnp.asarray(cosines, jnp.float32))
+    imaginary = product(windows, jnp.asarray(sines, jnp.float32))
+    power = product(real**2 + imaginary**2, jnp.asarray(mel_filters(num_mel_bins), jnp.float32))
+    log_power = jnp.log10(jnp.maximum(power, FLOOR)).transpose(0, 2, 1)  # [A, M, L]
+    lowest = log_power.max(axis=(1, 2), keepdims=True) - RANGE
+    features = (jnp.maximum(log_power, lowest) + 4.0) / 4.0
+    mask = jnp.arange(max_frames) < -(-lengths[:, None] // HOP)
+    return features, mask.astype(jnp.int32)

@@ -1,0 +1,63 @@
+"""What both decoders share: the sound that they give, and the file as they see it."""
+
+import io
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qwen2audio_jax.audio.errors import AudioError
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Decoded sound: samples [n] float32, the mean over the channels, at `rate` a second."""
+
+    samples: np.ndarray
+    rate: int
+
+
+class Seekable:
+    """A file as libsndfile may use it: seeks in a damaged file that lead nowhere do nothing.
+
+    Python would raise, which cffi prints and swallows. Nor has this a `name`, by whose ending soundfile would choose.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.ended = False
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, fewer at the end."""
+        data = self.file.read(size)
+        self.ended = len(data) < size
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the file goes; `ended` then says whether more was asked for than there is."""
+        count = self.file.readinto(buffer)  # type: ignore[attr-defined]
+        self.ended = count < len(buffer)
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, or stay where the target lies before the file."""
+        try:
+            return self.file.seek(offset, whence)
+        except (ValueError, OSError, OverflowError):
+            return self.file.tell()
+
+
+def check_rate(name: str, rate: int, sampling_rate: int | None) -> None:
+    """AudioError "rate" where the caller stated another rate than the file does."""
+    if sampling_rate is not None and sampling_rate != rate:
+        raise AudioError(
+            f"{name} has {rate} samples a second by its header and {sampling_rate} by sampling_rate=: leave "
+            "sampling_rate away for files, whose own rate is used",
+            kind="rate",
+        )
+
+
+def mean(channels: np.ndarray) -> np.ndarray:
+    """Mix [channels, n] down to [n], as `librosa.to_mono` does."""
+    return channels[0].copy() if len(channels) == 1 else np.mean(channels, axis=0)

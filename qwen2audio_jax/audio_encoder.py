@@ -1,0 +1,89 @@
+"""The audio encoder as an object of its own: sound features without the 7 B decoder in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwen2audio_jax import generate as engine
+from qwen2audio_jax.checkpoint import restore_params
+from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
+from qwen2audio_jax.inputs import clips, place_clips
+from qwen2audio_jax.model import sharded_specs
+from qwen2audio_jax.sharding import single_device_mesh
+from qwen2audio_jax.source import resolve_checkpoint
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What the encoder heard.
+
+    Attributes:
+        last_hidden_state: [A, W, D], one vector for 40 ms, cut to the longest clip; what lies past a clip's own length
+            is meaningless.
+        lengths: [A] int32, valid vectors of each clip.
+    """
+
+    last_hidden_state: jax.Array
+    lengths: jax.Array
+
+
+class Qwen2AudioEncoder:
+    """The audio tower of a Qwen2-Audio checkpoint, without projector and decoder.
+
+    Attributes:
+        config: `Qwen2AudioEncoderConfig`.
+        params: its weights, a nested dict of `jax.Array`s.
+        mesh: the devices; clips are split over all of them.
+        dtype: compute dtype.
+
+    Source: `Qwen2AudioEncoder`.
+    """
+
+    def __init__(
+        self, config: Qwen2AudioEncoderConfig, params: Mapping[str, Any], *, dtype: str, mesh: Mesh | None = None
+    ):
+        """Hold weights; see `from_pretrained`."""
+        self.config = config
+        self.params = params
+        self.dtype = dtype
+        self.mesh = single_device_mesh() if mesh is None else mesh
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        *,
+        dtype: str = "auto",
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+    ) -> "Qwen2AudioEncoder":
+        """Read the encoder's weights alone; arguments and errors as `Qwen2AudioForConditionalGeneration`'s."""
+        path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
+        config = Qwen2AudioConfig.from_pretrained(path)
+        if dtype != "auto":
+            config = replace(config, dtype=dtype)
+        mesh = single_device_mesh() if mesh is None else mesh
+        specs = {"encoder": sharded_specs(config, mesh=mesh)["encoder"]}
+        params = restore_params(path, specs=specs)["encoder"]
+        return cls(config.audio_config, params, dtype=config.dtype, mesh=mesh)
+
+    def __call__(self, input_features: Any, feature_attention_mask: Any) -> EncoderOutput:
+        """Encode clips, each at its true length.
+
+        Args:
+            input_features: [A, M, max_frames] log-mel.
+            feature_attention_mask: [A, max_frames] of 0 and 1.
+
+        Raises:
+            ValueError: shapes that do not fit, a clip without an audio token, NaN or Inf.
+        """
+        heard = clips(input_features, feature_attention_mask, config=self.config)
+        features, frames = place_clips(heard, config=self.config, mesh=self.mesh)
+        with jax.set_mesh(self.mesh):
+            encoded = engine.encode(self.params, features, frames, cfg=self.config, dtype=self.dtype)
+        return EncoderOutput(encoded[: len(heard.frames), : int(heard.tokens.max())], jax.numpy.asarray(heard.tokens))

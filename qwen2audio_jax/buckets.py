@@ -1,0 +1,53 @@
+"""The listed shapes that programs are compiled for: every count is padded up to the next one.
+
+Padding never changes a result (rows are left-aligned, masked and independent); it only bounds how many programs there
+are.
+"""
+
+from jax.sharding import Mesh
+
+from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
+from qwen2audio_jax.sharding import round_up
+
+FRAMES = (100, 200, 300, 500, 800, 1000, 1500, 2000, 3000)
+"""Mel frames (10 ms each) of an encoder call."""
+
+TOKENS = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Prompt tokens of a prefill, and positions of a cache."""
+
+SMALLEST_ROWS = 2
+"""One row alone takes a matrix-vector path that is many times slower in bfloat16 on CPUs; two rows do not."""
+
+
+def _bucket(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
+    return min((size for size in (*sizes, limit) if count <= size <= limit), default=count)
+
+
+def frame_bucket(frames: int, *, config: Qwen2AudioEncoderConfig) -> int:
+    """Frames to encode clips of at most `frames` valid ones in, exactly: even, and two of silence after each clip."""
+    limit = config.max_frames
+    return _bucket(min(frames + 2, limit), FRAMES, limit=limit)
+
+
+def token_bucket(tokens: int, *, config: Qwen2AudioConfig) -> int:
+    """Width of a prefill of at most `tokens` tokens a row."""
+    return _bucket(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
+
+
+def cache_bucket(tokens: int, *, config: Qwen2AudioConfig) -> int:
+    """Positions of a cache whose longest row will hold `tokens`; never more than the model has."""
+    return _bucket(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def row_bucket(rows: int, *, mesh: Mesh) -> int:
+    """Rows of a batch: a power of two, at least `SMALLEST_ROWS`, divisible by the mesh's data axis."""
+    return round_up(max(_power_of_two(rows), SMALLEST_ROWS), mesh.shape["data"])
+
+
+def clip_bucket(clips: int, *, mesh: Mesh) -> int:
+    """Clips of an encoder call: a power of two, divisible by the number of devices, which all take a share."""
+    return round_up(_power_of_two(clips), mesh.size)

@@ -1,0 +1,313 @@
+"""A checkpoint on disk: the Orbax tree of parameters in `params/`, settings files beside it, and a manifest.
+
+`manifest.json` is written last, so a folder without it is not a checkpoint, whatever stopped its writer; nothing is
+renamed into place, which object stores cannot do. Stored shapes are the model's own: a vocabulary padded for a mesh is
+padded when it is restored. The converter and training write through `new_checkpoint`; models read by `restore_params`.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from filelock import FileLock, Timeout
+from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import v1 as ocp
+
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.config_json import read_json_object
+
+MANIFEST = "manifest.json"
+PARAMS = "params"
+MARKER = ".qwen2audio_jax_incomplete"
+"""Stands in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
+
+FORMAT = "qwen2audio_jax checkpoint"
+VERSION = 1
+
+GROUP_BYTES = 512 << 20
+"""Parameters handed to Orbax at once, unless one alone is larger."""
+CHUNK_BYTES = 32 << 20
+"""Largest stored chunk: a device of another mesh reads whole chunks for its part of a parameter."""
+
+PADDED_AXES = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}
+"""Parameters that a mesh pads, and the axis of their vocabulary."""
+
+Path_ = str | os.PathLike[str]
+
+
+def is_checkpoint(path: Path_) -> bool:
+    """Whether `path` is a folder with a finished checkpoint of this package."""
+    return _manifest_problem(Path(path)) is None
+
+
+def read_manifest(path: Path_) -> dict[str, Any]:
+    """The manifest of a checkpoint: `format`, `version`, `parameters` (path -> shape, dtype) and `source`.
+
+    Raises:
+        ValueError: the folder holds no finished checkpoint, or one of a later version.
+    """
+    folder = Path(path)
+    problem = _manifest_problem(folder)
+    if problem is not None:
+        raise ValueError(f"{folder}: {problem}")
+    return read_json_object(folder / MANIFEST)
+
+
+def _manifest_problem(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "no such folder; give a folder that `convert` wrote"
+    if not (folder / MANIFEST).is_file():
+        if (folder / MARKER).exists():
+            return (
+                "holds an unfinished checkpoint (its writer was stopped or still runs); run the same conversion again"
+            )
+        return f"holds no {MANIFEST}, so it is not a finished checkpoint; give a folder that `convert` wrote"
+    try:
+        manifest = read_json_object(folder / MANIFEST)
+    except ValueError as error:
+        return f"the manifest cannot be read: {error}"
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("parameters"), dict):
+        return f"its {MANIFEST} is not that of a {FORMAT}; give a folder that `convert` wrote"
+    if manifest.get("version") != VERSION:
+        return (
+            f"is a checkpoint of version {manifest.get('version')!r} and this package reads version {VERSION}; "
+            "upgrade qwen2audio-jax or convert again"
+        )
+    return None
+
+
+def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read parameters from disk straight onto their devices.
+
+    Args:
+        path: a finished checkpoint.
+        specs: nested dict of `jax.ShapeDtypeStruct`, each with the `sharding` it gets (None: the default device). It
+            may leave out whole top-level parts, such as the decoder, but nothing within a part. Floating dtypes are
+            cast; a vocabulary (`PADDED_AXES`) longer than the stored one is padded with zeros.
+
+    Returns:
+        The tree of `specs` with `jax.Array`s.
+
+    Raises:
+        ValueError: not a finished checkpoint, or tree and shapes differ (every difference is listed), or the stored
+            data is damaged or incomplete.
+    """
+    folder = Path(path)
+    listed = read_manifest(folder)["parameters"]
+    wanted = flatten_dict(dict(specs), sep="/")
+    stored = _stored_shapes(folder)
+    _check_tree(folder, wanted=wanted, stored={name: stored.get(name) for name in {**listed, **stored}})
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = unflatten_dict(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default)
+            for name, leaf in wanted.items()
+        },
+        sep="/",
+    )
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = True
+    # Orbax pads (and cuts) where shapes differ: `_check_tree` has let only the vocabulary's padding through.
+    context.array_options.loading.enable_padding_and_truncation = any(
+        leaf.shape != stored[name] for name, leaf in wanted.items()
+    )
+    try:
+        with context, _quiet():
+            return ocp.load(folder.absolute() / PARAMS, abstract)
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder) from error
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with _quiet():
+            tree = ocp.metadata(folder.absolute() / PARAMS).metadata
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder) from error
+    if not isinstance(tree, dict):  # Orbax warns and gives None where it cannot read.
+        raise _damaged(folder)
+    return {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's warnings off stderr: what is wrong with a folder is raised as one error, in our words."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _damaged(folder: Path) -> ValueError:
+    return ValueError(f"{folder / PARAMS}: cannot be read: damaged or not copied whole; copy or convert it again")
+
+
+def _check_tree(folder: Path, *, wanted: dict[str, Any], stored: dict[str, tuple[int, ...] | None]) -> None:
+    parts = {name.split("/")[0] for name in wanted}
+    problems = []
+    for name in sorted({*wanted, *(name for name in stored if name.split("/")[0] in parts)}):
+        if name not in wanted:
+            problems.append(f"unexpected {name} {stored[name]}: the configuration has no such parameter")
+        elif name not in stored:
+            problems.append(f"missing {name} {wanted[name].shape}")
+        elif stored[name] is None:
+            problems.append(f"missing {name}: the manifest lists it, but {PARAMS}/ does not hold it")
+        elif not _fits(name, stored=stored[name] or (), shape=wanted[name].shape):
+            problems.append(f"misshapen {name}: stored {stored[name]}, the configuration needs {wanted[name].shape}")
+        elif not jnp.issubdtype(wanted[name].dtype, jnp.floating):
+            problems.append(f"{name} cannot be read as {wanted[name].dtype}: ask for a floating dtype")
+    if problems:
+        raise ValueError(f"{folder}: the checkpoint does not match the configuration:\n  " + "\n  ".join(problems))
+
+
+def _fits(name: str, *, stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if stored == tuple(shape):
+        return True
+    axis = PADDED_AXES.get(name)
+    if axis is None or len(stored) != len(shape) or shape[axis] < stored[axis]:
+        return False
+    return all(a == b for i, (a, b) in enumerate(zip(stored, shape, strict=True)) if i != axis)
+
+
+class CheckpointWriter:
+    """Takes a new checkpoint's parameters; see `new_checkpoint`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        """Where settings files go, straight beside `params/`."""
+        self._group: dict[str, Any] = {}
+        self._parameters: dict[str, dict[str, Any]] = {}
+        self._context = ocp.Context()
+        # Weights hardly compress. A copy of what is written would double the memory: `add` takes the array over.
+        self._context.array_options.saving.use_compression = False
+        self._context.array_options.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        self._context.memory_options.deepcopy_host_arrays = False
+        self.source: dict[str, Any] = {}
+        """Where the parameters come from: recorded in the manifest."""
+
+    def add(self, name: str, array: np.ndarray | jax.Array) -> None:
+        """Store the parameter at path `name` ("encoder/conv1/bias"). The array must not change afterwards."""
+        if name in self._parameters:
+            raise ValueError(f"parameter {name} was added twice")
+        self._parameters[name] = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        if self._group and array.nbytes + sum(each.nbytes for each in self._group.values()) > GROUP_BYTES:
+            self._flush()
+        self._group[name] = array
+
+    def _flush(self) -> None:
+        if self._group:
+            with self._context:
+                ocp.partial.save(self.folder / PARAMS, unflatten_dict(self._group, sep="/"))
+            self._group = {}
+
+    def finish(self) -> None:
+        """Write what is pending, then the manifest: from here on it is a checkpoint."""
+        if not self._parameters:
+            raise ValueError(f"{self.folder}: a checkpoint needs at least one parameter")
+        self._flush()
+        with self._context:
+            ocp.partial.finalize(self.folder / PARAMS)
+        manifest = {"format": FORMAT, "version": VERSION, "parameters": self._parameters, "source": self.source}
+        whole = self.folder / f".{MANIFEST}"
+        with open(whole, "w", encoding="utf-8") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(whole, self.folder / MANIFEST)
+
+
+@contextmanager
+def new_checkpoint(path: Path_) -> Iterator[CheckpointWriter]:
+    """Write a checkpoint folder: it is complete when the block ends, and removed when the block raises.
+
+    A folder that a killed writer left unfinished is cleared and written anew.
+
+    Args:
+        path: a folder that does not exist, is empty, or holds an unfinished checkpoint.
+
+    Raises:
+        ValueError: the folder holds something else, or another process is writing it.
+    """
+    if "://" in os.fspath(path):
+        raise ValueError(f"{os.fspath(path)}: only local folders can be written; write to one and copy it there")
+    folder = Path(path).absolute()
+    check_destination(folder)
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / MARKER)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another process is writing this checkpoint; wait for it to end") from None
+    try:
+        try:
+            check_destination(folder)  # Another process may have finished between the first look and the lock.
+        except ValueError:
+            (folder / MARKER).unlink()
+            raise
+        _clear(folder)
+        try:
+            writer = CheckpointWriter(folder)
+            yield writer
+            writer.finish()
+        except BaseException:
+            _clear(folder)
+            (folder / MARKER).unlink(missing_ok=True)
+            if created:
+                folder.rmdir()
+            raise
+        (folder / MARKER).unlink()
+    finally:
+        lock.release()
+
+
+def check_destination(path: Path_) -> None:
+    """Raise a `ValueError` unless a new checkpoint may be written to `path`."""
+    folder = Path(path)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder that does not exist yet")
+    if (folder / MANIFEST).exists():
+        raise ValueError(f"{folder}: already holds a checkpoint; remove it or choose another folder")
+    if not (folder / MARKER).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: is not empty and not an unfinished checkpoint; choose another folder")
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.name == MARKER:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def save_params(path: Path_, params: Mapping[str, Any], *, config: Qwen2AudioConfig | None = None) -> None:
+    """Write an in-memory tree as a checkpoint, with `config.json` beside it when `config` is given.
+
+    Args:
+        path: see `new_checkpoint`.
+        params: nested dict of arrays with the model's own (unpadded) shapes.
+        config: what the parameters belong to.
+
+    Raises:
+        ValueError: see `new_checkpoint`.
+    """
+    with new_checkpoint(path) as writer:
+        for name, array in flatten_dict(dict(params), sep="/").items():
+            writer.add(name, array)
+        if config is not None:
+            config.save_pretrained(writer.folder)

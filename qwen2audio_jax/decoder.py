@@ -1,0 +1,125 @@
+"""The text decoder: embeddings in, hidden states out, appending to a key/value cache.
+
+Prompt and single tokens take the same path: a call appends T tokens to each row, wherever that row stands.
+
+Source: Qwen technical report (arXiv 2309.16609); `Qwen2Model`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen2audio_jax.attention import attention
+from qwen2audio_jax.cache import CACHE_AXES, KVCache, write
+from qwen2audio_jax.config import Qwen2AudioTextConfig
+from qwen2audio_jax.layers import Embedding, Linear, RMSNorm, einsum, rotate
+from qwen2audio_jax.sharding import constrain
+
+
+class DecoderAttention(nnx.Module):
+    """Causal attention with rotary positions; query, key and value projections have a bias, the output has none."""
+
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+        width, head_dim = (("width", config.hidden_size),), ("head_dim", config.head_dim)
+        heads = (("heads", config.num_attention_heads), head_dim)
+        kv_heads = (("kv_heads", config.num_key_value_heads), head_dim)
+        self.theta = config.rope_theta
+        self.scale = config.head_dim**-0.5
+        self.q_proj = Linear(width, heads, bias=True, rngs=rngs)
+        self.k_proj = Linear(width, kv_heads, bias=True, rngs=rngs)
+        self.v_proj = Linear(width, kv_heads, bias=True, rngs=rngs)
+        self.o_proj = Linear(heads, width, bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, *, starts: jax.Array, window: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Append x [B, T, D] at `starts` [B]; attend to the first `window` positions of the cache."""
+        positions = starts[:, None] + jnp.arange(x.shape[1])  # [B, T]
+        q = rotate(self.q_proj(x), positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)  # [B, T, N, H]
+        k = rotate(self.k_proj(x), positions, theta=self.theta).swapaxes(1, 2)  # [B, K, T, H]
+        v = self.v_proj(x).swapaxes(1, 2)
+        keys = constrain(write(keys, k, starts=starts), *CACHE_AXES)
+        values = constrain(write(values, v, starts=starts), *CACHE_AXES)
+        mask = jnp.arange(window) <= positions[:, :, None]  # [B, T, S]
+        attended = attention(q, keys[:, :, :window], values[:, :, :window], mask=mask)
+        return self.o_proj(constrain(attended, "batch", "token", "heads", "head_dim")), keys, values
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+        width, ffn = ("width", config.hidden_size), ("ffn", config.intermediate_size)
+        self.gate_proj = Linear((width,), (ffn,), bias=False, rngs=rngs)
+        self.up_proj = Linear((width,), (ffn,), bias=False, rngs=rngs)
+        self.down_proj = Linear((ffn,), (width,), bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(constrain(hidden, "batch", "token", "ffn"))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP. Source: `Qwen2DecoderLayer`."""
+
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+        width = ("width", config.hidden_size)
+        self.input_layernorm = RMSNorm(width, eps=config.rms_norm_eps, rngs=rngs)
+        self.self_attn = DecoderAttention(config, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(width, eps=config.rms_norm_eps, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, keys: jax.Array, values: jax.Array, *, starts: jax.Array, window: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        attended, keys, values = self.self_attn(self.input_layernorm(x), keys, values, starts=starts, window=window)
+        x = constrain(x + attended, "batch", "token", "width")
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, "batch", "token", "width"), keys, values
+
+
+class Decoder(nnx.Module):
+    """Embedding table, layers, final norm and language-model head."""
+
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+        vocab, width = ("vocab", config.vocab_size), ("width", config.hidden_size)
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = Embedding(vocab, width, rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(width, eps=config.rms_norm_eps, rngs=rngs)
+        self.lm_head = None if config.tie_word_embeddings else Linear((width,), (vocab,), bias=False, rngs=rngs)
+
+    def __call__(
+        self, embeddings: jax.Array, *, cache: KVCache, counts: jax.Array, window: int
+    ) -> tuple[jax.Array, KVCache]:
+        """Append tokens to every row.
+
+        Args:
+            embeddings: [B, T, D] in the compute dtype, left-aligned.
+            cache: with room for T more positions in every row.
+            counts: [B] int32, how many of the T tokens are real; the others' outputs are to be ignored.
+            window: how many cache positions to attend to; at least the longest row's length after the call.
+
+        Returns:
+            Hidden states [B, T, D] before the head, normalised, and the cache with `lengths` grown by `counts`.
+        """
+        x = constrain(embeddings, "batch", "token", "width")
+        keys, values = list(cache.keys), list(cache.values)
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"decoder_layer_{index}"):
+                x, keys[index], values[index] = layer(
+                    x, keys[index], values[index], starts=cache.lengths, window=window
+                )
+        return self.norm(x), KVCache(tuple(keys), tuple(values), cache.lengths + counts)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]; columns past the true vocabulary (padding for a mesh) are -inf."""
+        if self.lm_head is None:
+            kernel, equation = self.embed_tokens.embedding[...], "...d,vd->...v"
+        else:
+            kernel, equation = self.lm_head.kernel[...], "...d,dv->...v"
+        logits = einsum(equation, hidden, kernel.astype(hidden.dtype))
+        logits = constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+        if logits.shape[-1] == self.vocab_size:
+            return logits
+        return jnp.where(jnp.arange(logits.shape[-1]) < self.vocab_size, logits, -jnp.inf)

@@ -1,0 +1,127 @@
+"""The audio encoder: log-mel frames in, one vector per 40 ms out.
+
+Two convolutions (the second halves the rate), learned-table positions, pre-norm transformer layers, average pooling by
+two, and then the final norm. It may be run on fewer frames than the reference's fixed 3000: with at least two frames of
+silence after the clip the valid outputs are the same.
+
+Source: Qwen2-Audio (arXiv 2407.10759, section 2), after Whisper's encoder; `Qwen2AudioEncoder`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen2audio_jax.attention import attention
+from qwen2audio_jax.config import Qwen2AudioEncoderConfig
+from qwen2audio_jax.layers import Axis, Embedding, LayerNorm, Linear, precision, weight
+from qwen2audio_jax.lengths import conv_length
+from qwen2audio_jax.sharding import constrain
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Conv(nnx.Module):
+    """One-dimensional convolution of width 3, padded by 1; kernel [3, in, out], accumulated in float32."""
+
+    def __init__(self, inputs: Axis, outputs: Axis, *, stride: int, rngs: nnx.Rngs):
+        self.stride = stride
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+        self.kernel = weight(init, (("window", 3), inputs, outputs), rngs=rngs)
+        self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride,),
+            padding=((1, 1),),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            precision=precision(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class EncoderAttention(nnx.Module):
+    """Bidirectional attention; the key projection has no bias."""
+
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+        width = (("audio_width", config.d_model),)
+        heads = (("audio_heads", config.encoder_attention_heads), ("audio_head_dim", config.head_dim))
+        self.scale = config.head_dim**-0.5
+        self.q_proj = Linear(width, heads, bias=True, rngs=rngs)
+        self.k_proj = Linear(width, heads, bias=False, rngs=rngs)
+        self.v_proj = Linear(width, heads, bias=True, rngs=rngs)
+        self.out_proj = Linear(heads, width, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array) -> jax.Array:
+        q = self.q_proj(x) * jnp.asarray(self.scale, x.dtype)  # [A, T, N, H]
+        k = self.k_proj(x).swapaxes(1, 2)  # [A, N, S, H]
+        v = self.v_proj(x).swapaxes(1, 2)
+        return self.out_proj(attention(q, k, v, mask=mask))
+
+
+class EncoderLayer(nnx.Module):
+    """Pre-norm attention and feed-forward. Source: `Qwen2AudioEncoderLayer`."""
+
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+        width = ("audio_width", config.d_model)
+        ffn = ("audio_ffn", config.encoder_ffn_dim)
+        self.self_attn_layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
+        self.self_attn = EncoderAttention(config, rngs=rngs)
+        self.final_layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
+        self.fc1 = Linear((width,), (ffn,), bias=True, rngs=rngs)
+        self.fc2 = Linear((ffn,), (width,), bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array) -> jax.Array:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask=mask)
+        x = x + self.fc2(_gelu(self.fc1(self.final_layer_norm(x))))
+        if x.dtype == jnp.float16:  # the published weights overflow half precision; the reference clamps here too
+            limit = float(jnp.finfo(jnp.float16).max) - 1000
+            x = jnp.clip(x, -limit, limit)
+        return constrain(x, "clip", "position", "audio_width")
+
+
+class Encoder(nnx.Module):
+    """The whole audio tower; see `__call__`."""
+
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+        width = ("audio_width", config.d_model)
+        self.conv1 = Conv(("mels", config.num_mel_bins), width, stride=1, rngs=rngs)
+        self.conv2 = Conv(width, width, stride=2, rngs=rngs)
+        self.embed_positions = Embedding(("position", config.max_source_positions), width, rngs=rngs)
+        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
+        self.layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
+
+    def embed(self, features: jax.Array) -> jax.Array:
+        """Log-mel [A, M, L] (L even) to the first layer's input [A, L/2, D]."""
+        x = _gelu(self.conv1(features.swapaxes(1, 2)))
+        x = _gelu(self.conv2(x))
+        positions = self.embed_positions(jnp.arange(x.shape[1]), dtype=x.dtype)
+        return constrain(x + positions, "clip", "position", "audio_width")
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """Mean of every two steps, then the final norm: [A, P, D] -> [A, P // 2, D]."""
+        steps = x.shape[1] // 2
+        pairs = x[:, : 2 * steps].reshape(x.shape[0], steps, 2, x.shape[2])
+        return self.layer_norm(pairs.astype(jnp.float32).mean(2).astype(x.dtype))
+
+    def __call__(self, features: jax.Array, frames: jax.Array) -> jax.Array:
+        """Encode clips.
+
+        Args:
+            features: [A, M, L] log-mel in the compute dtype. L is even, at most 2 x max_source_positions, and either
+                that or at least two more than the longest clip; what follows a clip is the log-mel of silence.
+            frames: [A] int32, valid frames of each clip.
+
+        Returns:
+            [A, L // 4, D]; of clip a the first `token_count(frames[a])` rows are valid.
+        """
+        x = self.embed(features)
+        mask = (jnp.arange(x.shape[1]) < conv_length(frames)[:, None])[:, None]  # [A, 1, P]
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"encoder_layer_{index}"):
+                x = layer(x, mask=mask)
+        return self.pool(x)

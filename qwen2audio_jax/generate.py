@@ -1,0 +1,173 @@
+"""The decoding loop: prefill once, then one compiled step a token, with sampling and stop checks on the device.
+
+The host runs one step ahead: step i + 1 is issued before the tokens of step i are read, so the device never waits for
+the host. When a row ends by a stop string, which only the host can see, the device learns of it one step later; the
+token it made meanwhile is dropped.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen2audio_jax import model
+from qwen2audio_jax.buckets import cache_bucket, row_bucket
+from qwen2audio_jax.cache import CACHE_AXES, KVCache, empty_cache, fork
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.inputs import place
+from qwen2audio_jax.layers import Params
+from qwen2audio_jax.sampling import Mode, NextToken, SamplerState, SamplingParams, init_state, next_token
+from qwen2audio_jax.sharding import named_sharding
+
+encode = jax.jit(model.encode, static_argnames=("cfg", "dtype"))
+encode_audio = jax.jit(model.encode_audio, static_argnames="cfg")
+forward = jax.jit(model.forward, static_argnames="cfg")
+prefill = jax.jit(model.prefill, static_argnames=("cfg", "window"), donate_argnames="cache")
+first_token = jax.jit(next_token, static_argnames="mode")
+_initial_state = jax.jit(init_state, static_argnames="vocab_size")
+_fork = jax.jit(fork)
+
+
+# The sampler's state is not donated: its `finished` is read while the next step is already under way.
+@partial(jax.jit, static_argnames=("cfg", "mode"), donate_argnames="cache")
+def next_step(
+    params: Params,
+    tokens: jax.Array,
+    cache: KVCache,
+    state: SamplerState,
+    stopped: jax.Array,
+    sampling: SamplingParams,
+    *,
+    cfg: Qwen2AudioConfig,
+    mode: Mode,
+) -> tuple[NextToken, KVCache]:
+    """One step of decoding: append `tokens` [B], choose the next ones; rows in `stopped` [B] bool are finished."""
+    logits, cache = model.decode_step(params, tokens, cache, cfg=cfg)
+    state = replace(state, finished=state.finished | stopped)
+    return next_token(logits, state, sampling, mode=mode), cache
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave, on the host.
+
+    Attributes:
+        tokens: [B] int32; the padding id in rows that had finished before.
+        log_probs: [B] float32, of the chosen token; 0 in rows that had finished before.
+        finished: [B] bool, true from the step on that ends the row, be it by a stop id or by the caller.
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    finished: np.ndarray
+
+
+class Decoding:
+    """One running generation: iterate over it for its steps; call `stop` to end rows from outside.
+
+    Ends by itself after the budget, or when every row has finished.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        prompt: model.Prompt,
+        *,
+        lengths: np.ndarray,
+        rows: int,
+        copies: int,
+        budget: int,
+        seeds: np.ndarray,
+        sampling: SamplingParams,
+        mode: Mode,
+        cfg: Qwen2AudioConfig,
+        mesh: Mesh,
+    ):
+        """Set up, computing nothing yet.
+
+        Args:
+            params: the weights, on `mesh`.
+            prompt: padded prompts on `mesh`; the first `rows` of them are real.
+            lengths: [B] int32, the prompt's lengths on the host.
+            rows: real prompts.
+            copies: continuations of each, which come out next to each other.
+            budget: most new tokens a row; at least 1.
+            seeds: [rows * copies] uint32.
+            sampling: settings.
+            mode: "greedy" or "sample".
+            cfg: the model's configuration.
+            mesh: where everything lives.
+        """
+        self._params, self._prompt, self._lengths = params, prompt, lengths
+        self._budget, self._sampling, self._mode, self._cfg, self._mesh = budget, sampling, mode, cfg, mesh
+        self._count = rows * copies
+        decoded = row_bucket(self._count, mesh=mesh)
+        # Rows that only pad the batch copy the first prompt and are finished from the start.
+        self._sources = np.zeros(decoded, np.int32)
+        self._sources[: self._count] = np.repeat(np.arange(rows), copies)
+        self._seeds = np.zeros(decoded, np.uint32)
+        self._seeds[: self._count] = seeds
+        self._stopped = np.arange(decoded) >= self._count
+
+    def stop(self, row: int) -> None:
+        """End a row: it gives padding from the next step on."""
+        self._stopped[row] = True
+
+    def _start(self) -> tuple[NextToken, KVCache]:
+        """The first tokens, and the cache after the prompts."""
+        prompt, mesh, cfg = self._prompt, self._mesh, self._cfg
+        rows, width = prompt.ids.shape
+        # The last token's key and value are never read, so the budget needs one position less than it has tokens.
+        needed = int(self._lengths.max()) + self._budget - 1
+        capacity = max(width, cache_bucket(needed, config=cfg))
+        cache = _empty_cache(cfg, rows=rows, capacity=capacity, mesh=mesh)
+        logits, cache = prefill(self._params, prompt, cache, cfg=cfg, window=width)
+        present = np.arange(width) < self._lengths[:, None]
+        present = place(mesh, present, "batch", "token")
+        state = _initial_state(prompt.ids, present, np.zeros(rows, np.uint32), vocab_size=logits.shape[-1])
+        # What follows may have more rows than there are prompts: several continuations of each.
+        if not np.array_equal(self._sources, np.arange(rows)):
+            logits, cache, state = _fork((logits, cache, state), self._sources)
+        state = replace(
+            state, seeds=place(mesh, self._seeds, "batch"), finished=place(mesh, self._stopped.copy(), "batch")
+        )
+        return first_token(logits, state, self._sampling, mode=self._mode), cache
+
+    def __iter__(self) -> Iterator[Step]:
+        """Run; a row's tokens do not depend on what else is in the batch."""
+        with jax.set_mesh(self._mesh):
+            issued, cache = self._start()
+        for left in reversed(range(self._budget)):
+            arriving = issued
+            if left:
+                stopped = place(self._mesh, self._stopped.copy(), "batch")
+                with jax.set_mesh(self._mesh):
+                    issued, cache = next_step(
+                        self._params,
+                        arriving.tokens,
+                        cache,
+                        arriving.state,
+                        stopped,
+                        self._sampling,
+                        cfg=self._cfg,
+                        mode=self._mode,
+                    )
+            tokens, log_probs, finished = jax.device_get((arriving.tokens, arriving.log_probs, arriving.state.finished))
+            ended = self._stopped.copy()
+            tokens = np.where(ended, np.asarray(self._sampling.pad_token_id), tokens)
+            log_probs = np.where(ended, np.float32(0), log_probs)
+            yield Step(tokens[: self._count], log_probs[: self._count], (finished | ended)[: self._count])
+            if (finished | self._stopped).all():
+                return
+
+
+def _empty_cache(cfg: Qwen2AudioConfig, *, rows: int, capacity: int, mesh: Mesh) -> KVCache:
+    buffers = named_sharding(mesh, *CACHE_AXES)
+    layers = cfg.text_config.num_hidden_layers
+    shardings = KVCache((buffers,) * layers, (buffers,) * layers, named_sharding(mesh, "batch"))  # type: ignore[arg-type]
+    make = partial(empty_cache, cfg.text_config, rows=rows, capacity=capacity, dtype=jnp.dtype(cfg.dtype))
+    return jax.jit(make, out_shardings=shardings)()

@@ -1,0 +1,214 @@
+"""From the reference's inputs to the model's: checked, left-aligned, padded to listed shapes, placed on the mesh.
+
+Host-side numpy only; what is wrong with an input is said here, before anything is computed.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen2audio_jax.buckets import clip_bucket, frame_bucket, row_bucket, token_bucket
+from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
+from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.sharding import named_sharding
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Prompts on the host.
+
+    Attributes:
+        ids: one int32 array a row, without its padding.
+        columns: for each row, where in the input its tokens stood (int64).
+        width: width of the input, padding included.
+    """
+
+    ids: list[np.ndarray]
+    columns: list[np.ndarray]
+    width: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[B] int32: tokens of each row."""
+        return np.array([len(row) for row in self.ids], np.int32)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Log-mel features on the host: features [A, M, max_frames] float32 and frames [A] int32."""
+
+    features: np.ndarray
+    frames: np.ndarray
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """[A] int32: audio tokens of each clip."""
+        return np.asarray(token_count(self.frames), np.int32)
+
+
+def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2AudioConfig) -> TextRows:
+    """Check token ids and take each row out of its padding, on whichever side that is.
+
+    Args:
+        input_ids: [B, T] (or [T]) integers in 0..vocab_size-1.
+        attention_mask: [B, T] of 0 and 1, or None when nothing is padding.
+
+    Raises:
+        ValueError: another shape or type, an id outside the vocabulary, a row without tokens.
+    """
+    ids = np.atleast_2d(np.asarray(input_ids))
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or ids.size == 0:
+        raise ValueError(f"input_ids has shape {ids.shape} and dtype {ids.dtype}; integers [batch, tokens] are needed")
+    mask = np.ones(ids.shape, bool) if attention_mask is None else np.atleast_2d(np.asarray(attention_mask))
+    if mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}, but input_ids has {ids.shape}: they must be equal")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError("attention_mask may hold only 0 (padding) and 1 (a token)")
+    mask = mask.astype(bool)
+    vocab = config.text_config.vocab_size
+    wrong = np.argwhere(mask & ((ids < 0) | (ids >= vocab)))
+    if len(wrong):
+        row, column = wrong[0]
+        raise ValueError(
+            f"input_ids[{row}, {column}] is {ids[row, column]}, but the vocabulary has ids 0 to {vocab - 1}: "
+            "was the prompt made with this checkpoint's processor?"
+        )
+    empty = np.flatnonzero(~mask.any(1))
+    if len(empty):
+        raise ValueError(f"row {empty[0]} has no tokens: attention_mask is 0 everywhere in it")
+    columns = [np.flatnonzero(row) for row in mask]
+    return TextRows(
+        ids=[row[kept].astype(np.int32) for row, kept in zip(ids, columns, strict=True)],
+        columns=columns,
+        width=ids.shape[1],
+    )
+
+
+def clips(
+    input_features: object, feature_attention_mask: object | None, *, config: Qwen2AudioEncoderConfig
+) -> Clips:
+    """Check log-mel features and count each clip's valid frames.
+
+    Args:
+        input_features: [A, M, max_frames] floats.
+        feature_attention_mask: [A, max_frames] of 0 and 1, ones first. Required.
+
+    Raises:
+        ValueError: another shape, a mask with holes, a clip too short to give an audio token, NaN or Inf.
+    """
+    features = np.asarray(input_features)
+    wanted = (config.num_mel_bins, config.max_frames)
+    if features.ndim != 3 or features.shape[1:] != wanted or features.shape[0] == 0:
+        raise ValueError(
+            f"input_features has shape {features.shape}; this model takes (clips, {wanted[0]} mels, {wanted[1]} frames)"
+            ": use this checkpoint's processor"
+        )
+    if feature_attention_mask is None:
+        raise ValueError("input_features came without feature_attention_mask, which says where each clip ends")
+    mask = np.asarray(feature_attention_mask)
+    if mask.shape != (features.shape[0], wanted[1]):
+        raise ValueError(
+            f"feature_attention_mask has shape {mask.shape}, but ({features.shape[0]}, {wanted[1]}) is needed"
+        )
+    frames = mask.astype(bool).sum(1).astype(np.int32)
+    for clip, count in enumerate(frames):
+        if not mask[clip, :count].all() or not np.isin(mask[clip], (0, 1)).all():
+            raise ValueError(f"feature_attention_mask of clip {clip} must be ones up to the clip's end, then zeros")
+        if token_count(int(count)) < 1:
+            raise ValueError(f"clip {clip} has {count} valid frames; at least 3 (over 20 ms) give an audio token")
+    features = features.astype(np.float32, copy=False)
+    finite = np.isfinite(features).all(axis=(1, 2))
+    if not finite.all():
+        raise ValueError(f"input_features of clip {int(np.argmin(finite))} holds NaN or Inf: check its samples")
+    return Clips(features, frames)
+
+
+def audio_slots(rows: TextRows, heard: Clips | None, *, config: Qwen2AudioConfig) -> list[np.ndarray]:
+    """Which audio vector goes where.
+
+    Clips belong to rows in order: each row takes as many whole clips as its audio positions need.
+
+    Returns:
+        One int64 array [tokens, 2] a row: (clip, vector within the clip) for audio positions, (-1, -1) for text.
+
+    Raises:
+        ValueError: the positions and the vectors do not match, in total or within a row.
+    """
+    remedy = "each <|AUDIO|> must stand as often as its clip has vectors; the processor does this"
+    counts = [] if heard is None else heard.tokens.tolist()
+    positions = [np.flatnonzero(row == config.audio_token_index) for row in rows.ids]
+    total = sum(len(row) for row in positions)
+    if total != sum(counts):
+        raise ValueError(
+            f"the prompts hold {total} audio positions, but the {len(counts)} clips given have {sum(counts)} audio "
+            f"vectors: {remedy}"
+        )
+    slots, clip = [], 0
+    for index, (row, where) in enumerate(zip(rows.ids, positions, strict=True)):
+        pairs = np.full((len(row), 2), -1, np.int64)
+        filled = 0
+        while filled < len(where):
+            if filled + counts[clip] > len(where):
+                raise ValueError(
+                    f"row {index} has {len(where)} audio positions, which does not end where a clip ends (clip {clip} "
+                    f"has {counts[clip]} vectors and {len(where) - filled} positions are left): {remedy}"
+                )
+            here = where[filled : filled + counts[clip]]
+            pairs[here, 0], pairs[here, 1] = clip, np.arange(counts[clip])
+            filled += counts[clip]
+            clip += 1
+        slots.append(pairs)
+    return slots
+
+
+def place(mesh: Mesh, array: np.ndarray, *axes: str | None) -> jax.Array:
+    """Put a host array on the mesh, split by its logical axes."""
+    return jax.device_put(array, named_sharding(mesh, *axes))
+
+
+def place_clips(heard: Clips, *, config: Qwen2AudioEncoderConfig, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Pad clips to listed shapes and place them: features [A, M, L] and frames [A] (0 for clips that only pad)."""
+    count, length = len(heard.frames), frame_bucket(int(heard.frames.max()), config=config)
+    padded = clip_bucket(count, mesh=mesh)
+    features = np.zeros((padded, heard.features.shape[1], length), np.float32)
+    features[:count] = heard.features[:, :, :length]
+    frames = np.zeros(padded, np.int32)
+    frames[:count] = heard.frames
+    return place(mesh, features, "clip", "mels", "position"), place(mesh, frames, "clip")
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Left-aligned prompts padded to listed shapes: ids and slots [B, T], lengths [B]; numpy int32.
+
+    A row that only pads the batch has one token, so that nothing in it is undefined.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    slots: np.ndarray
+
+
+def padded_rows(
+    rows: TextRows, slots: list[np.ndarray], *, vectors: int, config: Qwen2AudioConfig, mesh: Mesh
+) -> PaddedRows:
+    """Pad prompts to listed shapes.
+
+    Args:
+        rows: the prompts.
+        slots: of `audio_slots`.
+        vectors: W, how many audio vectors the encoder's output has room for in a clip.
+        config: gives the longest prompt.
+        mesh: what the row count must divide by.
+    """
+    lengths = rows.lengths
+    shape = (row_bucket(len(rows.ids), mesh=mesh), token_bucket(int(lengths.max()), config=config))
+    ids, flat = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    for index, (row, pairs) in enumerate(zip(rows.ids, slots, strict=True)):
+        ids[index, : len(row)] = row
+        flat[index, : len(row)] = np.where(pairs[:, 0] >= 0, pairs[:, 0] * vectors + pairs[:, 1], -1)
+    padded = np.ones(shape[0], np.int32)
+    padded[: len(lengths)] = lengths
+    return PaddedRows(ids, padded, flat)

@@ -1,0 +1,156 @@
+"""The layers that encoder and decoder share: linear maps, norms, rotary positions, and how a module meets its weights.
+
+Modules are Flax NNX held to its pure subset: `__init__` declares every weight once (shape, logical axes, initial
+values) and `__call__` is the forward equation. Nothing is assigned in `__call__`; `bind` makes a module out of a plain
+dict of arrays inside a jitted function.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Params = Mapping[str, Any]
+"""A nested dict of arrays, the same tree as the checkpoint's."""
+
+Axis = tuple[str, int]
+"""A logical axis (a name in the sharding table) and its size."""
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """How a product in `dtype` is computed: float32 means float32, also where the hardware would take shortcuts."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.einsum` of two arrays of one dtype, accumulated and returned in float32."""
+    return jnp.einsum(equation, x, y, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+
+
+def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.Rngs) -> nnx.Param:
+    """Declare one weight: its shape and its logical axes."""
+    return nnx.Param(init(rngs.params(), tuple(size for _, size in axes)), axes=tuple(name for name, _ in axes))
+
+
+class Linear(nnx.Module):
+    """y = x . kernel + bias over the last axes of x; kernel [*inputs, *outputs], accumulated in float32."""
+
+    def __init__(self, inputs: tuple[Axis, ...], outputs: tuple[Axis, ...], *, bias: bool, rngs: nnx.Rngs):
+        self.inputs = len(inputs)
+        init = nnx.initializers.variance_scaling(
+            1.0, "fan_in", "normal", in_axis=tuple(range(len(inputs))), out_axis=tuple(range(-len(outputs), 0))
+        )
+        self.kernel = weight(init, inputs + outputs, rngs=rngs)
+        self.bias = weight(nnx.initializers.zeros, outputs, rngs=rngs) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
+        y = jax.lax.dot_general(
+            x, kernel, (contracted, ((), ())), precision=precision(x.dtype), preferred_element_type=jnp.float32
+        )
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with scale and bias; statistics in float32."""
+
+    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = weight(nnx.initializers.ones, (axis,), rngs=rngs)
+        self.bias = weight(nnx.initializers.zeros, (axis,), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with scale; statistics in float32. Source: `Qwen2RMSNorm`."""
+
+    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = weight(nnx.initializers.ones, (axis,), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        # The reference rounds to the activations' dtype before it scales.
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors: [rows, width]."""
+
+    def __init__(self, rows: Axis, width: Axis, *, rngs: nnx.Rngs):
+        self.embedding = weight(nnx.initializers.normal(0.02), (rows, width), rngs=rngs)
+
+    def __call__(self, ids: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
+        return self.embedding[...][ids].astype(dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
+    """Rotary position embedding of queries or keys, the rotate-half form; angles and rotation in float32.
+
+    Args:
+        x: [B, T, heads, H], H even.
+        positions: [B, T] int32.
+        theta: base of the frequencies theta^(-2i/H).
+
+    Source: RoFormer (arXiv 2104.09864); `Qwen2RotaryEmbedding`, rope type "default".
+    """
+    half = x.shape[-1] // 2
+    frequencies = 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies  # [B, T, 1, H/2]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+@functools.cache
+def _declaration(module: Callable[..., M], config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+
+
+def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {rename(key): _renamed(value, rename) for key, value in tree.items()}
+
+
+def bind(module: Callable[..., M], config: Any, params: Params) -> M:
+    """The module `module(config)` over the given weights; cheap, to be called inside a jitted function."""
+    # The checkpoint's keys are strings, while NNX numbers the members of a list.
+    numbered = _renamed(params, lambda key: int(key) if key.isdigit() else key)
+    return nnx.merge(_declaration(module, config)[0], numbered)
+
+
+def declared_shapes(module: Callable[..., Any], config: Any) -> dict[str, Any]:
+    """The tree of `jax.ShapeDtypeStruct` of a module's weights, keyed as in the checkpoint; dtype as declared."""
+    return _renamed(nnx.to_pure_dict(_declaration(module, config)[1]), str)
+
+
+def declared_axes(module: Callable[..., Any], config: Any) -> dict[str, Any]:
+    """The tree of logical axes (tuples of names) of a module's weights, keyed as in the checkpoint."""
+    tree: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(_declaration(module, config)[1]):
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(str(key), {})
+        node[str(path[-1])] = variable.get_metadata()["axes"]
+    return tree
+
+
+def initial_params(module: Callable[..., Any], config: Any, *, seed: int) -> dict[str, Any]:
+    """Freshly drawn float32 weights."""
+    return _renamed(nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(seed)))), str)

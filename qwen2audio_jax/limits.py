@@ -1,0 +1,48 @@
+"""The one table of limits: every number at which input from outside is refused.
+
+Each refusal quotes the number from here, so a message can never disagree with the check.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what is accepted; pass another instance to the function that takes `limits=` to move one."""
+
+    clip_seconds: float = 30.0
+    """Longest clip the encoder can hear at once."""
+    min_clip_samples: int = 321
+    """Shortest clip, in samples at 16 kHz: 320 or fewer give no audio token."""
+    file_bytes: int = 1 << 30
+    """Largest audio file or response body that is read."""
+    decoded_seconds: float = 12 * 3600.0
+    """Longest decoded sound, checked before it is decoded."""
+    decoded_bytes: int = 2 << 30
+    """Most memory a decoded sound may take (float32, all channels), checked before it is decoded."""
+    resampled_samples: int = 12 * 3600 * 16_000
+    """Most samples after resampling, checked before it is done."""
+    min_sampling_rate: int = 1_000
+    max_sampling_rate: int = 768_000
+    max_channels: int = 64
+    url_seconds: float = 60.0
+    """Time for one fetch, redirects included."""
+    url_redirects: int = 5
+    clips_per_text: int = 64
+    messages: int = 4096
+    new_tokens: int = 32_768
+    sequences_per_prompt: int = 256
+    stop_strings: int = 64
+    stop_string_chars: int = 1024
+    template_chars: int = 1 << 20
+    """Longest chat template, and longest text one may render beyond its messages."""
+    template_seconds: float = 5.0
+    safetensors_header_bytes: int = 100 * 1000 * 1000
+    json_bytes: int = 64 << 20
+    """Largest configuration, index or tokenizer settings file."""
+    config_size: int = (1 << 31) - 1
+    """Largest width, depth or other size in a configuration: indices are 32-bit."""
+
+
+LIMITS = Limits()
+"""The defaults."""

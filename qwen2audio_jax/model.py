@@ -1,0 +1,178 @@
+"""The whole model as pure functions of its weights: encode audio, merge it into the text, prefill, decode.
+
+Data goes: log-mel -> `encode_audio` -> projected audio vectors; these and token ids -> `prefill`, which fills the cache
+and gives the first logits -> `decode_step` gives the next ones. Every function takes the weights first, is pure, and is
+meant to be jitted with `cfg` static. Rows are left-aligned: padding follows a row's tokens.
+
+Source: Qwen2-Audio (arXiv 2407.10759); `Qwen2AudioForConditionalGeneration`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from qwen2audio_jax.cache import KVCache, empty_cache
+from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
+from qwen2audio_jax.decoder import Decoder
+from qwen2audio_jax.encoder import Encoder
+from qwen2audio_jax.layers import Linear, Params, bind, declared_axes, declared_shapes, initial_params
+from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.sharding import constrain, named_sharding, round_up
+
+
+def projector(config: Qwen2AudioConfig, *, rngs: nnx.Rngs) -> Linear:
+    """Audio vectors to the decoder's width. Source: `Qwen2AudioMultiModalProjector`."""
+    inputs = (("audio_width", config.audio_config.d_model),)
+    return Linear(inputs, (("width", config.text_config.hidden_size),), bias=True, rngs=rngs)
+
+
+def _parts(config: Qwen2AudioConfig) -> dict[str, tuple[Any, Any]]:
+    """The three parts of the parameter tree: what declares each, and from which configuration."""
+    return {
+        "encoder": (Encoder, config.audio_config),
+        "projector": (projector, config),
+        "decoder": (Decoder, config.text_config),
+    }
+
+
+def parameter_specs(config: Qwen2AudioConfig) -> dict[str, Any]:
+    """The tree of weights as `jax.ShapeDtypeStruct`s in `config.dtype`: what a checkpoint holds."""
+    shapes = {name: declared_shapes(*part) for name, part in _parts(config).items()}
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.dtype)), shapes)
+
+
+def parameter_axes(config: Qwen2AudioConfig) -> dict[str, Any]:
+    """The tree of each weight's logical axes: a tuple of names in the sharding table for every dimension."""
+    return {name: declared_axes(*part) for name, part in _parts(config).items()}
+
+
+def sharded_specs(config: Qwen2AudioConfig, *, mesh: Mesh) -> dict[str, Any]:
+    """`parameter_specs` as they lie on a mesh: each with its sharding, the vocabulary padded until it divides."""
+
+    def place(axes: tuple[str, ...], spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        model = mesh.shape["model"]
+        shape = [round_up(size, model) if axis == "vocab" else size for axis, size in zip(axes, spec.shape, strict=True)]
+        return jax.ShapeDtypeStruct(tuple(shape), spec.dtype, sharding=named_sharding(mesh, *axes))
+
+    axes, specs = parameter_axes(config), parameter_specs(config)
+    return jax.tree.map(place, axes, specs, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def init_params(config: Qwen2AudioConfig, *, seed: int) -> dict[str, Any]:
+    """Freshly drawn weights in `config.dtype`."""
+    params = {name: initial_params(*part, seed=seed + i) for i, (name, part) in enumerate(_parts(config).items())}
+    return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("encoded", "projected", "lengths"), meta_fields=()
+)
+@dataclass(frozen=True)
+class AudioFeatures:
+    """What the encoder heard.
+
+    Attributes:
+        encoded: [A, L // 4, D_audio], the encoder's output; one vector is 40 ms.
+        projected: [A, L // 4, D], the same in the decoder's width.
+        lengths: [A] int32, valid vectors of each clip.
+    """
+
+    encoded: jax.Array
+    projected: jax.Array
+    lengths: jax.Array
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("ids", "lengths", "audio", "slots"), meta_fields=())
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts as the decoder takes them.
+
+    Attributes:
+        ids: [B, T] int32, left-aligned.
+        lengths: [B] int32, tokens of each row.
+        audio: [A, W, D] projected audio vectors, or None for text alone.
+        slots: [B, T] int32, for each audio position the row of `audio` seen as [A * W, D]; -1 elsewhere.
+    """
+
+    ids: jax.Array
+    lengths: jax.Array
+    audio: jax.Array | None
+    slots: jax.Array | None
+
+
+def encode(
+    params: Params, features: jax.Array, frames: jax.Array, *, cfg: Qwen2AudioEncoderConfig, dtype: str
+) -> jax.Array:
+    """The encoder alone, on its own part of the weights: see `Encoder.__call__`. `cfg` and `dtype` are static."""
+    features = constrain(features.astype(dtype), "clip", "mels", "position")
+    return bind(Encoder, cfg, params)(features, frames)
+
+
+def encode_audio(params: Params, features: jax.Array, frames: jax.Array, *, cfg: Qwen2AudioConfig) -> AudioFeatures:
+    """Encode and project clips.
+
+    Args:
+        params: the weights; only `encoder` and `projector` are read.
+        features: [A, M, L] log-mel; see `Encoder.__call__` for what L may be.
+        frames: [A] int32, valid frames of each clip; 0 for a row that pads the batch.
+        cfg: static.
+    """
+    encoded = encode(params["encoder"], features, frames, cfg=cfg.audio_config, dtype=cfg.dtype)
+    projected = bind(projector, cfg, params["projector"])(encoded)
+    return AudioFeatures(encoded, projected, jnp.maximum(token_count(frames), 0))
+
+
+def embed(params: Params, prompt: Prompt, *, cfg: Qwen2AudioConfig) -> jax.Array:
+    """Token embeddings with audio vectors in the audio positions: [B, T, D] in the compute dtype."""
+    decoder = bind(Decoder, cfg.text_config, params["decoder"])
+    embeddings = decoder.embed_tokens(prompt.ids, dtype=jnp.dtype(cfg.dtype))
+    if prompt.audio is None or prompt.slots is None:
+        return embeddings
+    vectors = prompt.audio.reshape(-1, prompt.audio.shape[-1])
+    heard = vectors[jnp.maximum(prompt.slots, 0)].astype(embeddings.dtype)
+    return jnp.where(prompt.slots[..., None] >= 0, heard, embeddings)
+
+
+def forward(params: Params, prompt: Prompt, *, cfg: Qwen2AudioConfig) -> jax.Array:
+    """float32 logits [B, T, V] at every position of whole prompts; those past a row's length are meaningless."""
+    rows, tokens = prompt.ids.shape
+    cache = empty_cache(cfg.text_config, rows=rows, capacity=tokens, dtype=jnp.dtype(cfg.dtype))
+    decoder = bind(Decoder, cfg.text_config, params["decoder"])
+    hidden, _ = decoder(embed(params, prompt, cfg=cfg), cache=cache, counts=prompt.lengths, window=tokens)
+    return decoder.logits(hidden)
+
+
+def prefill(
+    params: Params, prompt: Prompt, cache: KVCache, *, cfg: Qwen2AudioConfig, window: int
+) -> tuple[jax.Array, KVCache]:
+    """Append prompts to the cache's rows.
+
+    Args:
+        params: the weights; only `decoder` is read.
+        prompt: T tokens a row; what comes after a row's length is ignored.
+        cache: with room for T more positions in every row. Donate it.
+        cfg: static.
+        window: static, cache positions to attend to: at least the longest row after the call; T when the cache is
+            empty.
+
+    Returns:
+        float32 logits [B, V] after each row's last token, and the cache.
+    """
+    decoder = bind(Decoder, cfg.text_config, params["decoder"])
+    hidden, cache = decoder(embed(params, prompt, cfg=cfg), cache=cache, counts=prompt.lengths, window=window)
+    # The head reads 0.6 B weights: it runs on one position a row, not on all of them.
+    last = jnp.take_along_axis(hidden, jnp.maximum(prompt.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    return decoder.logits(last), cache
+
+
+def decode_step(
+    params: Params, tokens: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig
+) -> tuple[jax.Array, KVCache]:
+    """Append one token to every row: tokens [B] int32 -> float32 logits [B, V] and the cache. Donate the cache."""
+    prompt = Prompt(ids=tokens[:, None], lengths=jnp.ones_like(tokens), audio=None, slots=None)
+    return prefill(params, prompt, cache, cfg=cfg, window=cache.capacity)

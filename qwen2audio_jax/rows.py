@@ -1,0 +1,69 @@
+"""From a running decoding to what users get: rows ended by stop strings, ids gathered, text in pieces."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from qwen2audio_jax.generate import Decoding
+from qwen2audio_jax.outputs import GenerateOutput
+from qwen2audio_jax.stopping import StopMatcher
+from qwen2audio_jax.text_stream import TextStream
+
+
+class Tokenizer(Protocol):
+    """What stop strings and streaming need: a processor, or its tokenizer."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Ids to text."""
+        ...
+
+
+def stop_matchers(stop_strings: Sequence[str], tokenizer: Tokenizer | None, *, rows: int) -> list[StopMatcher]:
+    """One matcher a row; none at all when there is nothing to look for.
+
+    Raises:
+        ValueError: stop strings without a tokenizer to make text with.
+    """
+    if not stop_strings:
+        return []
+    if tokenizer is None:
+        raise ValueError("stop_strings needs tokenizer=: pass the processor")
+    return [StopMatcher(stop_strings, tokenizer.decode) for _ in range(rows)]
+
+
+def collect(decoding: Decoding, prompts: np.ndarray, *, matchers: list[StopMatcher]) -> GenerateOutput:
+    """Run a decoding to its end.
+
+    Args:
+        decoding: not yet started.
+        prompts: [B', T] ids as given, one row for every row that is decoded.
+        matchers: one a row, or none.
+    """
+    tokens, log_probs = [], []
+    running = np.ones(len(prompts), bool)
+    lengths, reasons = np.zeros(len(prompts), np.int32), ["length"] * len(prompts)
+    for step in decoding:
+        tokens.append(step.tokens)
+        log_probs.append(step.log_probs)
+        lengths += running
+        for row in np.flatnonzero(running):
+            if step.finished[row]:
+                reasons[row], running[row] = "eos", False
+            elif matchers and matchers[row].push(int(step.tokens[row])):
+                reasons[row], running[row] = "stop_string", False
+                decoding.stop(int(row))
+    sequences = np.concatenate([prompts.astype(np.int32), np.stack(tokens, axis=1)], axis=1)
+    return GenerateOutput(sequences, lengths, np.stack(log_probs, axis=1), tuple(reasons))
+
+
+def pieces(decoding: Decoding, text: TextStream, *, matchers: list[StopMatcher]) -> Iterator[str]:
+    """Run a decoding of one row, yielding its text as it becomes certain."""
+    for step in decoding:
+        token = int(step.tokens[0])
+        if piece := text.push(token):
+            yield piece
+        if matchers and matchers[0].push(token):
+            decoding.stop(0)
+    if rest := text.finish():
+        yield rest

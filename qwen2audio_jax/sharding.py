@@ -1,0 +1,142 @@
+"""The one sharding table: which mesh axis splits which logical axis of a weight, an activation or the cache.
+
+A mesh has two axes: `data` splits rows and clips, `model` splits the decoder's heads, ffn and vocabulary. The encoder's
+weights are whole on every device, because its head count (20 in the published model) rarely divides; its clips are
+split over all devices instead.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qwen2audio_jax.config import Qwen2AudioConfig
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis -> mesh axis; None is whole on every device."""
+
+    # Activations and cache
+    batch: MeshAxes = "data"
+    clip: MeshAxes = ("data", "model")
+    token: MeshAxes = None
+    capacity: MeshAxes = None
+    # Decoder, shared by weights, activations and cache
+    width: MeshAxes = None
+    heads: MeshAxes = "model"
+    kv_heads: MeshAxes = "model"
+    head_dim: MeshAxes = None
+    ffn: MeshAxes = "model"
+    vocab: MeshAxes = "model"
+    # Encoder and projector
+    mels: MeshAxes = None
+    window: MeshAxes = None
+    position: MeshAxes = None
+    audio_width: MeshAxes = None
+    audio_heads: MeshAxes = None
+    audio_head_dim: MeshAxes = None
+    audio_ffn: MeshAxes = None
+
+
+RULES = ShardingRules()
+_NAMES = frozenset(field.name for field in fields(ShardingRules))
+
+
+def partition_spec(*axes: str | None) -> PartitionSpec:
+    """The partition of an array whose dimensions are the logical `axes` (None: whole).
+
+    Raises `ValueError` for an unknown logical axis, or when two of them would split over the same mesh axis.
+    """
+    entries: list[MeshAxes] = []
+    taken: dict[str, str] = {}
+    for axis in axes:
+        if axis is not None and axis not in _NAMES:
+            raise ValueError(f"no logical axis {axis!r}; the table has {', '.join(sorted(_NAMES))}")
+        entry: MeshAxes = None if axis is None else getattr(RULES, axis)
+        for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
+            if mesh_axis in taken:
+                raise ValueError(f"axes {taken[mesh_axis]!r} and {axis!r} both split over mesh axis {mesh_axis!r}")
+            taken[mesh_axis] = str(axis)
+        entries.append(entry)
+    return PartitionSpec(*entries)
+
+
+def named_sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """`partition_spec` on a mesh."""
+    return NamedSharding(mesh, partition_spec(*axes))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Fix how a traced activation is split, by its logical axes, on the mesh of the surrounding `jax.set_mesh`.
+
+    Outside any mesh there is nothing to fix: a function of this package can be traced on its own.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(*axes))
+
+
+def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes `data` and `model` over `devices` (default: all).
+
+    Args:
+        data: replicas of the decoder; -1 takes all devices that `model` leaves.
+        model: devices that share one copy of the decoder.
+        devices: in order; neighbours share a `model` group.
+
+    Raises:
+        ValueError: the two sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else list(devices)
+    count = len(devices)
+    if model < 1 or (data < 1 and data != -1):
+        raise ValueError(f"data={data}, model={model}: mesh sizes are at least 1 (or data=-1 for what is left)")
+    if data == -1:
+        data = max(count // model, 1)
+    if data * model != count:
+        raise ValueError(
+            f"a mesh of data={data} x model={model} takes {data * model} devices, but there are {count}: "
+            "choose sizes whose product is that number, or pass devices="
+        )
+    return Mesh(np.array(devices).reshape(data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def single_device_mesh() -> Mesh:
+    """The 1 x 1 mesh on the first local device: what a model uses when no mesh is given."""
+    return make_mesh(data=1, model=1, devices=jax.local_devices()[:1])
+
+
+def check_mesh(mesh: Mesh, *, config: Qwen2AudioConfig) -> None:
+    """Raise a `ValueError` unless the decoder's heads, KV heads and ffn divide by the mesh's `model` axis.
+
+    Vocabulary, rows and clips are padded instead, so they never stand in the way.
+    """
+    missing = {"data", "model"} - set(mesh.axis_names)
+    if missing:
+        raise ValueError(f"the mesh has axes {mesh.axis_names}, but 'data' and 'model' are needed: use make_mesh()")
+    text, model = config.text_config, mesh.shape["model"]
+    sizes = {
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "intermediate_size": text.intermediate_size,
+    }
+    common = math.gcd(*sizes.values())
+    for name, size in sizes.items():
+        if size % model:
+            works = [n for n in range(1, common + 1) if common % n == 0]
+            nearest = min(works, key=lambda n: (abs(n - model), n))
+            raise ValueError(
+                f"{name}={size} does not divide by the mesh's model={model}; the nearest size that works is "
+                f"model={nearest} (all that work: {', '.join(map(str, works))})"
+            )
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `count`."""
+    return -(-count // multiple) * multiple

@@ -1,0 +1,250 @@
+"""Text to token ids and back, on the `tokenizers` library: the first and the last step of every answer."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class ControlToken:
+    """A string that the tokenizer turns into one id wherever it stands."""
+
+    content: str
+    id: int
+    special: bool
+    """Left out by `skip_special_tokens`."""
+
+
+class Qwen2AudioTokenizer:
+    """The checkpoint's byte-level BPE with its control tokens.
+
+    Source: `transformers.Qwen2Tokenizer`. An instance never changes and may be shared between threads.
+
+    Attributes:
+        pad_token, eos_token, bos_token, unk_token: strings, or None where the checkpoint names none.
+        pad_token_id, eos_token_id, bos_token_id, unk_token_id: their ids.
+        vocab_size: entries without the control tokens; `len(tokenizer)` counts those too.
+        control_tokens: every control token by its string.
+        padding_side: "left", which generation needs.
+    """
+
+    padding_side = "left"
+
+    def __init__(self, tokenizer_json: str, *, settings: Mapping[str, Any]):
+        """Build from the text of tokenizer.json and the values of tokenizer_config.json.
+
+        Raises:
+            ValueError: the files disagree about a token, or name one that does not exist.
+        """
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library raises nothing more precise
+            raise ValueError(f"tokenizer.json is not a tokenizer of the tokenizers library: {error}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        _add_declared_tokens(self._tokenizer, settings.get("added_tokens_decoder") or {})
+        self.settings = dict(settings)
+        self.control_tokens = {
+            token.content: ControlToken(token.content, id, token.special)
+            for id, token in sorted(self._tokenizer.get_added_tokens_decoder().items())
+        }
+        self.special_tokens_map: dict[str, str] = {}
+        for name in SPECIAL_NAMES:
+            # The reference's class falls back to the end of text for everything but bos.
+            default = END_OF_TEXT if name != "bos_token" and END_OF_TEXT in self.control_tokens else None
+            token = _token_text(settings.get(name, default), where=name)
+            if token is None and name == "pad_token":
+                token = default
+            if token is not None:
+                if self._tokenizer.token_to_id(token) is None:
+                    raise ValueError(f"tokenizer_config.json: {name} {token!r} is not in tokenizer.json; add it there")
+                self.special_tokens_map[name] = token
+        if "pad_token" not in self.special_tokens_map:
+            raise ValueError(
+                f'tokenizer_config.json names no pad_token and tokenizer.json has no {END_OF_TEXT}; set "pad_token"'
+            )
+        self.all_special_ids = frozenset(token.id for token in self.control_tokens.values() if token.special)
+        # The same tokenizer with control tokens switched off: a second object, because the switch is part of the object
+        # and another thread may be encoding with this one.
+        self._plain = cache(self._build_plain)
+
+    def __getattr__(self, name: str) -> Any:
+        """`pad_token`, `pad_token_id` and so on; None where the checkpoint names no such token."""
+        base = name.removesuffix("_id")
+        if base not in SPECIAL_NAMES:
+            raise AttributeError(f"the tokenizer has no attribute {name!r}")
+        token = self.special_tokens_map.get(base)
+        return token if base == name or token is None else self._tokenizer.token_to_id(token)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary without the control tokens."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The strings that `skip_special_tokens` leaves out, by id."""
+        return [token.content for token in self.control_tokens.values() if token.special]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's string in the byte alphabet, with its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json that gives this tokenizer."""
+        return self._tokenizer.to_str(pretty=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; control tokens in it become their ids, as in the reference."""
+        return self._tokenizer.encode(_check_text(text), add_special_tokens=False).ids
+
+    def encode_plain(self, text: str, *, also_plain: frozenset[str] = frozenset()) -> list[int]:
+        """Ids of a text in which nothing is a control token: `<|im_end|>` becomes its characters.
+
+        Tokens that were added to the vocabulary but are not special stay tokens, except those in `also_plain`.
+        """
+        return self._plain(also_plain).encode(_check_text(text), add_special_tokens=False).ids
+
+    def _build_plain(self, also_plain: frozenset[str]) -> Tokenizer:
+        plain = Tokenizer.from_str(self._tokenizer.to_str())
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        plain.add_special_tokens([_as_special(token) for token in added if token.content in also_plain])
+        plain.encode_special_tokens = True
+        return plain
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token's string, or the ids of several.
+
+        Raises:
+            ValueError: there is no such token. (The reference gives None or the id of `unk_token`.)
+        """
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        id = self._tokenizer.token_to_id(tokens)
+        if id is None:
+            raise ValueError(f"{tokens!r} is not a token of this vocabulary; encode() splits text into tokens")
+        return id
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """The strings of ids in the byte alphabet; None for an id without a token."""
+        if np.ndim(ids) == 0:
+            return self._tokenizer.id_to_token(_to_ids(ids)[0])
+        return [self._tokenizer.id_to_token(id) for id in _to_ids(ids)]
+
+    def decode(
+        self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
+        """The text of one sequence of ids, or the texts of several.
+
+        Args:
+            ids: an int, a sequence or array [T] of ints, or several of those: a list of sequences, an array [B, T].
+            skip_special_tokens: leave out special tokens, padding among them.
+            clean_up_tokenization_spaces: accepted and without effect: the clean-up would damage the text of a
+                byte-level BPE, and the reference does not apply it to one either.
+
+        Returns:
+            A str, or a list of them for several sequences. Bytes that are no UTF-8 become U+FFFD; ids without a token
+            (a model's vocabulary may be padded) give nothing.
+
+        Raises:
+            ValueError: an id is negative (such as the -100 of ignored labels) or not an integer.
+        """
+        if _is_batch(ids):
+            return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in ids]
+        return self._tokenizer.decode(_to_ids(ids), skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(
+        self, sequences: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """`decode` that always returns a list: a single sequence gives a list of one."""
+        if not _is_batch(sequences) and not isinstance(sequences, int | np.integer) and len(sequences) == 0:
+            return []
+        texts = self.decode(sequences, skip_special_tokens=skip_special_tokens)
+        return [texts] if isinstance(texts, str) else texts
+
+
+def control_pattern(contents: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds these control tokens as the tokenizer does: the leftmost first, of those the longest."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> None:
+    """Add the tokens of `added_tokens_decoder` that tokenizer.json lacks or holds as ordinary ones."""
+    present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for key, value in sorted(declared.items(), key=lambda item: int(item[0])):
+        token = AddedToken(
+            _token_text(value, where=f"added_tokens_decoder[{key}]") or "",
+            **{name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value},
+            special=bool(value.get("special", False)),
+        )
+        if token.content not in present or (token.special and not present[token.content].special):
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+        if (id := tokenizer.token_to_id(token.content)) != int(key):
+            raise ValueError(
+                f"tokenizer_config.json: added_tokens_decoder gives {token.content!r} the id {key}, tokenizer.json "
+                f"{id}; take both files from the same checkpoint"
+            )
+
+
+def _token_text(value: Any, *, where: str) -> str | None:
+    """A token that is written as a string or as the fields of an AddedToken."""
+    text = value.get("content") if isinstance(value, Mapping) else value
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"tokenizer_config.json: {where} is {json.dumps(value)[:80]}; it must be a token's string")
+    return text
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=True,
+    )
+
+
+def _check_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"a text must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds half a surrogate pair (U+{ord(text[error.start]):04X}) at character {error.start}, which "
+            f"is no character; decode the text it came from correctly"
+        ) from None
+    return text
+
+
+def _is_batch(ids: Any) -> bool:
+    """Whether these are several sequences of ids."""
+    if hasattr(ids, "ndim"):
+        return ids.ndim == 2
+    return isinstance(ids, list | tuple) and len(ids) > 0 and np.ndim(ids[0]) > 0
+
+
+def _to_ids(ids: Any) -> list[int]:
+    array = np.asarray(ids)
+    if array.size == 0:
+        return []
+    if array.ndim > 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"token ids must be integers [T], not {array.dtype} of shape {list(array.shape)}")
+    if int(array.min()) < 0 or int(array.max()) >= 1 << 32:
+        wrong = int(array.min()) if int(array.min()) < 0 else int(array.max())
+        raise ValueError(f"{wrong} is no token id; drop it (as with labels[labels >= 0]) before decoding")
+    return [int(id) for id in array.reshape(-1)]
