@@ -4,6 +4,7 @@ Exit codes: 0 converted, 1 failed (disk, interruption), 2 bad input, with one li
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
     parser = build_parser(prog)
     options = parser.parse_args(argv)
-    if jax.config.jax_platforms is None:
+    if "JAX_PLATFORMS" not in os.environ:
         # Nothing here computes: an accelerator that another process holds must not stand in the way.
         jax.config.update("jax_platforms", "cpu")
     try:

@@ -27,8 +27,8 @@ _ITEM_BYTES = {
     **{"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8},
 }
 
-BLOCK_BYTES = 8 << 20
-"""How much of a tensor is read at once, unless one row alone is longer."""
+BLOCK_BYTES = 256 << 10
+"""How much of a tensor is read at once, unless one row alone is longer: it stays in cache while it is worked on."""
 
 
 @dataclass(frozen=True)

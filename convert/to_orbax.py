@@ -34,7 +34,7 @@ CASTS = {
 _EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 """All exponent bits: Inf and NaN have every one of them set, finite numbers do not."""
 
-_STRIP_ROWS = 32
+_STRIP_ROWS = 16
 """Rows transposed at once: few enough that the strip's cache lines stay in cache while its columns are written."""
 
 Progress = Callable[[int, int], None]

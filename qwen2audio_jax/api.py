@@ -174,7 +174,7 @@ class Qwen2AudioForConditionalGeneration:
         tokenizer: Tokenizer | None = None,
         return_dict_in_generate: bool = False,
         **options: Any,
-    ) -> np.ndarray | GenerateOutput:
+    ) -> Any:
         """Continue prompts.
 
         A row's tokens are its own: they do not depend on what else is in the batch, on which side it is padded, or on

@@ -20,8 +20,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> j
         [B, T, N, H] in q's dtype.
     """
     batch, queries, heads, head_dim = q.shape
-    grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim)
-    scores = einsum("btkgh,bksh->bkgts", grouped, k)
+    # Batch axes first in every product and its result: XLA's CPU backend has no bfloat16 product in another layout.
+    grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim).transpose(0, 2, 3, 1, 4)
+    scores = einsum("bkgth,bksh->bkgts", grouped, k)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return einsum("bkgts,bksh->btkgh", weights, v).astype(q.dtype).reshape(q.shape)
+    attended = einsum("bkgts,bksh->bkgth", weights, v).astype(q.dtype)
+    return attended.transpose(0, 3, 1, 2, 4).reshape(q.shape)

@@ -7,6 +7,7 @@ padded when it is restored. The converter and training write through `new_checkp
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,9 @@ GROUP_BYTES = 512 << 20
 CHUNK_BYTES = 32 << 20
 """Largest stored chunk: a device of another mesh reads whole chunks for its part of a parameter."""
 
+READ_BYTES = 1 << 30
+"""Stored parameters in memory at once, beyond those that are on their devices already."""
+
 PADDED_AXES = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}
 """Parameters that a mesh pads, and the axis of their vocabulary."""
 
@@ -49,7 +53,10 @@ def is_checkpoint(path: Path_) -> bool:
 
 
 def read_manifest(path: Path_) -> dict[str, Any]:
-    """The manifest of a checkpoint: `format`, `version`, `parameters` (path -> shape, dtype) and `source`.
+    """The manifest of a checkpoint.
+
+    It holds `format`, `version`, `parameters` (path -> shape and dtype), `files` (those of `params/` -> bytes) and
+    `source`.
 
     Raises:
         ValueError: the folder holds no finished checkpoint, or one of a later version.
@@ -74,7 +81,9 @@ def _manifest_problem(folder: Path) -> str | None:
         manifest = read_json_object(folder / MANIFEST)
     except ValueError as error:
         return f"the manifest cannot be read: {error}"
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("parameters"), dict):
+    if manifest.get("format") != FORMAT or not all(
+        isinstance(manifest.get(key), dict) for key in ("parameters", "files")
+    ):
         return f"its {MANIFEST} is not that of a {FORMAT}; give a folder that `convert` wrote"
     if manifest.get("version") != VERSION:
         return (
@@ -101,7 +110,9 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
             data is damaged or incomplete.
     """
     folder = Path(path)
-    listed = read_manifest(folder)["parameters"]
+    manifest = read_manifest(folder)
+    _check_files(folder, listed=manifest["files"])
+    listed = manifest["parameters"]
     wanted = flatten_dict(dict(specs), sep="/")
     stored = _stored_shapes(folder)
     _check_tree(folder, wanted=wanted, stored={name: stored.get(name) for name in {**listed, **stored}})
@@ -115,6 +126,9 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
     )
     context = ocp.Context()
     context.pytree_options.loading.partial_load = True
+    # One parameter may be larger than the bound on what is read at once, and Orbax refuses to read beyond it.
+    largest = max((math.prod(stored[name]) * 4 for name in wanted), default=0)
+    context.memory_options.read_concurrent_bytes = max(READ_BYTES, largest + 1)
     # Orbax pads (and cuts) where shapes differ: `_check_tree` has let only the vocabulary's padding through.
     context.array_options.loading.enable_padding_and_truncation = any(
         leaf.shape != stored[name] for name, leaf in wanted.items()
@@ -124,6 +138,21 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
             return ocp.load(folder.absolute() / PARAMS, abstract)
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder) from error
+
+
+def _check_files(folder: Path, *, listed: dict[str, int]) -> None:
+    """Find what an unfinished copy lacks before Orbax meets it, whose own errors do not name the cause."""
+    problems = []
+    for name, size in listed.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"missing {name}")
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+    if problems:
+        raise ValueError(
+            f"{folder}: damaged or not copied whole; copy or convert it again:\n  " + "\n  ".join(problems)
+        )
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -150,7 +179,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _damaged(folder: Path) -> ValueError:
-    return ValueError(f"{folder / PARAMS}: cannot be read: damaged or not copied whole; copy or convert it again")
+    return ValueError(f"{folder / PARAMS}: cannot be read: damaged; copy or convert it again")
 
 
 def _check_tree(folder: Path, *, wanted: dict[str, Any], stored: dict[str, tuple[int, ...] | None]) -> None:
@@ -218,7 +247,14 @@ class CheckpointWriter:
         self._flush()
         with self._context:
             ocp.partial.finalize(self.folder / PARAMS)
-        manifest = {"format": FORMAT, "version": VERSION, "parameters": self._parameters, "source": self.source}
+        stored = sorted(path for path in (self.folder / PARAMS).rglob("*") if path.is_file())
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": self.source,
+            "parameters": self._parameters,
+            "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in stored},
+        }
         whole = self.folder / f".{MANIFEST}"
         with open(whole, "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)

@@ -30,7 +30,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "pad_token_id": None,
-    "bos_token_id": None,
     "eos_token_id": None,
 }
 _ROPE_THETA = 10000.0
@@ -59,7 +58,6 @@ class Qwen2AudioTextConfig:
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
-    bos_token_id: int | None = 151643
     eos_token_id: int | tuple[int, ...] | None = 151645
     inert: Inert = field(default=(), compare=False, repr=False)
     """Keys of the file that change no output, written back by `to_dict`."""
@@ -85,24 +83,15 @@ class Qwen2AudioTextConfig:
         config_json.check_bool(self.tie_word_embeddings, where="text_config.tie_word_embeddings")
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        for name, value in self.special_token_ids.items():
-            for token in value if isinstance(value, tuple) else (value,):
+        stops = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        for name, token in (("pad_token_id", self.pad_token_id), *(("eos_token_id", stop) for stop in stops)):
+            if token is not None:
                 config_json.check_token_id(token, where=f"text_config.{name}", vocab_size=self.vocab_size)
 
     @property
     def num_key_value_groups(self) -> int:
         """Query heads that share one KV head."""
         return self.num_attention_heads // self.num_key_value_heads
-
-    @property
-    def special_token_ids(self) -> dict[str, int | tuple[int, ...]]:
-        """The ids that are set, by name: what generation falls back on without a generation_config.json."""
-        ids = {
-            "pad_token_id": self.pad_token_id,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
-        }
-        return {name: value for name, value in ids.items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Qwen2AudioTextConfig":

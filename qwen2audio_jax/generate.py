@@ -126,8 +126,7 @@ class Decoding:
         capacity = max(width, cache_bucket(needed, config=cfg))
         cache = _empty_cache(cfg, rows=rows, capacity=capacity, mesh=mesh)
         logits, cache = prefill(self._params, prompt, cache, cfg=cfg, window=width)
-        present = np.arange(width) < self._lengths[:, None]
-        present = place(mesh, present, "batch", "token")
+        present = place(mesh, np.arange(width) < self._lengths[:, None], "batch", "token")
         state = _initial_state(prompt.ids, present, np.zeros(rows, np.uint32), vocab_size=logits.shape[-1])
         # What follows may have more rows than there are prompts: several continuations of each.
         if not np.array_equal(self._sources, np.arange(rows)):

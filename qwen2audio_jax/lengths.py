@@ -10,7 +10,7 @@ Count = TypeVar("Count")
 
 def conv_length(frames: Count) -> Count:
     """Valid steps after the two convolutions (the second has stride 2), for `frames` valid mel frames (>= 1)."""
-    return (frames - 1) // 2 + 1  # type: ignore[operator]
+    return (frames - 1) // 2 + 1  # type: ignore
 
 
 def token_count(frames: Count) -> Count:
@@ -18,4 +18,4 @@ def token_count(frames: Count) -> Count:
 
     Source: `Qwen2AudioEncoder._get_feat_extract_output_lengths`: the convolutions halve, then the pooling halves.
     """
-    return (conv_length(frames) - 2) // 2 + 1  # type: ignore[operator]
+    return (conv_length(frames) - 2) // 2 + 1  # type: ignore

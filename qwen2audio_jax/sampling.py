@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.sharding import constrain
 
 Mode = Literal["greedy", "sample"]
 
@@ -184,7 +185,7 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
         [B, V] float32.
     """
     penalty = params.repetition_penalty
-    penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
+    penalised = jnp.where(logits < 0, logits * penalty, _divide(logits, penalty))
     scores = jnp.where(state.seen, penalised, logits)
     is_eos = (jnp.arange(logits.shape[-1])[:, None] == params.eos_token_ids).any(axis=-1)  # [V]
     too_early = state.step < params.min_new_tokens  # [B]
@@ -195,8 +196,8 @@ def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tupl
     """The distribution to draw from: temperature, then top-k, then top-p.
 
     As in the reference, every token tied with the k-th is kept, and top-p removes the least probable tokens as long as
-    their sum is at most 1 - top_p, but never the last one. Which of several equally probable tokens top-p removes first
-    the reference leaves to its sort; here, as there on CPU, the lower ids go first.
+    their sum is at most 1 - top_p, but never the last one. Of several equally probable tokens top-p keeps the lower
+    ids; the reference leaves that choice to a sort that is not stable.
 
     Source: `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`.
 
@@ -206,10 +207,10 @@ def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tupl
         count: C, static. V, or enough for top_k and the ties of the k-th (`next_token` sees to that).
 
     Returns:
-        ids [B, C] int32, most probable first and among equals the higher id first; log-probabilities [B, C] float32,
+        ids [B, C] int32, most probable first and among equals the lower id first; log-probabilities [B, C] float32,
         -inf for what was removed, all of which stands at the end.
     """
-    return _filtered(*_descending(scores / params.temperature, count), params)
+    return _filtered(*_descending(_divide(scores, params.temperature), count), params)
 
 
 def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Array) -> jax.Array:
@@ -279,7 +280,8 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
 
 def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
     """[B] int32, drawn from the top candidates; from the whole vocabulary when those do not hold all ties."""
-    scaled = scores / params.temperature
+    # A row's scores are brought together once; left split, each of the small steps below would talk between devices.
+    scaled = constrain(_divide(scores, params.temperature), "batch", None)
     size = scores.shape[-1]
 
     def draw_from(values, ids):
@@ -293,15 +295,14 @@ def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> j
 
 
 def _descending(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The `count` largest of [B, V] and their ids, in descending order, among equals the higher id first."""
+    """The `count` largest of [B, V] and their ids, in descending order, among equals the lower id first."""
     # The top-k primitive tells the two zeros apart, the comparisons of the reference do not.
     values = jnp.where(values == 0, 0.0, values)
     if count < values.shape[-1]:
-        values, ids = jax.lax.top_k(values, count)
-    else:
-        ids = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), values.shape)
-    values, ids = jax.lax.sort((-values, -ids), num_keys=2)
-    return -values, -ids
+        return jax.lax.top_k(values, count)
+    ids = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), values.shape)
+    values, ids = jax.lax.sort((-values, ids), num_keys=1, is_stable=True)
+    return -values, ids
 
 
 def _kth(values: jax.Array, params: SamplingParams) -> jax.Array:
@@ -335,3 +336,8 @@ def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tupl
 def _prefix_sums(values: jax.Array) -> jax.Array:
     """Inclusive sums along the last axis, each rounded in a way that depends on its own place only."""
     return jax.lax.associative_scan(jnp.add, values, axis=-1)
+
+
+def _divide(values: jax.Array, scalar: jax.Array) -> jax.Array:
+    """The quotients, correctly rounded: XLA would multiply by the reciprocal, a last bit away from the reference."""
+    return values / jax.lax.optimization_barrier(jnp.broadcast_to(scalar, values.shape))

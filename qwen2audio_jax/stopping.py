@@ -1,6 +1,6 @@
 """Stop strings: end a row with the token that completes one of them, by watching its decoded text on the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.text_stream import TextStream
@@ -14,6 +14,8 @@ def check_stop_strings(value: str | Sequence[str] | None, *, limits: Limits = LI
     """
     if value is None:
         return ()
+    if not isinstance(value, Iterable):
+        raise ValueError(f"stop_strings={value!r} is a {type(value).__name__}: give a string or several")
     strings = (value,) if isinstance(value, str) else tuple(value)
     for string in strings:
         if not isinstance(string, str):

@@ -3,7 +3,6 @@ import copy
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -280,14 +279,6 @@ def test_a_changed_field_is_written_to_every_place_that_holds_it():
     assert Qwen2AudioConfig.from_dict(written).ignore_index == -1
 
 
-def test_special_token_ids_leave_out_what_is_not_set():
-    assert Qwen2AudioTextConfig(eos_token_id=(1, 2)).special_token_ids == {
-        "bos_token_id": 151643,
-        "eos_token_id": (1, 2),
-    }
-    assert Qwen2AudioTextConfig(bos_token_id=None, eos_token_id=None).special_token_ids == {}
-
-
 REFUSED = [
     # (edits of the tiny base, words of the message)
     (dict(text_config__use_sliding_window=True), "text_config.use_sliding_window is true, .*supported: false"),
@@ -425,13 +416,6 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-def test_importing_needs_no_jax():
-    code = "import sys, qwen2audio_jax.config_text, qwen2audio_jax.config_encoder; print('jax' in sys.modules)"
-    root = Path(qwen2audio_jax.__file__).parent.parent
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
-
-
 # What a configuration is called where one is read.
 NAMES = {"config", "cfg", "audio_config", "text_config", "audio", "text"}
 
@@ -461,7 +445,9 @@ def properties_of(path: Path) -> dict[str, set[str]]:
 @pytest.mark.parametrize("kind", [Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig])
 def test_every_field_is_read(kind):
     package = Path(qwen2audio_jax.__file__).parent
-    sources = [path for path in package.rglob("*.py") if not path.name.startswith(("config", "generation_config"))]
+    sources = [
+        path for path in package.rglob("*.py") if not path.name.startswith(("config", "generation_config", "sampling"))
+    ]
     read = set().union(*(attributes_read(path, NAMES) for path in sources))
     for name, through in properties_of(Path(sys.modules[kind.__module__].__file__)).items():
         if name in read:

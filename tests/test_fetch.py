@@ -204,7 +204,7 @@ def test_connects_to_the_address_that_was_checked(base, server, monkeypatch):
     """A name is looked up once: a second answer (rebinding) would never be asked for."""
     answers = []
 
-    def look_up(host, port, **_):
+    def look_up(host, port, *_, **__):
         answers.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
@@ -265,7 +265,8 @@ def test_addresses_that_are_not_public(address):
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
+    "address",
+    ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"],
 )
 def test_addresses_that_are_public(address):
     assert is_public(ipaddress.ip_address(address))
@@ -331,7 +332,19 @@ def test_parts_of_a_url():
 
 NETWORK = {
     *("socket", "socketserver", "ssl", "http.client", "http.server", "urllib.request", "urllib3", "requests", "httpx"),
-    *("aiohttp", "ftplib", "smtplib", "telnetlib", "imaplib", "poplib", "xmlrpc", "fsspec", "asyncio", "websockets", "pooch"),
+    *(
+        "aiohttp",
+        "ftplib",
+        "smtplib",
+        "telnetlib",
+        "imaplib",
+        "poplib",
+        "xmlrpc",
+        "fsspec",
+        "asyncio",
+        "websockets",
+        "pooch",
+    ),
 }
 
 
@@ -358,5 +371,7 @@ def test_nothing_else_opens_urls(tmp_path):
     assert {path: names for path, names in found.items() if names} == {}
     # The scan itself sees what it is for.
     probe = tmp_path / "probe.py"
-    probe.write_text("def f():\n  from urllib import request\n  import importlib\n  importlib.import_module('socket')\n")
+    probe.write_text(
+        "def f():\n  from urllib import request\n  import importlib\n  importlib.import_module('socket')\n"
+    )
     assert opened_by(probe) == {"urllib.request", "socket"}

@@ -134,46 +134,48 @@ def test_processor_files_of_a_folder(hf):
 
 
 CONVERT = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {root!r})
 import qwen2audio_jax
 qwen2audio_jax.__path__.append({root!r})
 from qwen2audio_jax.convert import to_orbax
 from qwen2audio_jax.source import resolve_checkpoint
-slow = to_orbax.read_parameter
+read_parameter = to_orbax.read_parameter
 def read(*args, **kwargs):
     print("reading", flush=True)
-    time.sleep({pause})
-    return slow(*args, **kwargs)
+    while not os.path.exists({gate!r}):
+        time.sleep(0.01)
+    return read_parameter(*args, **kwargs)
 to_orbax.read_parameter = read
 print(resolve_checkpoint({source!r}))
 """
 
 
-def start(source: Path, *, pause: float) -> subprocess.Popen:
-    code = CONVERT.format(root=str(ROOT), source=str(source), pause=pause)
+def start(source: Path, *, gate: Path) -> subprocess.Popen:
+    """A process that converts, but stands still within it until the file `gate` exists."""
+    code = CONVERT.format(root=str(ROOT), source=str(source), gate=str(gate))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def test_two_processes_convert_once(hf, cache):
-    first = start(hf, pause=0.03)
+def test_two_processes_convert_once(hf, cache, tmp_path):
+    first = start(hf, gate=tmp_path / "gate")
     assert first.stdout.readline() == "reading\n"
-    second = start(hf, pause=0.03)
+    second = start(hf, gate=tmp_path / "gate")
+    assert "another process is converting it; waiting" in second.stderr.readline()
+    (tmp_path / "gate").touch()
     outputs = [process.communicate(timeout=120) for process in (first, second)]
     assert first.returncode == second.returncode == 0, outputs
     assert "reading" not in outputs[1][0]
-    assert "another process is converting it; waiting" in outputs[1][1]
     assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]
     assert len(conversions(cache)) == 1
 
 
-def test_killed_conversion_is_done_again_and_tidied(hf, cache):
-    process = start(hf, pause=0.2)
-    for _ in range(6):
-        assert process.stdout.readline() == "reading\n"
+def test_killed_conversion_is_done_again_and_tidied(hf, cache, tmp_path):
+    process = start(hf, gate=tmp_path / "gate")
+    assert process.stdout.readline() == "reading\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (partial,) = conversions(cache)

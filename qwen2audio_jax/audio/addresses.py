@@ -96,7 +96,10 @@ def check_host(host: str, *, bracketed: bool) -> str:
     remedy = "write a host name, an IPv4 address as four decimal numbers, or an IPv6 address in brackets"
     if bracketed:
         try:
-            return str(ipaddress.IPv6Address(host))
+            address = ipaddress.IPv6Address(host)
+            if address.scope_id is not None:
+                raise ValueError("a zone is meaningful on one machine only")
+            return str(address)
         except ValueError:
             raise refuse(f"the host [{host[:100]}] is no IPv6 address", remedy) from None
     labels = host.split(".")

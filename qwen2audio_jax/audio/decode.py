@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from qwen2audio_jax.audio.budget import Budget
 from qwen2audio_jax.audio.decode_av import decode_av
+from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.formats import SOUNDFILE_FORMATS, Content
 from qwen2audio_jax.audio.headers import corrupt, read_header, truncated
 from qwen2audio_jax.audio.sound import Seekable, Sound, check_rate, mean
@@ -15,6 +16,9 @@ from qwen2audio_jax.limits import Limits
 
 FLAC_LOST_SYNC = 158
 """libsndfile's error where the next FLAC frame cannot be found: at the end of the bytes, one is missing."""
+
+MP3_TRIM = 4608
+"""Most samples by which the length that libsndfile gives for an MP3 differs from its blocks: four of them."""
 
 
 def decode(
@@ -50,7 +54,17 @@ def decode_soundfile(
             known = frames if 0 <= frames < 1 << 62 else None
             if stated.frames is not None and known != stated.frames:
                 raise corrupt(name, f"its header states {stated.frames} frames and {frames} are read")
+            if stated.counted is not None and abs(frames - stated.counted) > MP3_TRIM:
+                raise AudioError(
+                    f"{name} is an MP3 of variable bit rate that does not state its length: {frames} of its "
+                    f"{stated.counted} samples would be heard. Write it anew, for example with "
+                    "`ffmpeg -i INPUT -c copy OUTPUT.mp3`",
+                    kind="format",
+                )
             wanted = budget.frames_to_decode(known)
+            if known is None:
+                # soundfile seeks to where a read ended, which libFLAC cannot do in a stream of unknown length.
+                sound.seekable = lambda: False
             # In one piece: soundfile seeks after each read, and lossy codecs do not go on as if it had not.
             samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
@@ -60,7 +74,7 @@ def decode_soundfile(
         raise corrupt(name, f"its {content.format} content cannot be decoded ({error_code(error)})") from None
     if known is None:
         budget.check(len(samples), more=True)
-    elif len(samples) < wanted:
+    elif len(samples) < wanted - (MP3_TRIM if stated.counted is not None else 0):
         raise truncated(name, f"{len(samples)} frames can be decoded of the {known} that its header states")
     return Sound(mean(samples.T), rate)
 

@@ -56,7 +56,9 @@ def decode_av(
             budget = Budget(name=name, rate=rate, channels=channels, limits=limits, truncation=truncation)
             seconds = stated_seconds(container, stream, content)
             if seconds is not None:
-                budget.frames_to_decode(int(max(0.0, seconds - DURATION_SLACK) * rate))
+                sure = int(max(0.0, seconds - DURATION_SLACK) * rate)
+                too_many = sure > min(budget.clip_frames, budget.decoded_frames)
+                budget.frames_to_decode(int(seconds * rate) if too_many else sure)
             most = budget.frames_to_decode(None) + CODEC_PADDING
             for frame in container.decode(stream):
                 if frame.sample_rate != rate or len(frame.layout.channels) != channels:
@@ -67,6 +69,9 @@ def decode_av(
                     break
     except av.FFmpegError as error:
         raise corrupt(name, f"its {content.format} content cannot be decoded ({type(error).__name__})") from None
+    except UnicodeDecodeError:
+        # PyAV reads every text in a file, titles included.
+        raise corrupt(name, "a text in it, such as its title, is not UTF-8") from None
     if total >= most:
         budget.check(total, more=True)
     elif seconds is not None and total < (seconds - DURATION_SLACK) * rate:
@@ -100,8 +105,8 @@ def only_stream(container: Any, name: str) -> Any:
 def stated_seconds(container: Any, stream: Any, content: Content) -> float | None:
     """How long the sound is by the container, None where it does not say.
 
-    For raw AAC ffmpeg guesses. The duration of a webm file counts where the sound is all it holds: a video may be longer
-    than its sound.
+    For raw AAC ffmpeg guesses. The duration of a webm file counts where the sound is all it holds: a video may be
+    longer than its sound.
     """
     if content.format == "mp4" and stream.duration is not None:
         return float(stream.duration * stream.time_base)

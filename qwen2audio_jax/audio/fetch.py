@@ -31,14 +31,18 @@ class Connection(http.client.HTTPConnection):
         self.default_port = 443 if address.scheme == "https" else 80
         self.checked = checked
         self.tls = address.scheme == "https"
+        self.line: socket.socket | None = None
+        """The socket, also when http.client has let go of `sock` because the response is the last one."""
 
     def connect(self) -> None:
         """Connect to the checked address; over TLS the certificate must be the host's."""
-        self.sock = socket.create_connection((self.checked, self.port), self.timeout)
+        self.sock = self.line = socket.create_connection((self.checked, self.port), self.timeout)
         if self.tls:
             context = ssl.create_default_context()
             # Without the handshake at first: `Watch` must already see the new socket while it goes on.
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock = self.line = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
             self.sock.do_handshake()
 
 
@@ -54,11 +58,11 @@ class Watch:
     def expire(self) -> None:
         """Shut the socket down, which ends whatever waits on it."""
         self.expired = True
-        sock = self.connection.sock
-        if sock is not None:
+        line = self.connection.line
+        if line is not None:
             with contextlib.suppress(OSError):
                 # Not the TLS form, which may wait for the other side.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
 
     def __enter__(self) -> "Watch":
         self.timer.start()
@@ -118,7 +122,10 @@ def request(address: Address, *, limits: Limits, allow_private: bool, deadline: 
                         raise
                     failure = error  # the next address may answer
                     continue
-                return answer(connection, address, limits=limits)
+                result = answer(connection, address, limits=limits)
+                if watch.expired:  # a body of no stated length only seems to end
+                    raise late(address, limits)
+                return result
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if watch.expired or isinstance(error, TimeoutError):
                     raise late(address, limits) from None
@@ -142,7 +149,12 @@ def answer(connection: Connection, address: Address, *, limits: Limits) -> tuple
     connection.request(
         "GET", address.target, headers={"User-Agent": "qwen2audio-jax", "Accept": "*/*", "Connection": "close"}
     )
-    response = connection.getresponse()
+    with connection.getresponse() as response:
+        return read_response(response, address, limits=limits)
+
+
+def read_response(response: http.client.HTTPResponse, address: Address, *, limits: Limits) -> tuple[bytes, str | None]:
+    """The body of a response and None, or nothing and the address that it redirects to."""
     if response.status in REDIRECTS:
         location = response.getheader("Location")
         if not location:

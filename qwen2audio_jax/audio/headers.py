@@ -24,6 +24,8 @@ class Stated:
     rate: int | None = None
     channels: int | None = None
     frames: int | None = None
+    counted: int | None = None
+    """For MP3, frames (samples of a channel) by the blocks that are there, of which encoders trim some at both ends."""
 
 
 def truncated(name: str, found: str) -> AudioError:
@@ -73,7 +75,7 @@ def read_wav(file: BinaryIO, content: Content, name: str) -> Stated:
         size = data_size_64
     there = content.size - position
     if size > there:
-        hint = " (a length of 0xFFFFFFFF was written by a program that could not seek, such as ffmpeg to a pipe)"
+        hint = " (the largest number, left by a program that could not seek back, such as ffmpeg to a pipe)"
         raise truncated(
             name, f"its header states {size} bytes of sound and {there} are there{hint if size == UNKNOWN_SIZE else ''}"
         )
@@ -168,4 +170,4 @@ def read_mp3(file: BinaryIO, content: Content, name: str) -> Stated:
         raise truncated(name, f"its header states {scan.stated} MP3 frames and {scan.frames} are there")
     if scan.stated is None and scan.cut:
         raise truncated(name, f"its last MP3 frame, the one after {scan.frames}, is cut")
-    return Stated(scan.rate, scan.channels, None)
+    return Stated(scan.rate, scan.channels, counted=scan.frames * (1152 if scan.rate >= 32_000 else 576))

@@ -30,8 +30,8 @@ def load_audio(
 
     The samples of a file are those of `librosa.load(source, sr=16000)`: the mean over the channels, resampled with
     soxr's high quality. They are the same for a path, bytes, a file object and a URL. A format is told from the content
-    and not from a name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also m4a,
-    mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
+    and not from a name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also
+    m4a, mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
 
     Args:
         source: a path, an http(s) or data: URL, bytes, a binary file object (read from where it stands), or an array

@@ -1,0 +1,159 @@
+"""`qwen2audio chat`: a conversation, line by line from a terminal or a pipe."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.cli.loading import decoding_arguments, load_model, load_processor
+from qwen2audio_jax.cli.output import one_line, say, write
+from qwen2audio_jax.processor import Qwen2AudioProcessor
+
+HELP = """\
+A line is a message; an empty line sends the clips added so far on their own. Ctrl-C stops an answer.
+  /audio FILE   add a clip (a file or URL) to the next message; may be repeated
+  /system TEXT  change the system message; without TEXT: back to the chat template's own
+  /reset        forget the conversation and the clips added
+  /help         show this
+  /quit         leave; so does Ctrl-D
+  //TEXT        send a message that begins with /"""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Talk until the input ends; what goes wrong with one line is told on stderr and the conversation goes on.
+
+    Raises:
+        ValueError: the options name no model that can be used.
+    """
+    processor = load_processor(options)
+    chat = Chat(load_model(options), processor, options=options)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        say("/help lists the commands")
+    for line in read_lines(interactive=interactive):
+        if line.strip() == "/quit":
+            return
+        try:
+            chat.handle(line)
+        except KeyboardInterrupt:
+            say("(stopped; the message is taken back)")
+        except ValueError as error:
+            if os.environ.get("QWEN2AUDIO_DEBUG") == "1":
+                raise
+            say(one_line(error))
+    if chat.clips:
+        say(f"{len(chat.clips)} clip{'s' * (len(chat.clips) > 1)} added and not sent: end with an empty line to send")
+
+
+class Chat:
+    """A conversation so far, and the clips that go with the next message.
+
+    Attributes:
+        system: the system message; None leaves it to the chat template.
+        history: messages of user and assistant.
+        clips: samples [n] float32 at 16 kHz, each.
+    """
+
+    def __init__(
+        self,
+        model: Qwen2AudioForConditionalGeneration,
+        processor: Qwen2AudioProcessor,
+        *,
+        options: argparse.Namespace,
+    ):
+        self._model, self._processor, self._options = model, processor, options
+        self.system: str | None = options.system
+        self.history: list[dict[str, Any]] = []
+        self.clips: list[Any] = []
+
+    def handle(self, line: str) -> None:
+        """Do what a line says: a command, or a message to answer on stdout.
+
+        Raises:
+            ValueError, KeyboardInterrupt: it was not done; the conversation and the clips added are as before.
+        """
+        text = line.strip()
+        if text.startswith("//"):
+            self._answer(text[1:])
+        elif text.startswith("/"):
+            command, _, argument = text.partition(" ")
+            self._command(command, argument.strip())
+        elif text or self.clips:
+            self._answer(text)
+
+    def _command(self, command: str, argument: str) -> None:
+        if command == "/audio":
+            if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
+                argument = argument[1:-1]  # as terminals write a file that is dropped onto them
+            if not argument:
+                raise ValueError("/audio needs a file, as in: /audio speech.wav")
+            extractor = self._processor.feature_extractor
+            clip = extractor.load(os.path.expanduser(argument), truncation=self._options.truncation)
+            self.clips.append(clip)
+            say(f"clip {len(self.clips)}: {len(clip) / extractor.sampling_rate:.1f} s; it goes with the next message")
+        elif command == "/system":
+            self.system = argument or None
+        elif command == "/reset" and not argument:
+            self.history, self.clips = [], []
+        elif command == "/help" and not argument:
+            say(HELP)
+        else:
+            raise ValueError(f"no command {command} {argument}".rstrip() + "; /help lists them")
+
+    def _answer(self, text: str) -> None:
+        content = [{"type": "audio", "audio": clip} for clip in self.clips]
+        content += [{"type": "text", "text": text}] if text else []
+        asked = {"role": "user", "content": content}
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        inputs = self._processor.apply_chat_template(
+            [*system, *self.history, asked],
+            add_generation_prompt=True,
+            tokenize=True,
+            allow_special=self._options.allow_special,
+        )
+        pieces = self._model.stream(**inputs, **decoding_arguments(self._options, processor=self._processor))
+        answer = ""
+        try:
+            for piece in pieces:
+                answer += piece
+                write(piece)
+        except KeyboardInterrupt:
+            if not answer:
+                raise
+            say(" (stopped)")  # the conversation goes on from what was read
+        write("\n")
+        self.history += [asked, {"role": "assistant", "content": answer}]
+        self.clips = []
+
+
+def read_lines(*, interactive: bool) -> Iterator[str]:
+    """Lines of stdin until it ends; at a terminal with a prompt and line editing, where Ctrl-C drops the line.
+
+    Raises:
+        ValueError: a line of a pipe is not UTF-8.
+    """
+    if not interactive:
+        yield from _piped_lines()
+        return
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  (gives input() its line editing)
+    while True:
+        try:
+            # input() writes the prompt to stdout, where nothing but answers belongs in a file.
+            yield input("> " if sys.stdout.isatty() else "")
+        except KeyboardInterrupt:
+            say("/quit or Ctrl-D leaves")
+        except EOFError:
+            say("")
+            return
+
+
+def _piped_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} of the input is not UTF-8 at byte {error.start}") from None

@@ -1,0 +1,85 @@
+"""`qwen2audio generate`: one prompt, one answer."""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from qwen2audio_jax.cli.loading import decoding_arguments, load_model, load_processor
+from qwen2audio_jax.cli.output import write
+from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processor_output import ProcessorOutput
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer the prompt that the options hold.
+
+    Raises:
+        ValueError: anything that was given cannot be used.
+    """
+    prompt = _prompt(options)
+    processor = load_processor(options)
+    inputs = _inputs(prompt, options=options, processor=processor)
+    model = load_model(options)
+    arguments = decoding_arguments(options, processor=processor)
+    if not options.json and options.num_return_sequences in (None, 1):
+        for piece in model.stream(**inputs, **arguments):
+            write(piece)
+        write("\n")
+        return
+    width = inputs.input_ids.shape[1]
+    result = model.generate(**inputs, **arguments, return_dict_in_generate=True)
+    for row, length in enumerate(result.lengths):
+        ids = result.sequences[row, width : width + length]
+        text = processor.decode(ids, skip_special_tokens=True)
+        if options.json:
+            answer = {
+                "text": text,
+                "ids": ids.tolist(),
+                "finish_reason": result.finish_reasons[row],
+                "tokens": int(length),
+                "mean_log_prob": float(np.mean(result.log_probs[row, :length])),
+                "prompt_tokens": width,
+            }
+            text = json.dumps(answer)
+        write(text + "\n")
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    prompt = options.prompt or ""
+    if prompt == "-":
+        data = sys.stdin.buffer.read()
+        try:
+            prompt = data.decode().removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the prompt on stdin is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    if options.raw and options.system is not None:
+        raise ValueError("--system is for the chat template, which --raw leaves out: give one of them")
+    if not prompt and (options.raw or not options.audio):
+        raise ValueError("there is no prompt" + ("" if options.raw else ": give a text, --audio FILE, or both"))
+    return prompt
+
+
+def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> ProcessorOutput:
+    clips = [_clip(path, options=options, processor=processor) for path in options.audio]
+    if options.raw:
+        token = processor.audio_token
+        if clips and token not in prompt:
+            raise ValueError(
+                f"the prompt has no {token}, so {len(clips)} clip{'s' * (len(clips) > 1)} would not be heard: with "
+                f"--raw write <|audio_bos|>{token}<|audio_eos|> into it for each clip"
+            )
+        return processor(text=prompt, audio=clips or None)
+    content = [{"type": "audio", "audio": clip} for clip in clips]
+    content += [{"type": "text", "text": prompt}] if prompt else []
+    messages = [{"role": "user", "content": content}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, allow_special=options.allow_special
+    )
+
+
+def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
+    return processor.feature_extractor.load(path, truncation=options.truncation)

@@ -1,0 +1,84 @@
+"""The command `qwen2audio`: reads the arguments, runs a subcommand, and turns what goes wrong into an exit code.
+
+Exit codes: 0 done; 1 failed; 2 bad input, with one line on stderr that says what is wrong. QWEN2AUDIO_DEBUG=1 shows
+where an error came from.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from qwen2audio_jax import __version__
+from qwen2audio_jax.cli.options import (
+    Parser,
+    add_generation_options,
+    add_input_options,
+    add_model_options,
+    add_output_options,
+)
+from qwen2audio_jax.cli.output import one_line, say
+
+DESCRIPTION = "Qwen2-Audio: speech, sound and music in, text out."
+GENERATE = """\
+Answer one prompt about the given clips; the answer goes to stdout as it is made, everything else to stderr.
+Without a prompt the clips are the message (voice chat)."""
+CHAT = "Hold a conversation; in it, /help lists the commands."
+CONVERT = "Convert a Hugging Face checkpoint to an Orbax checkpoint."
+
+
+def build_parser() -> Parser:
+    """The command's options, documented."""
+    parser = Parser(prog="qwen2audio", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"qwen2audio {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    generate = commands.add_parser("generate", help="answer one prompt", description=GENERATE)
+    generate.add_argument("prompt", nargs="?", help="the text; - reads it from stdin, without its last line break")
+    chat = commands.add_parser("chat", help="hold a conversation", description=CHAT)
+    commands.add_parser("convert", help="convert a checkpoint", add_help=False)
+    for command in (generate, chat):
+        add_model_options(command)
+        add_input_options(command, single_prompt=command is generate)
+        add_generation_options(command)
+    add_output_options(generate)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; like argparse it raises SystemExit for bad options and --help."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["convert"]:
+        # The converter is a command of its own too, with its own options.
+        from qwen2audio_jax.convert.__main__ import main as convert
+
+        return convert(arguments[1:], prog="qwen2audio convert")
+    options = build_parser().parse_args(arguments)
+    # Imported here: --help and --version need neither.
+    if options.command == "generate":
+        from qwen2audio_jax.cli.generate import run
+    else:
+        from qwen2audio_jax.cli.chat import run
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character gets its number; the answer goes on.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        run(options)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # Whoever read the answer has left; the interpreter's own last flush is not to complain about it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("QWEN2AUDIO_DEBUG") == "1":
+            raise
+        bad_input = isinstance(error, ValueError)
+        said = one_line(error)
+        if not bad_input:
+            said = f"failed: {type(error).__name__}{': ' if said else ''}{said}"
+        say(f"qwen2audio {options.command}: {said}")
+        return 2 if bad_input else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

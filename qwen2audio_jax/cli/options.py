@@ -1,0 +1,116 @@
+"""The options that the subcommands share, and what they mean to the library.
+
+Values are checked by the library that uses them: its messages name value, limit and remedy.
+"""
+
+import argparse
+from typing import Any, NoReturn
+
+DEFAULT_MODEL: str | None = None
+"""The checkpoint that is used without --model; None where there is none."""
+
+_GENERATION = (
+    ("--min-new-tokens", int, "N", "fewest tokens before the answer may end"),
+    ("--temperature", float, "T", "flatten (above 1) or sharpen the distribution; sampling only"),
+    ("--top-k", int, "K", "draw from the K most probable tokens, 0 for all; sampling only"),
+    ("--top-p", float, "P", "draw from the fewest tokens that reach this probability; sampling only"),
+    ("--repetition-penalty", float, "R", "above 1: what stands in prompt or answer becomes less probable"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, where it comes from and where it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="DIR",
+        default=DEFAULT_MODEL,
+        help="converted checkpoint, Hugging Face folder, or hub id (extra: hub); the latter two are converted once",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
+    group.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    group.add_argument("--mesh", metavar="data=N,model=M", help="split over devices (default: the first one alone)")
+
+
+def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:
+    """What the model hears and reads."""
+    group = parser.add_argument_group("input")
+    if single_prompt:
+        group.add_argument("--audio", metavar="FILE", action="append", default=[], help="a clip; may be given again")
+        group.add_argument(
+            "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
+        )
+    group.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
+    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    group.add_argument("--allow-special", action="store_true", help="let messages write control tokens")
+
+
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """How the answer is made; what is not given is as the checkpoint says."""
+    group = parser.add_argument_group("generation", "defaults: the checkpoint's generation_config.json")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of the answer")
+    length.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer together")
+    mode = group.add_mutually_exclusive_group()
+    mode.add_argument("--do-sample", action="store_const", const=True, help="draw each token")
+    mode.add_argument(
+        "--greedy", dest="do_sample", action="store_const", const=False, help="take the most probable token"
+    )
+    for name, kind, metavar, text in _GENERATION:
+        group.add_argument(name, type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end the answer after this text; may be given again"
+    )
+    group.add_argument("--seed", type=int, metavar="S", help="same seed, same draws (default: a new one each time)")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """What comes out."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--num-return-sequences", type=int, metavar="N", help="N answers, one after the other; sampling only"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line for each answer: text, ids, finish_reason, tokens, mean_log_prob, prompt_tokens",
+    )
+
+
+def generation_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was said about generation, as keyword arguments of `generate`."""
+    names = ["max_new_tokens", "max_length", "do_sample", "num_return_sequences"]
+    names += [name[2:].replace("-", "_") for name, *_ in _GENERATION]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if options.stop:
+        given["stop_strings"] = options.stop
+    if "max_length" in given:
+        # The checkpoint's own max_new_tokens would go before it.
+        given["max_new_tokens"] = None
+    return given
+
+
+def mesh_sizes(text: str) -> dict[str, Any]:
+    """The arguments of `make_mesh` in "data=N,model=M".
+
+    Raises:
+        ValueError: it has another form.
+    """
+    sizes: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in ("data", "model") or name in sizes or not size.isdecimal():
+            raise ValueError(
+                f"--mesh {text!r}: {part!r} is none of data=N and model=N; write it as in --mesh data=2,model=4"
+            )
+        sizes[name] = int(size)
+    return sizes

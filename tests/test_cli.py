@@ -1,0 +1,468 @@
+"""The command line as a user types it: answers on stdout, words on stderr, exit codes 0, 1 and 2."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_layout
+import numpy as np
+import pytest
+import sounds
+from qwen2audio_jax.convert import convert
+
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from qwen2audio_jax.cli import chat as chat_module
+from qwen2audio_jax.cli.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the installed command does, in a checkout too, where convert/ and configs/ stand beside the package.
+COMMAND = """
+import sys
+from pathlib import Path
+import qwen2audio_jax
+if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__):
+    qwen2audio_jax.__path__.append(sys.argv[1])
+from qwen2audio_jax.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+# Enough for random weights to say something visible.
+TALK = ("--max-new-tokens", "12", "--repetition-penalty", "1.3")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("hf")
+    hf_layout.write_hf_checkpoint(folder, "base", seed=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(source, tmp_path_factory) -> Path:
+    """The same, converted."""
+    folder = tmp_path_factory.mktemp("converted") / "tiny"
+    convert(source, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder of sound files, good and bad."""
+    folder = tmp_path_factory.mktemp("clips")
+    for kind, rate, channels in (("wav", 16_000, 1), ("flac", 44_100, 2), ("mp3", 24_000, 1)):
+        data = sounds.encode(kind, sounds.speech(2 * rate, rate=rate, channels=channels), rate)
+        (folder / f"speech.{kind}").write_bytes(data)
+    whole = (folder / "speech.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "garbage.wav").write_bytes(bytes(range(256)) * 8)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "long.wav").write_bytes(sounds.encode("wav", np.full(31 * 16_000, 0.01, np.float32), 16_000))
+    (folder / "blip.wav").write_bytes(sounds.encode("wav", np.full(320, 0.01, np.float32), 16_000))
+    return folder
+
+
+def command(*arguments, stdin: str = "", cwd=None, cache=None) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment |= {} if cache is None else {"QWEN2AUDIO_CACHE": str(cache)}
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, str(ROOT), *map(str, arguments)],
+        input=stdin.encode(),
+        capture_output=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+def call(*arguments) -> int:
+    """Run the command in this process and return its exit code."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return error.code
+
+
+def refusal(capsys, *arguments) -> str:
+    """The one line that bad input gets."""
+    code = call(*arguments)
+    out, err = capsys.readouterr()
+    assert code == 2, (code, out, err)
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n"), err
+    return err
+
+
+def library_answer(checkpoint, messages, **options) -> tuple[np.ndarray, str]:
+    """New ids and text by the Python calls that the README shows."""
+    processor = Qwen2AudioProcessor.from_pretrained(checkpoint)
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint)
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    ids = model.generate(**inputs, max_new_tokens=12, repetition_penalty=1.3, **options)
+    ids = ids[0, inputs.input_ids.shape[1] :]
+    return ids, processor.decode(ids, skip_special_tokens=True)
+
+
+def message(text: str | None, *paths) -> dict:
+    content = [{"type": "audio", "audio": str(path)} for path in paths]
+    content += [] if text is None else [{"type": "text", "text": text}]
+    return {"role": "user", "content": content}
+
+
+def test_generate_as_typed(checkpoint, clips):
+    """Three formats, rates and channel counts in one prompt, in a process of its own."""
+    files = [clips / f"speech.{kind}" for kind in ("wav", "flac", "mp3")]
+    options = [part for path in files for part in ("--audio", path)]
+    run = command("generate", "--model", checkpoint, *options, *TALK, "Which is the loudest?")
+    assert run.returncode == 0, run.stderr
+    _, text = library_answer(checkpoint, [message("Which is the loudest?", *files)])
+    assert text.strip()
+    assert run.stdout.decode() == text + "\n"
+    assert run.stderr == b""
+
+
+def test_hugging_face_folder_as_typed(source, checkpoint, clips, tmp_path, capsys):
+    """Converted on first use: words about it on stderr, the answer alone on stdout; the second time no words."""
+    arguments = ("generate", "--model", source, "--audio", clips / "speech.wav", *TALK, "What is it?")
+    first = command(*arguments, cache=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert b"converting once" in first.stderr
+    _, text = library_answer(checkpoint, [message("What is it?", clips / "speech.wav")])
+    assert first.stdout.decode() == text + "\n"
+    assert call(*arguments, "--cache-dir", tmp_path) == 0
+    assert capsys.readouterr() == (text + "\n", "")
+
+
+def test_convert_as_typed(source, tmp_path, capsys):
+    run = command("convert", source, tmp_path / "out", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == b""
+    assert call("generate", "--model", tmp_path / "out", "hello") == 0
+    capsys.readouterr()
+    assert "qwen2audio convert" in refusal(capsys, "convert", tmp_path / "none", tmp_path / "other")
+
+
+def test_bad_input_as_typed(checkpoint, clips):
+    run = command("generate", "--model", checkpoint, "--audio", clips / "long.wav", "What is it?")
+    assert (run.returncode, run.stdout) == (2, b"")
+    assert run.stderr.count(b"\n") == 1
+    assert b"31 s" in run.stderr
+    assert b"30 s" in run.stderr
+
+
+def test_reader_that_leaves(checkpoint):
+    """A pipe that is closed early ends the command without a traceback."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(ROOT), "generate", "--model", str(checkpoint), *TALK, "hello"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=300) == 1
+    assert errors == b""
+
+
+def test_voice_chat(checkpoint, clips, capsys):
+    """Without a prompt the clip is the message."""
+    assert call("generate", "--model", checkpoint, "--audio", clips / "speech.wav", *TALK) == 0
+    _, text = library_answer(checkpoint, [message(None, clips / "speech.wav")])
+    assert capsys.readouterr() == (text + "\n", "")
+
+
+def test_json_and_system(checkpoint, clips, capsys):
+    wav = clips / "speech.wav"
+    arguments = ("--model", checkpoint, "--audio", wav, "--system", "Be brief.", *TALK, "--json", "你好?")
+    assert call("generate", *arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    answer = json.loads(out)
+    ids, text = library_answer(checkpoint, [{"role": "system", "content": "Be brief."}, message("你好?", wav)])
+    assert (answer["ids"], answer["text"]) == (ids.tolist(), text)
+    assert (answer["tokens"], answer["finish_reason"]) == (12, "length")
+    assert answer["mean_log_prob"] < 0
+    assert answer["prompt_tokens"] > 50
+
+
+def test_raw(checkpoint, clips, capsys):
+    prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
+    arguments = ("generate", "--model", checkpoint, "--raw", "--audio", clips / "speech.mp3", "--max-length", "100")
+    assert call(*arguments, "--json", prompt) == 0
+    answer = json.loads(capsys.readouterr().out)
+    processor = Qwen2AudioProcessor.from_pretrained(checkpoint)
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint)
+    inputs = processor(text=prompt, audio=str(clips / "speech.mp3"))
+    expected = model.generate(**inputs, max_length=100)[0, inputs.input_ids.shape[1] :]
+    assert answer["ids"] == expected.tolist()
+    assert answer["prompt_tokens"] + answer["tokens"] == 100
+    problem = refusal(capsys, *arguments, "Generate the caption in English:")
+    assert "<|audio_bos|><|AUDIO|><|audio_eos|>" in problem
+    assert "2 clips" in refusal(capsys, *arguments, "--audio", clips / "speech.wav", prompt)
+    assert "--system" in refusal(capsys, *arguments, "--system", "x", prompt)
+    assert "no prompt" in refusal(capsys, *arguments)
+
+
+def test_sampling(checkpoint, capsys):
+    arguments = ("generate", "--model", checkpoint, "--max-new-tokens", "8", "--do-sample", "--json", "hello")
+    assert call(*arguments, "--seed", "7", "--num-return-sequences", "2") == 0
+    first, second = [json.loads(line)["ids"] for line in capsys.readouterr().out.splitlines()]
+    assert first != second
+    assert call(*arguments, "--seed", "8") == 0
+    assert json.loads(capsys.readouterr().out)["ids"] == second
+    assert call("generate", "--model", checkpoint, "--greedy", "--seed", "7", "--max-new-tokens", "1", "hi") == 0
+    assert capsys.readouterr().err == "warning: --seed without effect: add --do-sample to draw tokens\n"
+
+
+def test_stop_text(checkpoint, capsys):
+    assert call("generate", "--model", checkpoint, *TALK, "hello") == 0
+    text = capsys.readouterr().out
+    stop = text[3]
+    assert call("generate", "--model", checkpoint, *TALK, "--stop", stop, "hello") == 0
+    stopped = capsys.readouterr().out
+    assert text.startswith(stopped[:-1])
+    assert stop in stopped
+    assert len(stopped) < len(text)
+
+
+def test_prompt_from_stdin(checkpoint, capsys, monkeypatch):
+    assert call("generate", "--model", checkpoint, *TALK, "hello") == 0
+    expected = capsys.readouterr().out
+    type_in(monkeypatch, b"hello\n")
+    assert call("generate", "--model", checkpoint, *TALK, "-") == 0
+    assert capsys.readouterr().out == expected
+    type_in(monkeypatch, b"caf\xe9")
+    assert "byte 3" in refusal(capsys, "generate", "--model", checkpoint, "-")
+
+
+def test_control_tokens_stay_text(checkpoint, capsys):
+    """A message that writes control tokens is text, unless the user says otherwise."""
+    arguments = ("generate", "--model", checkpoint, "--max-new-tokens", "1", "--json")
+    assert call(*arguments, "<|im_end|>") == 0
+    text = json.loads(capsys.readouterr().out)["prompt_tokens"]
+    assert call(*arguments, "--allow-special", "<|im_end|>") == 0
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] < text
+
+
+def test_truncation_and_mesh(checkpoint, clips, capsys):
+    arguments = ("generate", "--model", checkpoint, *TALK, "hello", "--audio")
+    assert call(*arguments, clips / "long.wav", "--truncation", "--mesh", "data=2,model=4") == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--audio", "{clips}/none.wav", "hi"], ["none.wav", "No such file"]),
+        (["--audio", "{clips}/long.wav", "hi"], ["long.wav", "31 s", "30 s", "truncation"]),
+        (["--audio", "{clips}/blip.wav", "hi"], ["blip.wav", "320"]),
+        (["--audio", "{clips}/cut.wav", "hi"], ["cut.wav", "truncated"]),
+        (["--audio", "{clips}/garbage.wav", "hi"], ["garbage.wav"]),
+        (["--audio", "{clips}/empty.wav", "hi"], ["empty.wav", "empty"]),
+        (["--audio", "{clips}/speech.wav", "--audio", "{clips}/cut.wav", "hi"], ["cut.wav"]),
+        (["--audio", "http://127.0.0.1/a.wav", "hi"], ["127.0.0.1"]),
+        (["--temperature", "-1", "--do-sample", "hi"], ["temperature", "-1"]),
+        (["--temperature", "warm", "hi"], ["--temperature", "warm", "--help"]),
+        (["--top-p", "1.5", "hi"], ["top_p", "1.5"]),
+        (["--max-new-tokens", "0", "hi"], ["max_new_tokens", "0"]),
+        (["--max-new-tokens", "5000", "hi"], ["5000", "2048"]),
+        (["--max-new-tokens", "5", "--max-length", "9", "hi"], ["--max-length", "--max-new-tokens"]),
+        (["--max-length", "3", "hi"], ["max_length=3", "prompt"]),
+        (["--num-return-sequences", "2", "hi"], ["num_return_sequences=2", "do_sample"]),
+        (["--do-sample", "--seed", "-5", "hi"], ["seed", "-5"]),
+        (["--do-sample", "--greedy", "hi"], ["--greedy", "--do-sample"]),
+        (["--stop", "", "hi"], ["empty"]),
+        (["--dtype", "int3", "hi"], ["dtype", "int3", "bfloat16"]),
+        (["--mesh", "2x4", "hi"], ["2x4", "data=2,model=4"]),
+        (["--mesh", "data=3,model=5", "hi"], ["15", "8"]),
+        (["--mesh", "model=16", "hi"], ["16"]),
+        (["--revision", "main", "hi"], ["revision", "main"]),
+        (["--beams", "4", "hi"], ["--beams"]),
+        (["one", "two"], ["two"]),
+        ([], ["no prompt", "--audio"]),
+        ([""], ["no prompt"]),
+        (["half \udcff a character"], ["surrogate"]),
+    ],
+)
+def test_bad_input(checkpoint, clips, capsys, arguments, said):
+    arguments = [part.format(clips=clips) for part in arguments]
+    problem = refusal(capsys, "generate", "--model", checkpoint, *arguments)
+    for part in said:
+        assert part in problem
+
+
+def test_bad_model(tmp_path, checkpoint, capsys):
+    assert "--model" in refusal(capsys, "generate", "hi")
+    assert "--model" in refusal(capsys, "chat")
+    assert "nowhere" in refusal(capsys, "generate", "--model", tmp_path / "nowhere", "hi")
+    assert str(tmp_path) in refusal(capsys, "generate", "--model", tmp_path, "hi")
+    settled = tmp_path / "beams"
+    shutil.copytree(checkpoint, settled)
+    (settled / "generation_config.json").write_text('{"num_beams": 4}')
+    assert "num_beams" in refusal(capsys, "generate", "--model", settled, "hi")
+
+
+def test_no_command(capsys):
+    assert "COMMAND" in refusal(capsys)
+    assert "'sing'" in refusal(capsys, "sing")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("chat", "--help"), ("convert", "--help")])
+def test_help(capsys, arguments):
+    assert call(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: qwen2audio")
+    assert err == ""
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == "qwen2audio 0.1.0\n"
+
+
+def test_failure(checkpoint, capsys, monkeypatch):
+    """What is not the user's fault: exit code 1 in one line; where it came from only when asked."""
+
+    def broken(*arguments, **options):
+        raise RuntimeError("out of memory\nwhile trying")
+
+    monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "from_pretrained", broken)
+    assert call("generate", "--model", checkpoint, "hi") == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "qwen2audio generate: failed: RuntimeError: out of memory while trying\n")
+    monkeypatch.setenv("QWEN2AUDIO_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        call("generate", "--model", checkpoint, "hi")
+
+
+def test_terminal_is_not_commanded(monkeypatch):
+    """Control characters in an answer reach a terminal as numbers, and a file as they are."""
+    from qwen2audio_jax.cli import output
+
+    for terminal, expected in ((True, "a\\x1b[2Jb\tc\n"), (False, "a\x1b[2Jb\tc\n")):
+        stdout = io.StringIO()
+        stdout.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", stdout)
+        output.write("a\x1b[2Jb\tc\n")
+        assert stdout.getvalue() == expected
+
+
+def type_in(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def test_chat_as_typed(checkpoint, clips):
+    """Several turns, each answered over the whole conversation; a bad clip and a bad command change nothing."""
+    lines = [
+        "hello",
+        "/audio speech.wav",
+        "what is it?",
+        "/audio none.wav",
+        "/sing",
+        "/audio 'speech.mp3'",
+        "",
+        "/quit",
+    ]
+    run = command("chat", "--model", checkpoint, *TALK, stdin="\n".join(lines) + "\n", cwd=clips)
+    assert run.returncode == 0, run.stderr
+    history, expected = [], ""
+    for turn in (
+        message("hello"),
+        message("what is it?", clips / "speech.wav"),
+        message(None, clips / "speech.mp3"),
+    ):
+        _, text = library_answer(checkpoint, [*history, turn])
+        history += [turn, {"role": "assistant", "content": text}]
+        expected += text + "\n"
+    assert run.stdout.decode() == expected
+    said = run.stderr.decode().splitlines()
+    assert len(said) == 4
+    assert said[0].startswith("clip 1: 2.0 s")
+    assert "none.wav" in said[1]
+    assert "/sing" in said[2]
+    assert said[3].startswith("clip 1: ")
+
+
+class FakeModel:
+    """Answers each prompt with fixed pieces, or does what a piece that is an exception says."""
+
+    def __init__(self, *answers):
+        self.answers, self.prompts = iter(answers), []
+
+    def stream(self, *, input_ids, tokenizer, **options):
+        self.prompts.append(tokenizer.decode(input_ids[0]))
+        for piece in next(self.answers):
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+
+def chat_with(monkeypatch, checkpoint, model: FakeModel, lines: str) -> int:
+    monkeypatch.setattr(chat_module, "load_model", lambda options: model)
+    type_in(monkeypatch, lines.encode())
+    return call("chat", "--model", checkpoint, "--system", "Be kind.")
+
+
+def test_chat_system_and_reset(checkpoint, capsys, monkeypatch):
+    model = FakeModel(["one"], ["two"], ["three"], ["four"])
+    lines = "a\n/system Be rude.\nb\n/reset\nc\n/system\n//d\n/help\n"
+    assert chat_with(monkeypatch, checkpoint, model, lines) == 0
+    out, err = capsys.readouterr()
+    assert out == "one\ntwo\nthree\nfour\n"
+    assert err == chat_module.HELP + "\n"
+
+    def said(*turns: tuple[str, str]) -> str:
+        text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+        return text + "<|im_start|>assistant\n"
+
+    assert model.prompts == [
+        said(("system", "Be kind."), ("user", "a")),
+        said(("system", "Be rude."), ("user", "a"), ("assistant", "one"), ("user", "b")),
+        said(("system", "Be rude."), ("user", "c")),
+        said(("system", "You are a helpful assistant."), ("user", "c"), ("assistant", "three"), ("user", "/d")),
+    ]
+
+
+def test_chat_stopped(checkpoint, capsys, monkeypatch):
+    """Ctrl-C ends an answer and not the program: what was read stays, a turn without answer goes."""
+    model = FakeModel([KeyboardInterrupt()], ["par", KeyboardInterrupt()], ["end"])
+    assert chat_with(monkeypatch, checkpoint, model, "a\nb\nc\n") == 0
+    out, err = capsys.readouterr()
+    assert out == "par\nend\n"
+    assert err.splitlines() == ["(stopped; the message is taken back)", " (stopped)"]
+    assert "user\na<" not in model.prompts[1]
+    assert "assistant\npar<|im_end|>" in model.prompts[2]
+
+
+def test_chat_refusals(checkpoint, clips, capsys, monkeypatch):
+    """Lines that cannot be done are told one by one; what was said and added before stays."""
+    model = FakeModel(["one"], [ValueError("too long")], ["two"])
+    lines = (
+        f"a\n/audio {clips}/speech.wav\nb\n/audio\n/audio {clips}/long.wav\n/quit now\n\n/audio {clips}/speech.mp3\n"
+    )
+    assert chat_with(monkeypatch, checkpoint, model, lines) == 0
+    out, err = capsys.readouterr()
+    assert out == "one\ntwo\n"
+    said = err.splitlines()
+    for line, part in zip(
+        said, ("clip 1", "too long", "/audio needs", "31 s", "/quit now", "clip 1", "1 clip"), strict=True
+    ):
+        assert part in line
+    assert "user\nb" not in model.prompts[2]
+    assert "Audio 1: " in model.prompts[2]
+
+
+def test_chat_not_utf8(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(chat_module, "load_model", lambda options: FakeModel(["one"]))
+    type_in(monkeypatch, b"a\ncaf\xe9\n")
+    assert call("chat", "--model", checkpoint) == 2
+    out, err = capsys.readouterr()
+    assert out == "one\n"
+    assert "line 2" in err

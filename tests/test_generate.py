@@ -1,0 +1,233 @@
+"""Generation against the reference's `generate`, and each row against that row alone."""
+
+import numpy as np
+import pytest
+import tiny
+from prompts import RAGGED, as_torch, random_inputs, row_alone
+
+from qwen2audio_jax import generate as engine
+
+NAMES = tuple(tiny.CONFIGS)
+SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": [tiny.IM_END, tiny.END_OF_TEXT], "do_sample": False}
+
+
+def reference_tokens(model, inputs, **options):
+    import torch
+
+    with torch.no_grad():
+        return model.generate(**as_torch(inputs), **SETTINGS, **options).numpy()
+
+
+@pytest.fixture(scope="session")
+def expected(reference):
+    """`expected(name, penalty)`: 64 new tokens of each ragged row alone, by the reference; padded after its end."""
+    from functools import cache
+
+    @cache
+    def compute(name, penalty):
+        result = np.full((len(RAGGED), 64), tiny.END_OF_TEXT)
+        for row in range(len(RAGGED)):
+            inputs = row_alone(name, row)
+            tokens = reference_tokens(reference(name), inputs, max_new_tokens=64, repetition_penalty=penalty)
+            new = tokens[0, inputs["input_ids"].shape[1] :]
+            result[row, : len(new)] = new
+        return result
+
+    return compute
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1])
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_equal_the_reference(reference, load, expected, name, penalty):
+    wanted = expected(name, penalty)
+    model = load(name)
+    options = {"max_new_tokens": 64, "repetition_penalty": penalty, **SETTINGS}
+    inputs = random_inputs(name)
+    width = inputs["input_ids"].shape[1]
+
+    batched = model.generate(**inputs, **options)
+    theirs = reference_tokens(reference(name), inputs, max_new_tokens=64, repetition_penalty=penalty)
+    np.testing.assert_array_equal(batched, theirs)
+    np.testing.assert_array_equal(batched[:, width:], wanted[:, : batched.shape[1] - width])
+
+    padded_right = random_inputs(name, side="right")
+    sequences = model.generate(**padded_right, **options)
+    np.testing.assert_array_equal(sequences[:, :width], padded_right["input_ids"])
+    np.testing.assert_array_equal(sequences[:, width:], batched[:, width:])
+
+    for row in range(len(RAGGED)):
+        alone = row_alone(name, row)
+        new = model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(new, wanted[row, : len(new)])
+
+
+def test_stop_ids_and_padding_of_finished_rows(reference, load):
+    inputs = random_inputs("gqa")
+    width = inputs["input_ids"].shape[1]
+    free = load("gqa").generate(**inputs, **SETTINGS, max_new_tokens=12)[:, width:]
+    stop = [int(free[0, 2]), int(free[3, 5])]
+    options = SETTINGS | {"eos_token_id": stop, "max_new_tokens": 12}
+    output = load("gqa").generate(**inputs, **options, return_dict_in_generate=True)
+    np.testing.assert_array_equal(output.sequences, reference("gqa").generate(**as_torch(inputs), **options).numpy())
+    for row, reason in enumerate(output.finish_reasons):
+        new = output.sequences[row, width : width + output.lengths[row]]
+        assert (reason == "eos") == (new[-1] in stop)
+        assert not np.isin(new[:-1], stop).any()
+        assert (output.sequences[row, width + output.lengths[row] :] == tiny.END_OF_TEXT).all()
+        assert (output.log_probs[row, output.lengths[row] :] == 0).all()
+    assert "eos" in output.finish_reasons
+
+    # A minimum keeps the stop ids out until it is reached; max_length counts the prompt.
+    options = SETTINGS | {"eos_token_id": stop, "min_new_tokens": 8, "max_length": width + 12}
+    ours = load("gqa").generate(**inputs, **options)
+    np.testing.assert_array_equal(ours, reference("gqa").generate(**as_torch(inputs), **options).numpy())
+    assert not np.isin(ours[:, width : width + 8], stop).any()
+
+
+def test_log_probs_are_the_models_own(load):
+    model, inputs = load("gqa"), random_inputs("gqa")
+    output = model.generate(
+        **inputs, **SETTINGS, max_new_tokens=5, repetition_penalty=1.3, return_dict_in_generate=True
+    )
+    width = inputs["input_ids"].shape[1]
+    longer = dict(inputs, input_ids=output.sequences)
+    longer["attention_mask"] = np.pad(inputs["attention_mask"], ((0, 0), (0, 5)), constant_values=1)
+    logits = np.asarray(model(**longer).logits[:, width - 1 : -1], np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_probs, output.sequences[:, width:, None].astype(int), -1)[..., 0]
+    np.testing.assert_allclose(output.log_probs, chosen, atol=1e-4)
+
+
+def test_sampled_rows_depend_on_their_seed_alone(load):
+    model = load("gqa")
+    options = SETTINGS | {"do_sample": True, "temperature": 1.5, "top_k": 40, "top_p": 0.95, "max_new_tokens": 12}
+    inputs = random_inputs("gqa")
+    width = inputs["input_ids"].shape[1]
+    batch = model.generate(**inputs, **options, seed=[11, 5, 7, 11])[:, width:]
+    for row, seed in enumerate([11, 5, 7, 11]):
+        alone = row_alone("gqa", row)
+        new = model.generate(**alone, **options, seed=seed)[0, alone["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(new, batch[row, : len(new)])
+    assert (model.generate(**inputs, **options, seed=3)[:, width:] != batch).any()
+
+    # An int s is s, s + 1, ... over the returned rows, copies of one prompt next to each other.
+    copies = model.generate(**inputs, **options, seed=20, num_return_sequences=3)
+    assert len(copies) == 12
+    np.testing.assert_array_equal(copies[:, :width], np.repeat(inputs["input_ids"], 3, axis=0))
+    alone = row_alone("gqa", 2)
+    for copy in range(3):
+        new = model.generate(**alone, **options, seed=20 + 2 * 3 + copy)[0, alone["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(copies[6 + copy, width : width + len(new)], new)
+
+
+class Letters:
+    """A tokenizer whose token i is the letter i modulo 26."""
+
+    def decode(self, ids, *, skip_special_tokens=False):
+        return "".join(chr(ord("a") + int(i) % 26) for i in ids)
+
+
+def test_stop_strings_end_each_row_by_itself(load):
+    model, inputs = load("gqa"), random_inputs("gqa")
+    width = inputs["input_ids"].shape[1]
+    free = model.generate(**inputs, **SETTINGS, max_new_tokens=20)[:, width:]
+    text = Letters().decode(free[0])
+    stop = text[5:8]
+    output = model.generate(
+        **inputs,
+        **SETTINGS,
+        max_new_tokens=20,
+        stop_strings=[stop],
+        tokenizer=Letters(),
+        return_dict_in_generate=True,
+    )
+    assert output.finish_reasons[0] == "stop_string"
+    for row, length in enumerate(output.lengths):
+        written = Letters().decode(free[row])
+        end = written.find(stop) + 3 if stop in written else 20
+        assert length == min(end, 20)
+        np.testing.assert_array_equal(output.sequences[row, width : width + length], free[row, :length])
+        assert (output.sequences[row, width + length :] == tiny.END_OF_TEXT).all()
+    with pytest.raises(ValueError, match="tokenizer="):
+        model.generate(**inputs, stop_strings=["x"])
+
+
+def test_stream_yields_what_generate_returns(load):
+    model, inputs = load("gqa"), row_alone("gqa", 1)
+    new = model.generate(**inputs, **SETTINGS, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
+    pieces = list(model.stream(**inputs, **SETTINGS, max_new_tokens=9, tokenizer=Letters()))
+    assert len(pieces) == 9
+    assert "".join(pieces) == Letters().decode(new)
+    with pytest.raises(ValueError, match="one prompt"):
+        model.stream(**random_inputs("gqa"), tokenizer=Letters())
+
+
+def test_the_host_runs_one_step_ahead(load, monkeypatch):
+    """The next step is issued before this one's tokens are read, and none is issued beyond the budget."""
+    events = []
+    issue, read = engine.next_step, engine.jax.device_get
+    monkeypatch.setattr(engine, "next_step", lambda *a, **k: (events.append("issue"), issue(*a, **k))[1])
+    monkeypatch.setattr(engine.jax, "device_get", lambda x: (events.append("read"), read(x))[1])
+    load("gqa").generate(**row_alone("gqa", 0), **SETTINGS, max_new_tokens=4)
+    assert events == ["issue", "read", "issue", "read", "issue", "read", "read"]
+
+
+def test_the_cache_is_donated(load):
+    from qwen2audio_jax.cache import empty_cache
+    from qwen2audio_jax.model import Prompt
+
+    model = load("gqa")
+    cache = empty_cache(model.config.text_config, rows=2, capacity=16, dtype=np.float32)
+    prompt = Prompt(np.ones((2, 4), np.int32), np.array([4, 2], np.int32), None, None)
+    engine.prefill(model.params, prompt, cache, cfg=model.config, window=4)
+    assert all(buffer.is_deleted() for buffer in (*cache.keys, *cache.values))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"max_new_tokens": 1000}, ValueError, r"1000 new ones make .*, but the model has 1024 positions"),
+        ({"num_beams": 4}, ValueError, "num_beams"),
+        ({"temprature": 1.0}, TypeError, "temperature"),
+        ({"temperature": 0.0, "do_sample": True}, ValueError, "temperature"),
+        ({"max_length": 10}, ValueError, "max_length=10 counts the prompt"),
+        ({"seed": [1, 2, 3], "do_sample": True}, ValueError, "3 seeds for 4 rows"),
+        ({"seed": -1, "do_sample": True}, ValueError, "seed -1"),
+        ({"eos_token_id": 5000}, ValueError, "eos_token_id 5000"),
+        ({"input_features": None}, ValueError, "feature_attention_mask came without input_features"),
+        ({"feature_attention_mask": None}, ValueError, "without feature_attention_mask"),
+        ({"input_features": None, "feature_attention_mask": None}, ValueError, "audio positions, but the 0 clips"),
+        ({"attention_mask": np.ones((2, 2))}, ValueError, r"attention_mask has shape \(2, 2\)"),
+        ({"attention_mask": np.zeros((4, 102), int)}, ValueError, "row 0 has no tokens"),
+        ({"input_ids": np.full((4, 102), 321)}, ValueError, r"is 321, but the vocabulary has ids 0 to 320"),
+        ({"input_ids": np.zeros((4, 102))}, ValueError, "dtype float64"),
+        ({"input_features": np.zeros((6, 80, 300), np.float32)}, ValueError, r"takes \(clips, 128 mels, 300 frames\)"),
+        ({"input_features": np.full((6, 128, 300), np.nan)}, ValueError, "clip 0 holds NaN or Inf"),
+    ],
+)
+def test_bad_input_is_an_error_before_any_compute(load, monkeypatch, change, error, message):
+    model = load("gqa")
+    for name in ("encode_audio", "prefill", "next_step"):
+        monkeypatch.setattr(engine, name, lambda *a, **k: pytest.fail("computed"))
+    with pytest.raises(error, match=message):
+        model.generate(**(random_inputs("gqa") | {"max_new_tokens": 4} | change))
+
+
+def test_clips_split_wrongly_between_rows_are_an_error(load):
+    inputs = random_inputs("gqa", rows=(["40", 2], ["80", 3]))
+    for key in ("input_features", "feature_attention_mask"):
+        inputs[key] = inputs[key][::-1]
+    with pytest.raises(ValueError, match="row 0 has 10 audio positions, which does not end where a clip ends"):
+        load("gqa").generate(**inputs)
+
+
+def test_masks_that_lie_about_clips_are_errors(load):
+    inputs = random_inputs("gqa", rows=(["40", 2],))
+    holes = inputs["feature_attention_mask"].copy()
+    holes[0, 3] = 0
+    with pytest.raises(ValueError, match="ones up to the clip's end"):
+        load("gqa").generate(**(inputs | {"feature_attention_mask": holes}))
+    short = np.zeros_like(holes)
+    short[0, :2] = 1
+    with pytest.raises(ValueError, match="clip 0 has 2 valid frames; at least 3"):
+        load("gqa").generate(**(inputs | {"feature_attention_mask": short}))
