@@ -22,7 +22,7 @@ from qwen2audio_jax.generation_config import GenerationConfig
 from qwen2audio_jax.inputs import TextRows, audio_slots, clips, padded_rows, place, place_clips, text_rows
 from qwen2audio_jax.loss import next_token_loss
 from qwen2audio_jax.model import AudioFeatures, Prompt, sharded_specs
-from qwen2audio_jax.outputs import GenerateOutput, ModelOutput
+from qwen2audio_jax.outputs import ModelOutput
 from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
 from qwen2audio_jax.sampling import row_seeds, sampling_params
 from qwen2audio_jax.sharding import check_mesh, single_device_mesh
@@ -139,9 +139,7 @@ class Qwen2AudioForConditionalGeneration:
             logits = _at_input_positions(logits, places, vocab_size=self.config.text_config.vocab_size)
             if targets is None:
                 return ModelOutput(logits, None)
-            return ModelOutput(
-                logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index)
-            )
+            return ModelOutput(logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index))
 
     def encode_audio(self, input_features: Any, feature_attention_mask: Any) -> AudioFeatures:
         """Encode clips, each at its true length.
@@ -272,9 +270,7 @@ class Qwen2AudioForConditionalGeneration:
             mesh=self.mesh,
         )
 
-    def _prompt(
-        self, rows: TextRows, input_features: Any, feature_attention_mask: Any
-    ) -> tuple[Prompt, np.ndarray]:
+    def _prompt(self, rows: TextRows, input_features: Any, feature_attention_mask: Any) -> tuple[Prompt, np.ndarray]:
         """The prompts on the mesh, their clips encoded, and the padded rows' lengths on the host."""
         if input_features is None:
             if feature_attention_mask is not None:

@@ -53,9 +53,11 @@ def empty_cache(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype
 
 
 def write(buffer: jax.Array, new: jax.Array, *, starts: jax.Array) -> jax.Array:
-    """Put `new` [B, K, T, H] into `buffer` [B, K, S, H] at each row's own position.
+    """Put new keys or values into a layer's buffer at each row's own position.
 
     Args:
+        buffer: [B, K, S, H].
+        new: [B, K, T, H], cast to the buffer's dtype.
         starts: [B] int32; starts + T must not pass S, or the write would slide back.
     """
 

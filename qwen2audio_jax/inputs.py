@@ -54,6 +54,7 @@ def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2
     Args:
         input_ids: [B, T] (or [T]) integers in 0..vocab_size-1.
         attention_mask: [B, T] of 0 and 1, or None when nothing is padding.
+        config: gives the vocabulary.
 
     Raises:
         ValueError: another shape or type, an id outside the vocabulary, a row without tokens.
@@ -86,14 +87,13 @@ def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2
     )
 
 
-def clips(
-    input_features: object, feature_attention_mask: object | None, *, config: Qwen2AudioEncoderConfig
-) -> Clips:
+def clips(input_features: object, feature_attention_mask: object | None, *, config: Qwen2AudioEncoderConfig) -> Clips:
     """Check log-mel features and count each clip's valid frames.
 
     Args:
         input_features: [A, M, max_frames] floats.
         feature_attention_mask: [A, max_frames] of 0 and 1, ones first. Required.
+        config: gives M and max_frames.
 
     Raises:
         ValueError: another shape, a mask with holes, a clip too short to give an audio token, NaN or Inf.

@@ -55,8 +55,9 @@ def sharded_specs(config: Qwen2AudioConfig, *, mesh: Mesh) -> dict[str, Any]:
     """`parameter_specs` as they lie on a mesh: each with its sharding, the vocabulary padded until it divides."""
 
     def place(axes: tuple[str, ...], spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        model = mesh.shape["model"]
-        shape = [round_up(size, model) if axis == "vocab" else size for axis, size in zip(axes, spec.shape, strict=True)]
+        shape = list(spec.shape)
+        if "vocab" in axes:
+            shape[axes.index("vocab")] = round_up(config.text_config.vocab_size, mesh.shape["model"])
         return jax.ShapeDtypeStruct(tuple(shape), spec.dtype, sharding=named_sharding(mesh, *axes))
 
     axes, specs = parameter_axes(config), parameter_specs(config)
@@ -69,9 +70,7 @@ def init_params(config: Qwen2AudioConfig, *, seed: int) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=("encoded", "projected", "lengths"), meta_fields=()
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("encoded", "projected", "lengths"), meta_fields=())
 @dataclass(frozen=True)
 class AudioFeatures:
     """What the encoder heard.

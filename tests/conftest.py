@@ -71,9 +71,7 @@ def hf_checkpoint(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"hf_{name}")
         model.save_pretrained(folder)
         audio = tiny.CONFIGS[name]["audio_config"]
-        write_processor_files(
-            folder, num_mel_bins=audio["num_mel_bins"], max_frames=2 * audio["max_source_positions"]
-        )
+        write_processor_files(folder, num_mel_bins=audio["num_mel_bins"], max_frames=2 * audio["max_source_positions"])
         settings = {
             "do_sample": False,
             "max_new_tokens": 16,

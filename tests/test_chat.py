@@ -462,11 +462,11 @@ BOMBS = {
     "repeat": "{{ 'a' * 10**9 }}",
     "repeat a list": "{{ [1] * 10**9 }}",
     "nested ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "nested lists": "{% set r = range(9999)|list %}{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",
+    "nested lists": "{% set r = range(9999)|list %}{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",  # noqa: E501
     "long range": "{{ range(10**9) | list }}",
     "doubling with ~": "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
     "doubling with +": "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "doubling lists": "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
+    "doubling lists": "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",  # noqa: E501
     "doubling macros": "{% macro m0() %}aaaaaaaa{% endmacro %}"
     + "".join(f"{{% macro m{i + 1}() %}}{{{{ m{i}() }}}}{{{{ m{i}() }}}}{{% endmacro %}}" for i in range(40))
     + "{{ m40() }}",
@@ -533,13 +533,13 @@ def test_what_templates_may_use():
         "{% macro tag(name) %}<{{ name }}>{{ caller() if caller else '' }}{% endmacro %}\n"
         "{% for m in messages if m.role != 'x' %}\n"
         "  {% if loop.index > 3 %}{% break %}{% endif %}\n"
-        "{{ loop.index }}/{{ loop.length }}/{{ loop.last }}:{{ m | tojson }} {{ m.content[:2] }} {{ m.get('no', 'none') }}\n"
+        "{{ loop.index }}/{{ loop.length }}/{{ loop.last }}:{{ m | tojson }} {{ m.content[:2] }} {{ m.get('no', 'none') }}\n"  # noqa: E501
         "{% endfor %}\n"
-        "{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }} {{ 2 ** 10 % 7 }}\n"
-        "{{ tag('a') }}{% call tag('b') %}in{% endcall %} {{ messages | map(attribute='role') | unique | join(', ') }}\n"
-        "{{ 'a-b-c'.split('-') | last | upper }} {{ ' x '.strip() }} {{ [1, 2][::-1] }} {{ dict(a=1) | tojson(indent=2) }}\n"
-        "{% for k, v in {'p': 1, 'q': (2, 3)}.items() %}{{ k }}{{ v }}{% endfor %} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}\n"
-        "{% generation %}kept{% endgeneration %} {{ '<&>' }} {{ undefined_name }}|{{ none is none }} {{ [3, 1] | sort }}\n"
+        "{% set ns = namespace(n=0) %}{% for i in range(5) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }} {{ 2 ** 10 % 7 }}\n"  # noqa: E501
+        "{{ tag('a') }}{% call tag('b') %}in{% endcall %} {{ messages | map(attribute='role') | unique | join(', ') }}\n"  # noqa: E501
+        "{{ 'a-b-c'.split('-') | last | upper }} {{ ' x '.strip() }} {{ [1, 2][::-1] }} {{ dict(a=1) | tojson(indent=2) }}\n"  # noqa: E501
+        "{% for k, v in {'p': 1, 'q': (2, 3)}.items() %}{{ k }}{{ v }}{% endfor %} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}\n"  # noqa: E501
+        "{% generation %}kept{% endgeneration %} {{ '<&>' }} {{ undefined_name }}|{{ none is none }} {{ [3, 1] | sort }}\n"  # noqa: E501
     )
     messages = [{"role": role, "content": f"é <{role}>"} for role in ("user", "assistant", "x", "user", "tool", "user")]
     text = ChatTemplate(source).render({"messages": messages})

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict
-from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, hf_folder, mapping, safetensors_file, to_orbax
 
 from qwen2audio_jax import checkpoint
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.convert import __main__ as command
+from qwen2audio_jax.convert import convert, hf_folder, mapping, safetensors_file, to_orbax
 from qwen2audio_jax.model import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent

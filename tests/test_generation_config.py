@@ -156,7 +156,10 @@ def test_temperature_zero_is_accepted_where_it_is_not_used():
     ],
 )
 def test_options_that_are_not_built_are_refused_by_name(name, value):
-    for read in (lambda: GenerationConfig.from_dict({name: value}), lambda: GenerationConfig().updated(**{name: value})):
+    for read in (
+        lambda: GenerationConfig.from_dict({name: value}),
+        lambda: GenerationConfig().updated(**{name: value}),
+    ):
         with pytest.raises(ValueError, match=rf"^{name}=.* is not supported: \w+"):
             read()
 

@@ -67,7 +67,18 @@ def test_pieces_join_to_the_text(tokenizer, byte_ids, text):
 
 def test_a_character_comes_with_its_last_byte(tokenizer, byte_ids):
     stream = TextStream(keep(tokenizer))
-    assert pieces(stream, [byte_ids[byte] for byte in "é你👍".encode()]) == ["", "é", "", "", "你", "", "", "", "👍", ""]
+    assert pieces(stream, [byte_ids[byte] for byte in "é你👍".encode()]) == [
+        "",
+        "é",
+        "",
+        "",
+        "你",
+        "",
+        "",
+        "",
+        "👍",
+        "",
+    ]
 
 
 def test_text_before_an_unfinished_character_is_not_held(tokenizer, byte_ids):
