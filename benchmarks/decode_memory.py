@@ -1,8 +1,8 @@
-"""What the stages of the 7B model keep in memory on a TPU: compiled ahead of time for v5e:2x4, so that no TPU is needed.
+"""What the stages of the 7B model keep in memory on eight TPU v5e chips, read from the compiled programs.
 
     python benchmarks/decode_memory.py decode --mesh 1x8
 
-Needs `libtpu` (x86 Linux) and nothing else: it compiles for a described TPU on any machine. Only one process may use it
+Needs `libtpu` (x86 Linux) and no TPU: it compiles ahead of time for the topology v5e:2x4. Only one process may use it
 at a time. Prints one JSON object; tests/test_tpu.py asserts on it, decode_memory.md records it.
 """
 
@@ -11,19 +11,23 @@ import json
 import math
 import os
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 # Before jax is imported: the host computes on the CPU, and libtpu is not to ask the network which machine it is on.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
+from filelock import FileLock
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -89,17 +93,17 @@ class Shapes:
         text = self.config.text_config
         shape = (self.rows, text.num_key_value_heads, self.capacity, text.head_dim)
         buffers = (self.spec(shape, jnp.dtype(self.config.dtype), *CACHE_AXES),) * text.num_hidden_layers
-        return KVCache(buffers, buffers, self.spec((self.rows,), jnp.int32, "batch"))  # type: ignore[arg-type]
+        return KVCache(buffers, buffers, self.spec((self.rows,), jnp.int32, "batch"))
 
     @property
     def sampler(self) -> SamplerState:
         vocab = self.params["decoder"]["embed_tokens"]["embedding"].shape[0]
         rows = (self.rows,)
         return SamplerState(
-            seen=self.spec((self.rows, vocab), jnp.bool_, "batch", "vocab"),  # type: ignore[arg-type]
-            step=self.spec(rows, jnp.int32, "batch"),  # type: ignore[arg-type]
-            seeds=self.spec(rows, jnp.uint32, "batch"),  # type: ignore[arg-type]
-            finished=self.spec(rows, jnp.bool_, "batch"),  # type: ignore[arg-type]
+            seen=self.spec((self.rows, vocab), jnp.bool_, "batch", "vocab"),
+            step=self.spec(rows, jnp.int32, "batch"),
+            seeds=self.spec(rows, jnp.uint32, "batch"),
+            finished=self.spec(rows, jnp.bool_, "batch"),
         )
 
 
@@ -116,7 +120,8 @@ def lower_decode(shapes: Shapes, *, mode: str) -> jax.stages.Lowered:
             "pad_token_id": 151643,
         }
     )
-    sampling = sampling_params(settings, vocab_size=shapes.config.text_config.vocab_size)
+    vocab_size = shapes.config.text_config.vocab_size
+    sampling = jax.eval_shape(partial(sampling_params, settings, vocab_size=vocab_size))
     sampling = jax.tree.map(lambda leaf: shapes.spec(leaf.shape, leaf.dtype), sampling)
     tokens = shapes.spec((shapes.rows,), jnp.int32, "batch")
     stopped = shapes.spec((shapes.rows,), jnp.bool_, "batch")
@@ -260,16 +265,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=768, help="of a prompt to prefill (default %(default)s)")
     arguments = parser.parse_args()
     data, split = map(int, arguments.mesh.split("x"))
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    published = Qwen2AudioConfig(dtype="bfloat16")
-    text = replace(published.text_config, num_hidden_layers=arguments.layers)
-    shapes = Shapes(
-        config=replace(published, text_config=text),
-        mesh=make_mesh(data=data, model=split, devices=devices),
-        rows=arguments.rows,
-        capacity=arguments.capacity,
-    )
-    report = measure(arguments.stage, shapes, mode=arguments.mode, tokens=arguments.tokens)
+    # libtpu aborts where another process holds it.
+    with FileLock(Path(tempfile.gettempdir()) / "qwen2audio_jax_libtpu.lock"):
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
+        published = Qwen2AudioConfig(dtype="bfloat16")
+        text = replace(published.text_config, num_hidden_layers=arguments.layers)
+        shapes = Shapes(
+            config=replace(published, text_config=text),
+            mesh=make_mesh(data=data, model=split, devices=devices),
+            rows=arguments.rows,
+            capacity=arguments.capacity,
+        )
+        report = measure(arguments.stage, shapes, mode=arguments.mode, tokens=arguments.tokens)
     print(json.dumps(asdict(report)))
 
 

@@ -6,7 +6,6 @@ not is refused by name wherever it would change the output, and accepted at the 
 
 import difflib
 import json
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,8 +17,6 @@ import numpy as np
 
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.stopping import check_stop_strings
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 20
 """New tokens when neither max_new_tokens nor max_length is given, as in the reference."""
@@ -222,23 +219,24 @@ class GenerationConfig:
     def updated(self, **options: Any) -> "GenerationConfig":
         """Return this configuration with the options of a call, under the names of the reference.
 
-        None means "without this option", as in the reference: `max_new_tokens=None` takes away the checkpoint's limit
-        so that `max_length` counts, `top_k=None` keeps all tokens.
+        None means "without this option", as in the reference: `top_k=None` keeps all tokens. A limit of the call takes
+        the place of the checkpoint's, whichever of the two names each has; the reference would ignore a `max_length`
+        beside the checkpoint's `max_new_tokens`.
 
         Raises:
             TypeError: an unknown option; the message names the nearest known one.
-            ValueError: a value out of range, or an option of the reference that is not built.
+            ValueError: a value out of range, both limits at once, or an option of the reference that is not built.
         """
         known = _known(options, unknown=TypeError, where="generate()")
         known = {name: _WITHOUT.get(name) if value is None else value for name, value in known.items()}
-        result = replace(self, **known)
-        if known.get("max_length") is not None and result.max_new_tokens is not None:
-            logger.warning(
-                "max_length=%d has no effect beside max_new_tokens=%d, which goes first; pass max_new_tokens=None too",
-                result.max_length,
-                result.max_new_tokens,
-            )
-        return result
+        if known.get("max_length") is not None:
+            if known.get("max_new_tokens") is not None:
+                raise ValueError(
+                    f"max_length={known['max_length']} (prompt included) and max_new_tokens={known['max_new_tokens']} "
+                    "are two limits: give one of them"
+                )
+            known["max_new_tokens"] = None
+        return replace(self, **known)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GenerationConfig":

@@ -163,11 +163,22 @@ def init_state(
     # An id past the end is dropped by the scatter.
     ids = jnp.where(prompt_mask != 0, prompt_ids, vocab_size)
     seen = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], ids].set(True, mode="drop")
-    return SamplerState(
+    state = SamplerState(
         seen=seen,
         step=jnp.zeros(rows, jnp.int32),
         seeds=jnp.asarray(seeds, jnp.uint32),
         finished=jnp.zeros(rows, bool),
+    )
+    return _constrained(state)
+
+
+def _constrained(state: SamplerState) -> SamplerState:
+    # Left to the compiler, the first step's state lies otherwise than the next ones', and the step is compiled twice.
+    return SamplerState(
+        seen=constrain(state.seen, "batch", "vocab"),
+        step=constrain(state.step, "batch"),
+        seeds=constrain(state.seeds, "batch"),
+        finished=constrain(state.finished, "batch"),
     )
 
 
@@ -272,9 +283,9 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
         finished=state.finished | is_eos,
     )
     return NextToken(
-        tokens=jnp.where(running, chosen, params.pad_token_id),
-        log_probs=jnp.where(running, log_probs, 0.0),
-        state=after,
+        tokens=constrain(jnp.where(running, chosen, params.pad_token_id), "batch"),
+        log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
+        state=_constrained(after),
     )
 
 

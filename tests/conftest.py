@@ -4,11 +4,17 @@ import os
 
 # Before jax is imported: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# The tests compile hundreds of programs to run each a few times: most of their time is the compiler's, and half of that
+# goes without its optimisations.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy
-import json
+import importlib.util
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +22,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny_processor import write_processor_files
+from hf_layout import random_tensors, write_hf_checkpoint
 
 import qwen2audio_jax
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 # In a checkout that is not installed, convert/ and configs/ stand beside the package: see pyproject.toml, package-dir.
@@ -31,27 +38,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 @cache
 def build_reference(name: str):
-    """The transformers model of a tiny configuration: float32, evaluation mode, seeded weights."""
+    """The transformers model of a tiny configuration: float32, evaluation mode, the weights of `hf_layout`."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen2AudioConfig.from_dict(copy.deepcopy(tiny.CONFIGS[name]))
-    torch.manual_seed(sum(map(ord, name)))
     model = transformers.Qwen2AudioForConditionalGeneration._from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        # The reference initialises with so small a spread that every next token is the same: a larger one gives
-        # logits, attention and norms that differ from place to place, so that a wrong weight shows.
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-            else:
-                parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
-        model.get_input_embeddings().weight.mul_(2.0)
-        model.model.audio_tower.embed_positions.weight.copy_(
-            torch.randn_like(model.model.audio_tower.embed_positions.weight) * 0.3
-        )
-        if tiny.CONFIGS[name]["text_config"].get("tie_word_embeddings"):
-            # This release of the reference reads the flag and never ties: equal values are the same model.
-            model.lm_head.weight.copy_(model.get_input_embeddings().weight)
+    tensors = {
+        key: torch.from_numpy(value) for key, value in random_tensors(tiny.CONFIGS[name], seed=tiny.SEEDS[name]).items()
+    }
+    # This release of the reference reads the flag that ties the head and never ties: equal values are the same model.
+    tensors.setdefault("lm_head.weight", tensors["model.language_model.embed_tokens.weight"].clone())
+    model.load_state_dict(tensors, strict=True)
     return model.float().eval()
 
 
@@ -67,18 +64,10 @@ def hf_checkpoint(tmp_path_factory):
 
     @cache
     def build(name: str) -> Path:
-        model = build_reference(name)
         folder = tmp_path_factory.mktemp(f"hf_{name}")
-        model.save_pretrained(folder)
-        audio = tiny.CONFIGS[name]["audio_config"]
-        write_processor_files(folder, num_mel_bins=audio["num_mel_bins"], max_frames=2 * audio["max_source_positions"])
-        settings = {
-            "do_sample": False,
-            "max_new_tokens": 16,
-            "pad_token_id": tiny.END_OF_TEXT,
-            "eos_token_id": [tiny.IM_END, tiny.END_OF_TEXT],
-        }
-        (folder / "generation_config.json").write_text(json.dumps(settings))
+        write_hf_checkpoint(folder, name)
+        (folder / "model.safetensors").unlink()
+        build_reference(name).save_pretrained(folder)
         return folder
 
     return build
@@ -86,14 +75,21 @@ def hf_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def load(hf_checkpoint, tmp_path_factory):
-    """`load(name, mesh=None)`: our model of the same weights, by way of the converter."""
-    from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+    """`load(name, mesh=None)`: our model of the reference's weights, by way of the converter.
 
+    The reference writes the checkpoint where it is installed; elsewhere the same weights are written without it.
+    """
     places = tmp_path_factory.mktemp("converted")
+    oracle = importlib.util.find_spec("transformers") and importlib.util.find_spec("torch")
 
     @cache
     def build(name: str, mesh=None):
-        return Qwen2AudioForConditionalGeneration.from_pretrained(hf_checkpoint(name), mesh=mesh, cache_dir=places)
+        if oracle:
+            folder = hf_checkpoint(name)
+        else:
+            folder = places / f"hf_{name}"
+            write_hf_checkpoint(folder, name)
+        return Qwen2AudioForConditionalGeneration.from_pretrained(folder, mesh=mesh, cache_dir=places)
 
     return build
 

@@ -29,6 +29,7 @@ if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__)
 from qwen2audio_jax.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
+ENVIRONMENT = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ, "PYTHONPATH": str(ROOT)}
 # Enough for random weights to say something visible.
 TALK = ("--max-new-tokens", "12", "--repetition-penalty", "1.3")
 
@@ -67,14 +68,12 @@ def clips(tmp_path_factory) -> Path:
 
 def command(*arguments, stdin: str = "", cwd=None, cache=None) -> subprocess.CompletedProcess:
     """Run the command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
-    environment |= {} if cache is None else {"QWEN2AUDIO_CACHE": str(cache)}
     return subprocess.run(
         [sys.executable, "-c", COMMAND, str(ROOT), *map(str, arguments)],
         input=stdin.encode(),
         capture_output=True,
         cwd=cwd,
-        env=environment,
+        env=ENVIRONMENT | ({} if cache is None else {"QWEN2AUDIO_CACHE": str(cache)}),
         timeout=300,
         check=False,
     )
@@ -158,12 +157,11 @@ def test_bad_input_as_typed(checkpoint, clips):
 
 def test_reader_that_leaves(checkpoint):
     """A pipe that is closed early ends the command without a traceback."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(ROOT), "generate", "--model", str(checkpoint), *TALK, "hello"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=ENVIRONMENT,
     ) as process:
         process.stdout.close()
         errors = process.stderr.read()
@@ -218,7 +216,29 @@ def test_sampling(checkpoint, capsys):
     assert call(*arguments, "--seed", "8") == 0
     assert json.loads(capsys.readouterr().out)["ids"] == second
     assert call("generate", "--model", checkpoint, "--greedy", "--seed", "7", "--max-new-tokens", "1", "hi") == 0
-    assert capsys.readouterr().err == "warning: --seed without effect: add --do-sample to draw tokens\n"
+    assert capsys.readouterr().err == "warning: --seed has no effect: add --do-sample to draw tokens\n"
+
+
+def test_length_that_nobody_gave(checkpoint, tmp_path, capsys):
+    """The library's 20 tokens are not a default for people; a checkpoint's own limit is."""
+    arguments = ("--min-new-tokens", "30", "--json", "hi")
+    assert call("generate", "--model", checkpoint, *arguments) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 30 <= answer["tokens"] <= 512
+    settings = json.loads((checkpoint / "generation_config.json").read_text())
+    limited = tmp_path / "limited"
+    shutil.copytree(checkpoint, limited)
+    (limited / "generation_config.json").write_text(json.dumps({**settings, "max_new_tokens": 9}))
+    assert "max_new_tokens=9" in refusal(capsys, "generate", "--model", limited, *arguments)
+    settings |= {"max_new_tokens": 9, "do_sample": True, "num_return_sequences": 2}
+    (limited / "generation_config.json").write_text(json.dumps(settings))
+    assert call("generate", "--model", limited, "--seed", "1", "--json", "hi") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    one = ("--greedy", "--num-return-sequences", "1", "--max-length", "80")
+    assert call("generate", "--model", limited, *one, *arguments) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["tokens"] >= 30
+    assert answer["prompt_tokens"] + answer["tokens"] <= 80
 
 
 def test_stop_text(checkpoint, capsys):
@@ -328,7 +348,7 @@ def test_version(capsys):
 
 
 def test_failure(checkpoint, capsys, monkeypatch):
-    """What is not the user's fault: exit code 1 in one line; where it came from only when asked."""
+    """What is not the user's fault: exit code 1 in one line."""
 
     def broken(*arguments, **options):
         raise RuntimeError("out of memory\nwhile trying")
@@ -337,8 +357,19 @@ def test_failure(checkpoint, capsys, monkeypatch):
     assert call("generate", "--model", checkpoint, "hi") == 1
     out, err = capsys.readouterr()
     assert (out, err) == ("", "qwen2audio generate: failed: RuntimeError: out of memory while trying\n")
+
+
+def test_interruption(checkpoint, capsys, monkeypatch):
+    """One word; where it came from only when asked."""
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "from_pretrained", interrupted)
+    assert call("generate", "--model", checkpoint, "hi") == 1
+    assert capsys.readouterr() == ("", "qwen2audio generate: interrupted\n")
     monkeypatch.setenv("QWEN2AUDIO_DEBUG", "1")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(KeyboardInterrupt):
         call("generate", "--model", checkpoint, "hi")
 
 

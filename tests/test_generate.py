@@ -3,62 +3,64 @@
 import numpy as np
 import pytest
 import tiny
+from conftest import relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
+from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
 from qwen2audio_jax import generate as engine
 
 NAMES = tuple(tiny.CONFIGS)
-SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": [tiny.IM_END, tiny.END_OF_TEXT], "do_sample": False}
-
-
-def reference_tokens(model, inputs, **options):
-    import torch
-
-    with torch.no_grad():
-        return model.generate(**as_torch(inputs), **SETTINGS, **options).numpy()
 
 
 @pytest.fixture(scope="session")
-def expected(reference):
-    """`expected(name, penalty)`: 64 new tokens of each ragged row alone, by the reference; padded after its end."""
-    from functools import cache
-
-    @cache
-    def compute(name, penalty):
-        result = np.full((len(RAGGED), 64), tiny.END_OF_TEXT)
-        for row in range(len(RAGGED)):
-            inputs = row_alone(name, row)
-            tokens = reference_tokens(reference(name), inputs, max_new_tokens=64, repetition_penalty=penalty)
-            new = tokens[0, inputs["input_ids"].shape[1] :]
-            result[row, : len(new)] = new
-        return result
-
-    return compute
+def recorded():
+    """What the reference gave: see record_reference.py."""
+    with np.load(RECORD) as arrays:
+        return dict(arrays)
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.1])
 @pytest.mark.parametrize("name", NAMES)
-def test_greedy_tokens_equal_the_reference(reference, load, expected, name, penalty):
-    wanted = expected(name, penalty)
+def test_the_record_is_the_references(reference, recorded, name):
+    model = reference(name)
+    assert relative_error(recorded[f"{name}/logits"], last_logits(model, name)) < 1e-6
+    for penalty in PENALTIES:
+        np.testing.assert_array_equal(recorded[f"{name}/{penalty}"], greedy_tokens(model, name, penalty))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_the_record(load, recorded, name):
+    logits = load(name)(**random_inputs(name)).logits[:, -1]
+    assert relative_error(logits, recorded[f"{name}/logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_equal_the_references_rows_alone(load, recorded, name, penalty):
+    """Batched with padding on either side, and alone."""
+    wanted = recorded[f"{name}/{penalty}"]
+    assert len(np.unique(wanted)) > 10
     model = load(name)
-    options = {"max_new_tokens": 64, "repetition_penalty": penalty, **SETTINGS}
-    inputs = random_inputs(name)
-    width = inputs["input_ids"].shape[1]
-
-    batched = model.generate(**inputs, **options)
-    theirs = reference_tokens(reference(name), inputs, max_new_tokens=64, repetition_penalty=penalty)
-    np.testing.assert_array_equal(batched, theirs)
-    np.testing.assert_array_equal(batched[:, width:], wanted[:, : batched.shape[1] - width])
-
-    padded_right = random_inputs(name, side="right")
-    sequences = model.generate(**padded_right, **options)
-    np.testing.assert_array_equal(sequences[:, :width], padded_right["input_ids"])
-    np.testing.assert_array_equal(sequences[:, width:], batched[:, width:])
-
+    options = {"max_new_tokens": NEW_TOKENS, "repetition_penalty": penalty, **SETTINGS}
+    for side in ("left", "right"):
+        inputs = random_inputs(name, side=side)
+        width = inputs["input_ids"].shape[1]
+        sequences = model.generate(**inputs, **options)
+        np.testing.assert_array_equal(sequences[:, :width], inputs["input_ids"])
+        np.testing.assert_array_equal(sequences[:, width:], wanted[:, : sequences.shape[1] - width])
     for row in range(len(RAGGED)):
         alone = row_alone(name, row)
         new = model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :]
         np.testing.assert_array_equal(new, wanted[row, : len(new)])
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_equal_the_references_padded_batch(reference, load, name, penalty):
+    inputs = random_inputs(name)
+    options = {"max_new_tokens": NEW_TOKENS, "repetition_penalty": penalty, **SETTINGS}
+    np.testing.assert_array_equal(
+        load(name).generate(**inputs, **options), reference(name).generate(**as_torch(inputs), **options).numpy()
+    )
 
 
 def test_stop_ids_and_padding_of_finished_rows(reference, load):
@@ -190,8 +192,8 @@ def test_the_cache_is_donated(load):
         ({"num_beams": 4}, ValueError, "num_beams"),
         ({"temprature": 1.0}, TypeError, "temperature"),
         ({"temperature": 0.0, "do_sample": True}, ValueError, "temperature"),
-        ({"max_length": 10}, ValueError, "max_length=10 counts the prompt"),
-        ({"seed": [1, 2, 3], "do_sample": True}, ValueError, "3 seeds for 4 rows"),
+        ({"max_length": 10, "max_new_tokens": None}, ValueError, "max_length=10 counts the prompt"),
+        ({"seed": [1, 2, 3], "do_sample": True}, ValueError, r"shape \(3,\) for 4 rows"),
         ({"seed": -1, "do_sample": True}, ValueError, "seed -1"),
         ({"eos_token_id": 5000}, ValueError, "eos_token_id 5000"),
         ({"input_features": None}, ValueError, "feature_attention_mask came without input_features"),

@@ -1,7 +1,7 @@
 """The options of generation: what is read, what is refused, and what the reference makes of what we write."""
 
 import json
-import logging
+import re
 
 import numpy as np
 import pytest
@@ -119,9 +119,8 @@ def test_finished_rows_are_filled_up_with_the_padding_or_the_first_stop_id():
     ],
 )
 def test_values_are_checked(options, message):
-    with pytest.raises(ValueError, match="^") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         GenerationConfig(do_sample=True).updated(**options)
-    assert message in str(error.value)
 
 
 def test_temperature_zero_is_accepted_where_it_is_not_used():
@@ -198,14 +197,14 @@ def test_none_in_a_file_is_the_default():
     assert GenerationConfig.from_dict({"top_k": None, "do_sample": None, "eos_token_id": None}) == GenerationConfig()
 
 
-def test_new_token_budget(caplog):
+def test_new_token_budget():
     assert GenerationConfig(max_new_tokens=7).new_token_budget(100) == 7
     assert GenerationConfig(max_length=107).new_token_budget(100) == 7
-    both = GenerationConfig(max_new_tokens=7)
-    with caplog.at_level(logging.WARNING):
-        assert both.updated(max_length=300).new_token_budget(100) == 7
-    assert "max_length=300 has no effect beside max_new_tokens=7" in caplog.text
-    assert both.updated(max_length=300, max_new_tokens=None).new_token_budget(100) == 200
+    limited = GenerationConfig(max_new_tokens=7)
+    assert limited.updated(max_length=300).new_token_budget(100) == 200
+    assert limited.updated(max_length=300, max_new_tokens=None).new_token_budget(100) == 200
+    with pytest.raises(ValueError, match=r"max_length=300 .* and max_new_tokens=9 are two limits: give one"):
+        limited.updated(max_length=300, max_new_tokens=9)
     for prompt in (107, 200):
         with pytest.raises(ValueError, match=f"max_length=107 counts the prompt, which has {prompt} tokens: raise it"):
             GenerationConfig(max_length=107).new_token_budget(prompt)

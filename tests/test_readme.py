@@ -68,7 +68,7 @@ def test_tree_is_the_code():
         name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
         folders[depth] = folders.get(depth - 1, "") + name if depth else name
         shown.append(folders[depth])
-    packages = ("qwen2audio_jax", "convert", "configs")
+    packages = ("qwen2audio_jax", "convert", "configs", "benchmarks")
     there = {
         path.relative_to(ROOT).as_posix()
         for package in packages

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_distribution_is_the_reference_s(options):
 
 @pytest.mark.parametrize("options", [{"top_k": 10}, {"top_k": 0, "top_p": 0.5}, {"top_k": 25, "top_p": 0.7}])
 def test_distribution_with_ties_is_the_reference_s(options):
-    """Logits on a coarse grid: all ties of the k-th are kept, and top-p keeps as many of a tie as the reference does."""
+    """Logits on a coarse grid: all ties of the k-th are kept, and top-p keeps as many of a tie as the reference."""
     pytest.importorskip("transformers")
     config = GenerationConfig(do_sample=True, eos_token_id=EOS, **options)
     params = sampling.sampling_params(config, vocab_size=320)
@@ -235,7 +236,7 @@ def test_steps_of_one_seed_are_independent():
         token, _, state = step(logits, state, params, mode="sample")
         tokens.append(int(token[0]))
     assert 70 < sum(tokens) < 130
-    assert 70 < sum(a == b for a, b in zip(tokens, tokens[1:], strict=False)) < 130
+    assert 70 < sum(a == b for a, b in pairwise(tokens)) < 130
 
 
 def generated(logits, prompt, seeds, params, *, steps=12):

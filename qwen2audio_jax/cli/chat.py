@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.loading import decoding_arguments, load_model, load_processor
+from qwen2audio_jax.cli.loading import load_model, prepare
 from qwen2audio_jax.cli.output import one_line, say, write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 
@@ -28,8 +28,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: the options name no model that can be used.
     """
-    processor = load_processor(options)
-    chat = Chat(load_model(options), processor, options=options)
+    processor, arguments = prepare(options)
+    arguments["num_return_sequences"] = 1
+    chat = Chat(load_model(options), processor, options=options, arguments=arguments)
     interactive = sys.stdin.isatty()
     if interactive:
         say("/help lists the commands")
@@ -63,8 +64,10 @@ class Chat:
         processor: Qwen2AudioProcessor,
         *,
         options: argparse.Namespace,
+        arguments: dict[str, Any],
     ):
-        self._model, self._processor, self._options = model, processor, options
+        """Begin; `arguments` are what `stream` takes beside the inputs."""
+        self._model, self._processor, self._options, self._arguments = model, processor, options, arguments
         self.system: str | None = options.system
         self.history: list[dict[str, Any]] = []
         self.clips: list[Any] = []
@@ -114,7 +117,7 @@ class Chat:
             tokenize=True,
             allow_special=self._options.allow_special,
         )
-        pieces = self._model.stream(**inputs, **decoding_arguments(self._options, processor=self._processor))
+        pieces = self._model.stream(**inputs, **self._arguments)
         answer = ""
         try:
             for piece in pieces:

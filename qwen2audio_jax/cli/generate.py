@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from qwen2audio_jax.cli.loading import decoding_arguments, load_model, load_processor
+from qwen2audio_jax.cli.loading import load_model, prepare
 from qwen2audio_jax.cli.output import write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.processor_output import ProcessorOutput
@@ -19,11 +19,10 @@ def run(options: argparse.Namespace) -> None:
         ValueError: anything that was given cannot be used.
     """
     prompt = _prompt(options)
-    processor = load_processor(options)
+    processor, arguments = prepare(options)
     inputs = _inputs(prompt, options=options, processor=processor)
     model = load_model(options)
-    arguments = decoding_arguments(options, processor=processor)
-    if not options.json and options.num_return_sequences in (None, 1):
+    if not options.json and arguments["num_return_sequences"] == 1:
         for piece in model.stream(**inputs, **arguments):
             write(piece)
         write("\n")

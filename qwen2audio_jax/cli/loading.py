@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.options import generation_options, mesh_sizes
+from qwen2audio_jax.cli.options import DEFAULT_NEW_TOKENS, generation_options, mesh_sizes
 from qwen2audio_jax.cli.output import say
 from qwen2audio_jax.generation_config import GenerationConfig
 from qwen2audio_jax.processor import Qwen2AudioProcessor
@@ -13,8 +13,8 @@ from qwen2audio_jax.sharding import make_mesh
 from qwen2audio_jax.source import resolve_processor_files
 
 
-def load_processor(options: argparse.Namespace) -> Qwen2AudioProcessor:
-    """The processor; the generation options are checked too.
+def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:
+    """The processor, and what `generate` and `stream` take beside the inputs.
 
     Raises:
         ValueError: no model is named or it has no processor, or a generation option has a value it cannot have.
@@ -26,10 +26,18 @@ def load_processor(options: argparse.Namespace) -> Qwen2AudioProcessor:
         )
     folder = resolve_processor_files(options.model, revision=options.revision)
     processor = Qwen2AudioProcessor.from_pretrained(folder)
-    settings = folder / "generation_config.json"
-    defaults = GenerationConfig.from_json_file(settings) if settings.exists() else GenerationConfig()
-    _warn_without_sampling(options, sampling=defaults.updated(**generation_options(options)).do_sample)
-    return processor
+    file = folder / "generation_config.json"
+    settings = GenerationConfig.from_json_file(file) if file.exists() else GenerationConfig()
+    given = generation_options(options)
+    if settings.max_new_tokens is None and settings.max_length is None:
+        given = {"max_new_tokens": DEFAULT_NEW_TOKENS, **given}
+    settings = settings.updated(**given)
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if getattr(options, name) is not None and not settings.do_sample:
+            say(f"warning: --{name.replace('_', '-')} has no effect: add --do-sample to draw tokens")
+    # Stated even when nobody asked: whether the answer can be streamed depends on it.
+    given["num_return_sequences"] = settings.num_return_sequences
+    return processor, {**given, "seed": options.seed, "tokenizer": processor}
 
 
 def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneration:
@@ -44,15 +52,3 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
     return Qwen2AudioForConditionalGeneration.from_pretrained(
         options.model, dtype=options.dtype, mesh=mesh, revision=options.revision, cache_dir=options.cache_dir
     )
-
-
-def decoding_arguments(options: argparse.Namespace, *, processor: Qwen2AudioProcessor) -> dict[str, Any]:
-    """What `generate` and `stream` take beside the inputs."""
-    return {"tokenizer": processor, "seed": options.seed, **generation_options(options)}
-
-
-def _warn_without_sampling(options: argparse.Namespace, *, sampling: bool) -> None:
-    names = ("temperature", "top_k", "top_p", "seed")
-    given = ["--" + name.replace("_", "-") for name in names if getattr(options, name) is not None]
-    if given and not sampling:
-        say(f"warning: {', '.join(given)} without effect: add --do-sample to draw tokens")

@@ -74,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         bad_input = isinstance(error, ValueError)
         said = one_line(error)
-        if not bad_input:
-            said = f"failed: {type(error).__name__}{': ' if said else ''}{said}"
+        if isinstance(error, KeyboardInterrupt):
+            said = "interrupted"
+        elif not bad_input:
+            said = f"failed: {type(error).__name__}: {said}"
         say(f"qwen2audio {options.command}: {said}")
         return 2 if bad_input else 1
 

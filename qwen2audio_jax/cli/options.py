@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 DEFAULT_MODEL: str | None = None
 """The checkpoint that is used without --model; None where there is none."""
 
+DEFAULT_NEW_TOKENS = 512
+"""The longest answer where neither the options nor the checkpoint say: the library's 20 would cut most of them."""
+
 _GENERATION = (
     ("--min-new-tokens", int, "N", "fewest tokens before the answer may end"),
     ("--temperature", float, "T", "flatten (above 1) or sharpen the distribution; sampling only"),
@@ -58,7 +61,12 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """How the answer is made; what is not given is as the checkpoint says."""
     group = parser.add_argument_group("generation", "defaults: the checkpoint's generation_config.json")
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of the answer")
+    length.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"most tokens of the answer (default: the checkpoint's, else {DEFAULT_NEW_TOKENS})",
+    )
     length.add_argument("--max-length", type=int, metavar="N", help="most tokens of prompt and answer together")
     mode = group.add_mutually_exclusive_group()
     mode.add_argument("--do-sample", action="store_const", const=True, help="draw each token")

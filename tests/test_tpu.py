@@ -1,0 +1,89 @@
+"""The decode step of the published 7B, compiled for eight TPU v5e chips: no second copy of the cache.
+
+Shapes only, at full size (all 32 layers), through the step that `generate` runs; benchmarks/decode_memory.py compiles
+it and reads the compiled program. It runs in a process of its own, because libtpu allows one at a time.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "benchmarks" / "decode_memory.py"
+LAYERS = 32
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, which compiles for TPUs, is not installed (x86 Linux)"
+)
+
+
+@cache
+def report(*arguments: str) -> dict:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    command = [sys.executable, str(PROGRAM), *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# The larger mesh axis splits 32 KV heads in 8; the other has two groups of rows as well.
+STEPS = [("decode", "--mesh", "1x8"), ("decode", "--mesh", "2x4", "--layers", "4")]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("arguments", STEPS, ids=["1x8", "2x4"])
+class TestDecodeStep:
+    def test_is_the_published_model_at_full_size(self, arguments):
+        got = report(*arguments)
+        layers = 4 if "--layers" in arguments else LAYERS
+        assert (got["layers"], got["rows"], got["capacity"]) == (layers, 8, 2048)
+        # Keys and values: 32 heads of 128, bfloat16, 8 rows of 2048 positions, an eighth on each chip.
+        assert got["cache"] == 2 * layers * 8 * 32 * 2048 * 128 * 2 // 8
+        # The decoder's part is read by the step; what was not lowered with it could not be counted.
+        assert got["arguments"] > got["cache"] + 0.2 * 2**30 * layers / 4
+
+    def test_writes_the_cache_in_place(self, arguments):
+        got = report(*arguments)
+        assert got["cache"] <= got["aliased"] <= got["cache"] + 4096
+        assert got["outputs"] - got["aliased"] < 0.01 * got["cache"]
+        assert got["temporary"] <= 0.1 * got["cache"]
+        assert got["cache_copies"] == 0
+
+    def test_moves_only_activations_between_chips(self, arguments):
+        got = report(*arguments)
+        # Two sums a layer, one for the embedding, two for the choice of the token; the chips' best candidates.
+        assert got["collectives"] == {"all-reduce": 2 * got["layers"] + 3, "all-gather": 2}
+        # At most the hidden states [8, 4096]: neither weights nor logits [8, 156032] are brought together.
+        assert 0 < got["largest_collective"] <= 8 * 4096 * 2
+
+
+@needs_libtpu
+def test_a_scan_over_stacked_buffers_is_seen_to_copy_the_cache():
+    """The measurement can fail: a program known to need a second cache has one."""
+    got = report("scan", "--layers", "4")
+    assert got["temporary"] >= got["cache"]
+
+
+def test_copies_within_main_memory_are_told_from_moves_to_the_chip(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import decode_memory
+
+    layout = "bf16[8,4,2048,128]{3,2,1,0:T(8,128)(2,1)%s}"
+    here, chip = layout % "", layout % "S(1)"
+    program = f"""
+  %copy.1 = {here} copy(%parameter.3), metadata={{}}
+  %copy-start.1 = ({here}, {here}, u32[]{{:S(2)}}) copy-start(%parameter.3)
+  %copy-start.2 = ({here}, {chip}, u32[]{{:S(2)}}) copy-start(%while.3)
+  %copy.2 = bf16[4096,4,128]{{2,0,1:T(8,128)(2,1)}} copy(%parameter.9)
+  ROOT %all-gather.1 = f32[8,156032]{{1,0:T(8,128)}} all-gather(%fusion.1)
+"""
+    assert decode_memory.cache_moves(program, shape=(8, 4, 2048, 128), dtype="bf16") == (2, 1)
+    gathered = list(decode_memory.operations(program, "all-gather"))
+    assert [decode_memory.type_bytes(printed) for _, printed in gathered] == [8 * 156032 * 4]
