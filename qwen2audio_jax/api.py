@@ -4,7 +4,7 @@ It holds the only state there is. Everything here is checking, padding and bookk
 `model`, the decoding loop in `generate`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -220,11 +220,12 @@ class Qwen2AudioForConditionalGeneration:
         seed: int | Sequence[int] | None = None,
         skip_special_tokens: bool = True,
         **options: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, str]:
         """Continue one prompt, yielding its text in pieces as it comes; never half a UTF-8 character.
 
         Arguments are those of `generate`, for a single row. Joined, the pieces are what `tokenizer.decode` makes of the
-        new tokens. All checks are done before this returns; leaving the loop early ends the generation.
+        new tokens. All checks are done before this returns; leaving the loop early ends the generation. The generator's
+        own return value is the finish reason, as in `GenerateOutput`.
 
         Raises:
             TypeError, ValueError: as `generate`; also for more than one row or returned sequence.

@@ -1,6 +1,6 @@
 """From a running decoding to what users get: rows ended by stop strings, ids gathered, text in pieces."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -57,13 +57,18 @@ def collect(decoding: Decoding, prompts: np.ndarray, *, matchers: list[StopMatch
     return GenerateOutput(sequences, lengths, np.stack(log_probs, axis=1), tuple(reasons))
 
 
-def pieces(decoding: Decoding, text: TextStream, *, matchers: list[StopMatcher]) -> Iterator[str]:
-    """Run a decoding of one row, yielding its text as it becomes certain."""
+def pieces(decoding: Decoding, text: TextStream, *, matchers: list[StopMatcher]) -> Generator[str, None, str]:
+    """Run a decoding of one row, yielding its text as it becomes certain; returns the finish reason."""
+    reason = "length"
     for step in decoding:
         token = int(step.tokens[0])
         if piece := text.push(token):
             yield piece
-        if matchers and matchers[0].push(token):
+        if step.finished[0]:
+            reason = "eos"
+        elif matchers and matchers[0].push(token):
+            reason = "stop_string"
             decoding.stop(0)
     if rest := text.finish():
         yield rest
+    return reason

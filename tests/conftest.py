@@ -43,9 +43,8 @@ def build_reference(name: str):
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen2AudioConfig.from_dict(copy.deepcopy(tiny.CONFIGS[name]))
     model = transformers.Qwen2AudioForConditionalGeneration._from_config(config, attn_implementation="eager")
-    tensors = {
-        key: torch.from_numpy(value) for key, value in random_tensors(tiny.CONFIGS[name], seed=tiny.SEEDS[name]).items()
-    }
+    weights = random_tensors(tiny.CONFIGS[name], seed=tiny.SEEDS[name])
+    tensors = {key: torch.from_numpy(value) for key, value in weights.items()}
     # This release of the reference reads the flag that ties the head and never ties: equal values are the same model.
     tensors.setdefault("lm_head.weight", tensors["model.language_model.embed_tokens.weight"].clone())
     model.load_state_dict(tensors, strict=True)

@@ -2,8 +2,8 @@
 
     python tests/record_reference.py
 
-For each configuration, on `prompts.random_inputs(name)`: `NAME/logits` float32 [rows, V] after each row's last token, and
-`NAME/PENALTY` int [rows, 64], greedy tokens of each row run alone, padded after its end.
+For each configuration, on `prompts.random_inputs(name)`: `NAME/logits` float32 [rows, V] after each row's last token,
+and `NAME/PENALTY` int [rows, 64], greedy tokens of each row run alone, padded after its end.
 """
 
 from pathlib import Path

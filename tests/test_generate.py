@@ -157,7 +157,13 @@ def test_stop_strings_end_each_row_by_itself(load):
 def test_stream_yields_what_generate_returns(load):
     model, inputs = load("gqa"), row_alone("gqa", 1)
     new = model.generate(**inputs, **SETTINGS, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
-    pieces = list(model.stream(**inputs, **SETTINGS, max_new_tokens=9, tokenizer=Letters()))
+    stream, pieces = model.stream(**inputs, **SETTINGS, max_new_tokens=9, tokenizer=Letters()), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            assert end.value == "length"
+            break
     assert len(pieces) == 9
     assert "".join(pieces) == Letters().decode(new)
     with pytest.raises(ValueError, match="one prompt"):

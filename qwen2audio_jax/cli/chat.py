@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.loading import load_model, prepare
-from qwen2audio_jax.cli.output import one_line, say, write
+from qwen2audio_jax.cli.output import one_line, say, write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 
 HELP = """\
@@ -117,18 +117,15 @@ class Chat:
             tokenize=True,
             allow_special=self._options.allow_special,
         )
-        pieces = self._model.stream(**inputs, **self._arguments)
-        answer = ""
+        written: list[str] = []
         try:
-            for piece in pieces:
-                answer += piece
-                write(piece)
+            write_answer(self._model.stream(**inputs, **self._arguments), written=written)
         except KeyboardInterrupt:
-            if not answer:
+            if not written:
                 raise
             say(" (stopped)")  # the conversation goes on from what was read
-        write("\n")
-        self.history += [asked, {"role": "assistant", "content": answer}]
+            write("\n")
+        self.history += [asked, {"role": "assistant", "content": "".join(written)}]
         self.clips = []
 
 

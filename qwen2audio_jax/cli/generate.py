@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from qwen2audio_jax.cli.loading import load_model, prepare
-from qwen2audio_jax.cli.output import write
+from qwen2audio_jax.cli.output import write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.processor_output import ProcessorOutput
 
@@ -23,9 +23,7 @@ def run(options: argparse.Namespace) -> None:
     inputs = _inputs(prompt, options=options, processor=processor)
     model = load_model(options)
     if not options.json and arguments["num_return_sequences"] == 1:
-        for piece in model.stream(**inputs, **arguments):
-            write(piece)
-        write("\n")
+        write_answer(model.stream(**inputs, **arguments), written=[])
         return
     width = inputs.input_ids.shape[1]
     result = model.generate(**inputs, **arguments, return_dict_in_generate=True)

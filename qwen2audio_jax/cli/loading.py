@@ -29,8 +29,9 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     file = folder / "generation_config.json"
     settings = GenerationConfig.from_json_file(file) if file.exists() else GenerationConfig()
     given = generation_options(options)
-    if settings.max_new_tokens is None and settings.max_length is None:
-        given = {"max_new_tokens": DEFAULT_NEW_TOKENS, **given}
+    limited = settings.max_new_tokens is not None or settings.max_length is not None
+    if not limited and not {"max_new_tokens", "max_length"} & set(given):
+        given["max_new_tokens"] = DEFAULT_NEW_TOKENS
     settings = settings.updated(**given)
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(options, name) is not None and not settings.do_sample:

@@ -101,9 +101,6 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if options.stop:
         given["stop_strings"] = options.stop
-    if "max_length" in given:
-        # The checkpoint's own max_new_tokens would go before it.
-        given["max_new_tokens"] = None
     return given
 
 
