@@ -154,16 +154,21 @@ def test_stop_strings_end_each_row_by_itself(load):
         model.generate(**inputs, stop_strings=["x"])
 
 
+def drained(generator):
+    """What a generator yields, and what it returns."""
+    yielded = []
+    while True:
+        try:
+            yielded.append(next(generator))
+        except StopIteration as end:
+            return yielded, end.value
+
+
 def test_stream_yields_what_generate_returns(load):
     model, inputs = load("gqa"), row_alone("gqa", 1)
     new = model.generate(**inputs, **SETTINGS, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
-    stream, pieces = model.stream(**inputs, **SETTINGS, max_new_tokens=9, tokenizer=Letters()), []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as end:
-            assert end.value == "length"
-            break
+    pieces, reason = drained(model.stream(**inputs, **SETTINGS, max_new_tokens=9, tokenizer=Letters()))
+    assert reason == "length"
     assert len(pieces) == 9
     assert "".join(pieces) == Letters().decode(new)
     with pytest.raises(ValueError, match="one prompt"):
