@@ -1,95 +1,70 @@
-"""The one table of checkpoint names: which stored tensor fills which parameter, and how its axes are laid out.
+"""The one table of checkpoint names: which stored tensor fills which parameter, and in which order of axes.
 
 Names are written in one canonical form; `canonical_name` brings those of every known release to it. The table holds no
-sizes: the shape that a stored tensor must have follows from the parameter's own shape and the layout.
+sizes: the shape that a stored tensor must have follows from the parameter's own shape and the transform.
 """
 
-import math
 import re
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a stored tensor's axes become a parameter's.
+TRANSFORMS = ("same", "reversed")
+"""A parameter is the stored tensor as it is, or with all its axes reversed: [out, in] -> [in, out], and a convolution's
+[out, in, k] -> [k, in, out]."""
 
-    The parameter is the tensor with all axes reversed (`reverse`) or in order, then with `split` (an axis of the
-    parameter) and the one after it, heads and head_dim, split apart from the one axis that the reference stores.
-    """
-
-    reverse: bool = False
-    split: int | None = None
-
-    def stored_shape(self, shape: Shape) -> Shape:
-        """The shape of the tensor that fills a parameter of `shape`."""
-        if self.split is not None:
-            heads = slice(self.split, self.split + 2)
-            shape = (*shape[: self.split], math.prod(shape[heads]), *shape[self.split + 2 :])
-        return shape[::-1] if self.reverse else shape
-
-
-LAYOUTS = {
-    "same": Layout(),  # vectors, embedding tables
-    "linear": Layout(reverse=True),  # [out, in] -> [in, out]
-    "conv": Layout(reverse=True),  # [out, in, k] -> [k, in, out]
-    "to_heads": Layout(reverse=True, split=1),  # [N * H, D] -> [D, N, H]
-    "from_heads": Layout(reverse=True, split=0),  # [D, N * H] -> [N, H, D]
-    "heads": Layout(split=0),  # [N * H] -> [N, H]
-}
-
-# Canonical tensor name, parameter, layout; {n} is a layer's number.
+# Canonical tensor name, parameter, transform; {n} is a layer's number.
 TABLE: tuple[tuple[str, str, str], ...] = (
-    ("audio_tower.conv1.weight", "encoder/conv1/kernel", "conv"),
+    ("audio_tower.conv1.weight", "encoder/conv1/kernel", "reversed"),
     ("audio_tower.conv1.bias", "encoder/conv1/bias", "same"),
-    ("audio_tower.conv2.weight", "encoder/conv2/kernel", "conv"),
+    ("audio_tower.conv2.weight", "encoder/conv2/kernel", "reversed"),
     ("audio_tower.conv2.bias", "encoder/conv2/bias", "same"),
     ("audio_tower.embed_positions.weight", "encoder/embed_positions/embedding", "same"),
     *(
-        (f"audio_tower.layers.{{n}}.{tensor}", f"encoder/layers/{{n}}/{parameter}", layout)
-        for tensor, parameter, layout in (
+        (f"audio_tower.layers.{{n}}.{tensor}", f"encoder/layers/{{n}}/{parameter}", transform)
+        for tensor, parameter, transform in (
             ("self_attn_layer_norm.weight", "self_attn_layer_norm/scale", "same"),
             ("self_attn_layer_norm.bias", "self_attn_layer_norm/bias", "same"),
-            ("self_attn.q_proj.weight", "self_attn/q_proj/kernel", "to_heads"),
-            ("self_attn.q_proj.bias", "self_attn/q_proj/bias", "heads"),
-            ("self_attn.k_proj.weight", "self_attn/k_proj/kernel", "to_heads"),
-            ("self_attn.v_proj.weight", "self_attn/v_proj/kernel", "to_heads"),
-            ("self_attn.v_proj.bias", "self_attn/v_proj/bias", "heads"),
-            ("self_attn.out_proj.weight", "self_attn/out_proj/kernel", "from_heads"),
+            ("self_attn.q_proj.weight", "self_attn/q_proj/kernel", "reversed"),
+            ("self_attn.q_proj.bias", "self_attn/q_proj/bias", "same"),
+            ("self_attn.k_proj.weight", "self_attn/k_proj/kernel", "reversed"),
+            ("self_attn.v_proj.weight", "self_attn/v_proj/kernel", "reversed"),
+            ("self_attn.v_proj.bias", "self_attn/v_proj/bias", "same"),
+            ("self_attn.out_proj.weight", "self_attn/out_proj/kernel", "reversed"),
             ("self_attn.out_proj.bias", "self_attn/out_proj/bias", "same"),
             ("final_layer_norm.weight", "final_layer_norm/scale", "same"),
             ("final_layer_norm.bias", "final_layer_norm/bias", "same"),
-            ("fc1.weight", "fc1/kernel", "linear"),
+            ("fc1.weight", "fc1/kernel", "reversed"),
             ("fc1.bias", "fc1/bias", "same"),
-            ("fc2.weight", "fc2/kernel", "linear"),
+            ("fc2.weight", "fc2/kernel", "reversed"),
             ("fc2.bias", "fc2/bias", "same"),
         )
     ),
     ("audio_tower.layer_norm.weight", "encoder/layer_norm/scale", "same"),
     ("audio_tower.layer_norm.bias", "encoder/layer_norm/bias", "same"),
-    ("multi_modal_projector.linear.weight", "projector/kernel", "linear"),
+    ("multi_modal_projector.linear.weight", "projector/kernel", "reversed"),
     ("multi_modal_projector.linear.bias", "projector/bias", "same"),
     ("language_model.embed_tokens.weight", "decoder/embed_tokens/embedding", "same"),
     *(
-        (f"language_model.layers.{{n}}.{tensor}", f"decoder/layers/{{n}}/{parameter}", layout)
-        for tensor, parameter, layout in (
+        (f"language_model.layers.{{n}}.{tensor}", f"decoder/layers/{{n}}/{parameter}", transform)
+        for tensor, parameter, transform in (
             ("input_layernorm.weight", "input_layernorm/scale", "same"),
-            ("self_attn.q_proj.weight", "self_attn/q_proj/kernel", "to_heads"),
-            ("self_attn.q_proj.bias", "self_attn/q_proj/bias", "heads"),
-            ("self_attn.k_proj.weight", "self_attn/k_proj/kernel", "to_heads"),
-            ("self_attn.k_proj.bias", "self_attn/k_proj/bias", "heads"),
-            ("self_attn.v_proj.weight", "self_attn/v_proj/kernel", "to_heads"),
-            ("self_attn.v_proj.bias", "self_attn/v_proj/bias", "heads"),
-            ("self_attn.o_proj.weight", "self_attn/o_proj/kernel", "from_heads"),
+            ("self_attn.q_proj.weight", "self_attn/q_proj/kernel", "reversed"),
+            ("self_attn.q_proj.bias", "self_attn/q_proj/bias", "same"),
+            ("self_attn.k_proj.weight", "self_attn/k_proj/kernel", "reversed"),
+            ("self_attn.k_proj.bias", "self_attn/k_proj/bias", "same"),
+            ("self_attn.v_proj.weight", "self_attn/v_proj/kernel", "reversed"),
+            ("self_attn.v_proj.bias", "self_attn/v_proj/bias", "same"),
+            ("self_attn.o_proj.weight", "self_attn/o_proj/kernel", "reversed"),
             ("post_attention_layernorm.weight", "post_attention_layernorm/scale", "same"),
-            ("mlp.gate_proj.weight", "mlp/gate_proj/kernel", "linear"),
-            ("mlp.up_proj.weight", "mlp/up_proj/kernel", "linear"),
-            ("mlp.down_proj.weight", "mlp/down_proj/kernel", "linear"),
+            ("mlp.gate_proj.weight", "mlp/gate_proj/kernel", "reversed"),
+            ("mlp.up_proj.weight", "mlp/up_proj/kernel", "reversed"),
+            ("mlp.down_proj.weight", "mlp/down_proj/kernel", "reversed"),
         )
     ),
     ("language_model.norm.weight", "decoder/norm/scale", "same"),
-    ("lm_head.weight", "decoder/lm_head/kernel", "linear"),
+    ("lm_head.weight", "decoder/lm_head/kernel", "reversed"),
 )
 
 HEAD = "lm_head.weight"
@@ -120,12 +95,12 @@ class Target:
 
     parameter: str
     shape: Shape
-    layout: Layout
+    transform: str
 
     @property
     def stored_shape(self) -> Shape:
         """The shape that the tensor must have."""
-        return self.layout.stored_shape(self.shape)
+        return self.shape[::-1] if self.transform == "reversed" else self.shape
 
 
 def expected_tensors(shapes: dict[str, Shape]) -> dict[str, Target]:
@@ -137,14 +112,14 @@ def expected_tensors(shapes: dict[str, Shape]) -> dict[str, Target]:
     Raises:
         LookupError: the table has no row for a parameter: it and the model's declarations have come apart.
     """
-    rows = {parameter: (tensor, LAYOUTS[layout]) for tensor, parameter, layout in TABLE}
+    rows = {parameter: (tensor, transform) for tensor, parameter, transform in TABLE}
     targets = {}
     for parameter, shape in shapes.items():
         number = re.search(r"/layers/(\d+)/", parameter)
         row = rows.get(re.sub(r"/layers/\d+/", "/layers/{n}/", parameter))
         if row is None:
             raise LookupError(f"convert.mapping.TABLE has no row for the parameter {parameter}")
-        tensor, layout = row
+        tensor, transform = row
         name = tensor if number is None else tensor.replace("{n}", number[1])
-        targets[name] = Target(parameter, shape, layout)
+        targets[name] = Target(parameter, shape, transform)
     return targets

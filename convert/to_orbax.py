@@ -174,10 +174,9 @@ def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non
         ValueError: it holds NaN or Inf, or a value that is Inf after the cast.
     """
     parameter = np.empty(target.shape, dtype)
-    reverse = target.layout.reverse
-    stored_shape = target.stored_shape
+    reverse = target.transform == "reversed"
     # Plain integers of the same width: numpy copies its own types several times faster than bfloat16.
-    view = _bits(parameter).reshape(stored_shape[::-1] if reverse else stored_shape)
+    view = _bits(parameter)
     for start, block in tensor.blocks():
         if non_finite == "refuse":
             _check_finite(tensor, block, kind=tensor.entry.dtype)

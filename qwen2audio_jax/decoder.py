@@ -12,7 +12,7 @@ from flax import nnx
 from qwen2audio_jax.attention import attention
 from qwen2audio_jax.cache import CACHE_AXES, KVCache, write
 from qwen2audio_jax.config import Qwen2AudioTextConfig
-from qwen2audio_jax.layers import Embedding, Linear, RMSNorm, einsum, rotate
+from qwen2audio_jax.layers import Embedding, Linear, RMSNorm, einsum, merge_heads, rotate, split_heads
 from qwen2audio_jax.sharding import constrain
 
 
@@ -20,9 +20,10 @@ class DecoderAttention(nnx.Module):
     """Causal attention with rotary positions; query, key and value projections have a bias, the output has none."""
 
     def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
-        width, head_dim = (("width", config.hidden_size),), ("head_dim", config.head_dim)
-        heads = (("heads", config.num_attention_heads), head_dim)
-        kv_heads = (("kv_heads", config.num_key_value_heads), head_dim)
+        width = ("width", config.hidden_size)
+        heads = ("heads", config.num_attention_heads * config.head_dim)
+        kv_heads = ("kv_heads", config.num_key_value_heads * config.head_dim)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.theta = config.rope_theta
         self.scale = config.head_dim**-0.5
         self.q_proj = Linear(width, heads, bias=True, rngs=rngs)
@@ -35,14 +36,16 @@ class DecoderAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Append x [B, T, D] at `starts` [B]; attend to the first `window` positions of the cache."""
         positions = starts[:, None] + jnp.arange(x.shape[1])  # [B, T]
-        q = rotate(self.q_proj(x), positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)  # [B, T, N, H]
-        k = rotate(self.k_proj(x), positions, theta=self.theta).swapaxes(1, 2)  # [B, K, T, H]
-        v = self.v_proj(x).swapaxes(1, 2)
+        q = split_heads(self.q_proj(x), self.heads)  # [B, T, N, H]
+        q = rotate(q, positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)
+        k = split_heads(self.k_proj(x), self.kv_heads)  # [B, T, K, H]
+        k = rotate(k, positions, theta=self.theta).swapaxes(1, 2)  # [B, K, T, H]
+        v = split_heads(self.v_proj(x), self.kv_heads).swapaxes(1, 2)
         keys = constrain(write(keys, k, starts=starts), *CACHE_AXES)
         values = constrain(write(values, v, starts=starts), *CACHE_AXES)
         mask = jnp.arange(window) <= positions[:, :, None]  # [B, T, S]
         attended = attention(q, keys[:, :, :window], values[:, :, :window], mask=mask)
-        return self.o_proj(constrain(attended, "batch", "token", "heads", "head_dim")), keys, values
+        return self.o_proj(constrain(merge_heads(attended), "batch", "token", "heads")), keys, values
 
 
 class MLP(nnx.Module):
@@ -50,9 +53,9 @@ class MLP(nnx.Module):
 
     def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
         width, ffn = ("width", config.hidden_size), ("ffn", config.intermediate_size)
-        self.gate_proj = Linear((width,), (ffn,), bias=False, rngs=rngs)
-        self.up_proj = Linear((width,), (ffn,), bias=False, rngs=rngs)
-        self.down_proj = Linear((ffn,), (width,), bias=False, rngs=rngs)
+        self.gate_proj = Linear(width, ffn, bias=False, rngs=rngs)
+        self.up_proj = Linear(width, ffn, bias=False, rngs=rngs)
+        self.down_proj = Linear(ffn, width, bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
@@ -87,7 +90,7 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embedding(vocab, width, rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(width, eps=config.rms_norm_eps, rngs=rngs)
-        self.lm_head = None if config.tie_word_embeddings else Linear((width,), (vocab,), bias=False, rngs=rngs)
+        self.lm_head = None if config.tie_word_embeddings else Linear(width, vocab, bias=False, rngs=rngs)
 
     def __call__(
         self, embeddings: jax.Array, *, cache: KVCache, counts: jax.Array, window: int

@@ -13,7 +13,7 @@ from flax import nnx
 
 from qwen2audio_jax.attention import attention
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
-from qwen2audio_jax.layers import Axis, Embedding, LayerNorm, Linear, precision, weight
+from qwen2audio_jax.layers import Axis, Embedding, LayerNorm, Linear, merge_heads, precision, split_heads, weight
 from qwen2audio_jax.lengths import conv_length
 from qwen2audio_jax.sharding import constrain
 
@@ -48,8 +48,8 @@ class EncoderAttention(nnx.Module):
     """Bidirectional attention; the key projection has no bias."""
 
     def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
-        width = (("audio_width", config.d_model),)
-        heads = (("audio_heads", config.encoder_attention_heads), ("audio_head_dim", config.head_dim))
+        width, heads = ("audio_width", config.d_model), ("audio_heads", config.d_model)
+        self.heads = config.encoder_attention_heads
         self.scale = config.head_dim**-0.5
         self.q_proj = Linear(width, heads, bias=True, rngs=rngs)
         self.k_proj = Linear(width, heads, bias=False, rngs=rngs)
@@ -57,10 +57,10 @@ class EncoderAttention(nnx.Module):
         self.out_proj = Linear(heads, width, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array) -> jax.Array:
-        q = self.q_proj(x) * jnp.asarray(self.scale, x.dtype)  # [A, T, N, H]
-        k = self.k_proj(x).swapaxes(1, 2)  # [A, N, S, H]
-        v = self.v_proj(x).swapaxes(1, 2)
-        return self.out_proj(attention(q, k, v, mask=mask))
+        q = split_heads(self.q_proj(x) * jnp.asarray(self.scale, x.dtype), self.heads)  # [A, T, N, H]
+        k = split_heads(self.k_proj(x), self.heads).swapaxes(1, 2)  # [A, N, S, H]
+        v = split_heads(self.v_proj(x), self.heads).swapaxes(1, 2)
+        return self.out_proj(merge_heads(attention(q, k, v, mask=mask)))
 
 
 class EncoderLayer(nnx.Module):
@@ -72,8 +72,8 @@ class EncoderLayer(nnx.Module):
         self.self_attn_layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
         self.self_attn = EncoderAttention(config, rngs=rngs)
         self.final_layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
-        self.fc1 = Linear((width,), (ffn,), bias=True, rngs=rngs)
-        self.fc2 = Linear((ffn,), (width,), bias=True, rngs=rngs)
+        self.fc1 = Linear(width, ffn, bias=True, rngs=rngs)
+        self.fc2 = Linear(ffn, width, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, mask: jax.Array) -> jax.Array:
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask=mask)

@@ -38,22 +38,17 @@ def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.
 
 
 class Linear(nnx.Module):
-    """y = x . kernel + bias over the last axes of x; kernel [*inputs, *outputs], accumulated in float32."""
+    """y = x . kernel + bias; kernel [in, out], accumulated in float32.
 
-    def __init__(self, inputs: tuple[Axis, ...], outputs: tuple[Axis, ...], *, bias: bool, rngs: nnx.Rngs):
-        self.inputs = len(inputs)
-        init = nnx.initializers.variance_scaling(
-            1.0, "fan_in", "normal", in_axis=tuple(range(len(inputs))), out_axis=tuple(range(-len(outputs), 0))
-        )
-        self.kernel = weight(init, inputs + outputs, rngs=rngs)
-        self.bias = weight(nnx.initializers.zeros, outputs, rngs=rngs) if bias else None
+    Heads and head dim are one axis here: a kernel of three dimensions is laid out anew on a TPU in every step.
+    """
+
+    def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs):
+        self.kernel = weight(nnx.initializers.lecun_normal(), (inputs, outputs), rngs=rngs)
+        self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
-        contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
-        y = jax.lax.dot_general(
-            x, kernel, (contracted, ((), ())), precision=precision(x.dtype), preferred_element_type=jnp.float32
-        )
+        y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(x.dtype)
@@ -97,6 +92,16 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
         return self.embedding[...][ids].astype(dtype)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[B, T, N * H] -> [B, T, N, H]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[B, T, N, H] -> [B, T, N * H]."""
+    return x.reshape(*x.shape[:-2], -1)
 
 
 def rotate(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:

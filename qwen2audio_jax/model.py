@@ -27,8 +27,8 @@ from qwen2audio_jax.sharding import constrain, named_sharding, round_up
 
 def projector(config: Qwen2AudioConfig, *, rngs: nnx.Rngs) -> Linear:
     """Audio vectors to the decoder's width. Source: `Qwen2AudioMultiModalProjector`."""
-    inputs = (("audio_width", config.audio_config.d_model),)
-    return Linear(inputs, (("width", config.text_config.hidden_size),), bias=True, rngs=rngs)
+    inputs, outputs = ("audio_width", config.audio_config.d_model), ("width", config.text_config.hidden_size)
+    return Linear(inputs, outputs, bias=True, rngs=rngs)
 
 
 def _parts(config: Qwen2AudioConfig) -> dict[str, tuple[Any, Any]]:

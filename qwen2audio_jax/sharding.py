@@ -40,7 +40,6 @@ class ShardingRules:
     position: MeshAxes = None
     audio_width: MeshAxes = None
     audio_heads: MeshAxes = None
-    audio_head_dim: MeshAxes = None
     audio_ffn: MeshAxes = None
 
 

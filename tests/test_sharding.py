@@ -66,7 +66,7 @@ def test_weights_and_cache_are_really_split(load):
     assert embedding.shape == (324, 48)
     assert {shard.data.shape for shard in embedding.addressable_shards} == {(81, 48)}
     query = model.params["decoder"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
-    assert {shard.data.shape for shard in query.addressable_shards} == {(48, 2, 10)}
+    assert {shard.data.shape for shard in query.addressable_shards} == {(48, 20)}
     whole = model.params["encoder"]["conv1"]["kernel"]
     assert {shard.data.shape for shard in whole.addressable_shards} == {whole.shape}
     cache = _empty_cache(model.config, rows=4, capacity=32, mesh=mesh)
