@@ -265,18 +265,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=768, help="of a prompt to prefill (default %(default)s)")
     arguments = parser.parse_args()
     data, split = map(int, arguments.mesh.split("x"))
-    # libtpu aborts where another process holds it.
-    with FileLock(Path(tempfile.gettempdir()) / "qwen2audio_jax_libtpu.lock"):
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-        published = Qwen2AudioConfig(dtype="bfloat16")
-        text = replace(published.text_config, num_hidden_layers=arguments.layers)
-        shapes = Shapes(
-            config=replace(published, text_config=text),
-            mesh=make_mesh(data=data, model=split, devices=devices),
-            rows=arguments.rows,
-            capacity=arguments.capacity,
-        )
-        report = measure(arguments.stage, shapes, mode=arguments.mode, tokens=arguments.tokens)
+    # libtpu aborts where another process holds it, which each does until it has ended: so the lock is never released.
+    lock = FileLock(Path(tempfile.gettempdir()) / "qwen2audio_jax_libtpu.lock")
+    lock.acquire()
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
+    published = Qwen2AudioConfig(dtype="bfloat16")
+    text = replace(published.text_config, num_hidden_layers=arguments.layers)
+    shapes = Shapes(
+        config=replace(published, text_config=text),
+        mesh=make_mesh(data=data, model=split, devices=devices),
+        rows=arguments.rows,
+        capacity=arguments.capacity,
+    )
+    report = measure(arguments.stage, shapes, mode=arguments.mode, tokens=arguments.tokens)
     print(json.dumps(asdict(report)))
 
 

@@ -38,10 +38,7 @@ def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.
 
 
 class Linear(nnx.Module):
-    """y = x . kernel + bias; kernel [in, out], accumulated in float32.
-
-    Heads and head dim are one axis here: a kernel of three dimensions is laid out anew on a TPU in every step.
-    """
+    """y = x . kernel + bias; kernel [in, out], accumulated in float32."""
 
     def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs):
         self.kernel = weight(nnx.initializers.lecun_normal(), (inputs, outputs), rngs=rngs)
@@ -51,6 +48,14 @@ class Linear(nnx.Module):
         y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)
+
+    def split(self, x: jax.Array, heads: int) -> jax.Array:
+        """[..., in] -> [..., heads, out / heads], splitting the kernel and not the product."""
+        kernel = split_heads(self.kernel[...].astype(x.dtype), heads)
+        y = einsum("...i,inh->...nh", x, kernel)
+        if self.bias is not None:
+            y = y + split_heads(self.bias[...], heads).astype(jnp.float32)
         return y.astype(x.dtype)
 
 
@@ -95,12 +100,12 @@ class Embedding(nnx.Module):
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """[B, T, N * H] -> [B, T, N, H]."""
+    """[..., N * H] -> [..., N, H]."""
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
-    """[B, T, N, H] -> [B, T, N * H]."""
+    """[..., N, H] -> [..., N * H]."""
     return x.reshape(*x.shape[:-2], -1)
 
 

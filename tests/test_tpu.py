@@ -1,6 +1,6 @@
 """The decode step of the published 7B, compiled for eight TPU v5e chips: no second copy of the cache.
 
-Shapes only, at full size (all 32 layers), through the step that `generate` runs; benchmarks/decode_memory.py compiles
+Shapes only, at full size (all 32 layers on the mesh 1x8, 4 on 2x4), through the step that `generate` runs; benchmarks/decode_memory.py compiles
 it and reads the compiled program. It runs in a process of its own, because libtpu allows one at a time.
 """
 
@@ -55,6 +55,9 @@ class TestDecodeStep:
         assert got["outputs"] - got["aliased"] < 0.01 * got["cache"]
         assert got["temporary"] <= 0.1 * got["cache"]
         assert got["cache_copies"] == 0
+
+    def test_lays_no_weight_out_anew(self, arguments):
+        assert report(*arguments)["weights_relaid"] == 0
 
     def test_moves_only_activations_between_chips(self, arguments):
         got = report(*arguments)
