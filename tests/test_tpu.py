@@ -1,7 +1,8 @@
 """The decode step of the published 7B, compiled for eight TPU v5e chips: no second copy of the cache.
 
-Shapes only, at full size (all 32 layers on the mesh 1x8, 4 on 2x4), through the step that `generate` runs; benchmarks/decode_memory.py compiles
-it and reads the compiled program. It runs in a process of its own, because libtpu allows one at a time.
+Shapes only, at full size (all 32 layers on the mesh 1x8, 4 on 2x4), through the step that `generate` runs;
+benchmarks/decode_memory.py compiles it and reads the compiled program. It runs in a process of its own, because libtpu
+allows one at a time.
 """
 
 import importlib.util
