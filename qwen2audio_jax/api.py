@@ -5,7 +5,6 @@ It holds the only state there is. Everything here is checking, padding and bookk
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -26,7 +25,7 @@ from qwen2audio_jax.outputs import ModelOutput
 from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
 from qwen2audio_jax.sampling import row_seeds, sampling_params
 from qwen2audio_jax.sharding import check_mesh, single_device_mesh
-from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.source import load_config
 from qwen2audio_jax.text_stream import TextStream
 
 Source = str | PathLike[str]
@@ -88,13 +87,8 @@ class Qwen2AudioForConditionalGeneration:
             ValueError: no checkpoint there, one that is incomplete or does not fit its configuration, an unknown dtype,
                 or a mesh that the model does not divide over.
         """
-        if dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype={dtype!r} is not one of 'auto', 'float32', 'bfloat16', 'float16'")
         mesh = single_device_mesh() if mesh is None else mesh
-        path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
-        config = Qwen2AudioConfig.from_pretrained(path)
-        if dtype != "auto":
-            config = replace(config, dtype=dtype)
+        path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         check_mesh(mesh, config=config)
         settings = path / "generation_config.json"
         if settings.exists():

@@ -1,7 +1,7 @@
 """The audio encoder as an object of its own: sound features without the 7 B decoder in memory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 
 from qwen2audio_jax import generate as engine
 from qwen2audio_jax.checkpoint import restore_params
-from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
+from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.inputs import clips, place_clips
 from qwen2audio_jax.model import sharded_specs
 from qwen2audio_jax.sharding import single_device_mesh
-from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.source import load_config
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,7 @@ class Qwen2AudioEncoder:
         cache_dir: str | PathLike[str] | None = None,
     ) -> "Qwen2AudioEncoder":
         """Read the encoder's weights alone; arguments and errors as `Qwen2AudioForConditionalGeneration`'s."""
-        path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
-        config = Qwen2AudioConfig.from_pretrained(path)
-        if dtype != "auto":
-            config = replace(config, dtype=dtype)
+        path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         mesh = single_device_mesh() if mesh is None else mesh
         specs = {"encoder": sharded_specs(config, mesh=mesh)["encoder"]}
         params = restore_params(path, specs=specs)["encoder"]

@@ -13,12 +13,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from qwen2audio_jax import hub
 from qwen2audio_jax.checkpoint import MANIFEST, MARKER, is_checkpoint, read_manifest
+from qwen2audio_jax.config import Qwen2AudioConfig
 
 Source = str | os.PathLike[str]
 
@@ -75,6 +77,27 @@ def resolve_checkpoint(
     contents = _contents([folder / "config.json", *weight_files(folder), *_beside(folder)])
     real = folder.resolve()
     return _converted(folder, cache, label=real.name, where=str(real), what=contents)
+
+
+def load_config(
+    source: Source, *, dtype: str, revision: str | None, cache_dir: str | os.PathLike[str] | None
+) -> tuple[Path, Qwen2AudioConfig]:
+    """The Orbax checkpoint of a source, and its configuration with the dtype that was asked for.
+
+    Args:
+        source: as for `resolve_checkpoint`.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+        revision: as for `resolve_checkpoint`.
+        cache_dir: as for `resolve_checkpoint`.
+
+    Raises:
+        ValueError: as `resolve_checkpoint`, and for another dtype; that before anything is read or converted.
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype={dtype!r} is not one of 'auto', 'float32', 'bfloat16', 'float16'")
+    path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
+    config = Qwen2AudioConfig.from_pretrained(path)
+    return path, config if dtype == "auto" else replace(config, dtype=dtype)
 
 
 def _is_local_folder(source: Source, *, revision: str | None) -> bool:
