@@ -5,7 +5,8 @@ the host. When a row ends by a stop string, which only the host can see, the dev
 token it made meanwhile is dropped.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -124,7 +125,7 @@ class Decoding:
         # The last token's key and value are never read, so the budget needs one position less than it has tokens.
         needed = int(self._lengths.max()) + self._budget - 1
         capacity = max(width, cache_bucket(needed, config=cfg))
-        cache = _empty_cache(cfg, rows=rows, capacity=capacity, mesh=mesh)
+        cache = _cache_maker(cfg, rows, capacity, mesh)()
         logits, cache = prefill(self._params, prompt, cache, cfg=cfg, window=width)
         present = place(mesh, np.arange(width) < self._lengths[:, None], "batch", "token")
         state = _initial_state(prompt.ids, present, np.zeros(rows, np.uint32), vocab_size=logits.shape[-1])
@@ -164,9 +165,11 @@ class Decoding:
                 return
 
 
-def _empty_cache(cfg: Qwen2AudioConfig, *, rows: int, capacity: int, mesh: Mesh) -> KVCache:
+@functools.cache
+def _cache_maker(cfg: Qwen2AudioConfig, rows: int, capacity: int, mesh: Mesh) -> Callable[[], KVCache]:
+    """A compiled function that makes an empty cache in its place; kept, or every call would compile it anew."""
     buffers = named_sharding(mesh, *CACHE_AXES)
     layers = cfg.text_config.num_hidden_layers
     shardings = KVCache((buffers,) * layers, (buffers,) * layers, named_sharding(mesh, "batch"))  # type: ignore[arg-type]
     make = partial(empty_cache, cfg.text_config, rows=rows, capacity=capacity, dtype=jnp.dtype(cfg.dtype))
-    return jax.jit(make, out_shardings=shardings)()
+    return jax.jit(make, out_shardings=shardings)

@@ -185,6 +185,27 @@ def test_the_host_runs_one_step_ahead(load, monkeypatch):
     assert events == ["issue", "read", "issue", "read", "issue", "read", "read"]
 
 
+def test_a_second_call_of_the_same_shapes_compiles_nothing(load):
+    """Other tokens, lengths within the bucket, penalty and temperature: the same programs."""
+    import jax
+
+    model = load("gqa")
+    options = SETTINGS | {"do_sample": True, "seed": 1, "max_new_tokens": 6}
+    model.generate(**random_inputs("gqa"), **options)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        other = random_inputs("gqa", rows=([7], [2, "all", 3], ["5", 2, "59"], [5, "111", "160", 2, "41", 9]), seed=4)
+        model.generate(**other, **options | {"temperature": 0.6, "top_p": 0.8, "repetition_penalty": 1.2, "seed": 9})
+        assert compiled == []
+        model.generate(**random_inputs("gqa", rows=([200],)), **options)
+        assert compiled  # the count can count
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
 def test_the_cache_is_donated(load):
     from qwen2audio_jax.cache import empty_cache
     from qwen2audio_jax.model import Prompt

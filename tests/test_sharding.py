@@ -58,7 +58,7 @@ def test_meshes_give_the_tokens_of_one_device(load, hf_checkpoint, data, model):
 
 
 def test_weights_and_cache_are_really_split(load):
-    from qwen2audio_jax.generate import _empty_cache
+    from qwen2audio_jax.generate import _cache_maker
 
     mesh = make_mesh(data=2, model=4)
     model = load("gqa", mesh=mesh)
@@ -69,7 +69,7 @@ def test_weights_and_cache_are_really_split(load):
     assert {shard.data.shape for shard in query.addressable_shards} == {(48, 20)}
     whole = model.params["encoder"]["conv1"]["kernel"]
     assert {shard.data.shape for shard in whole.addressable_shards} == {whole.shape}
-    cache = _empty_cache(model.config, rows=4, capacity=32, mesh=mesh)
+    cache = _cache_maker(model.config, 4, 32, mesh)()
     assert {shard.data.shape for shard in cache.keys[0].addressable_shards} == {(2, 1, 32, 10)}
     for spec in jax.tree.leaves(sharded_specs(model.config, mesh=mesh)):
         assert spec.sharding.mesh == mesh
