@@ -27,7 +27,7 @@ NAMES = tuple(tiny.CONFIGS)
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def torch():
     pytest.importorskip("transformers")
     return pytest.importorskip("torch")
