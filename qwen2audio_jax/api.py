@@ -114,7 +114,8 @@ class Qwen2AudioForConditionalGeneration:
             attention_mask: [B, T] of 0 (padding, on either side) and 1.
             input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
             feature_attention_mask: [A, max_frames] of 0 and 1.
-            labels: [B, T] ints; positions with `config.ignore_index` (-100) do not count. See `next_token_loss`.
+            labels: [B, T] ints; positions with `config.ignore_index` (-100) do not count, nor does a row's first token
+                (the reference counts it in left-padded rows). See `next_token_loss`.
 
         Raises:
             ValueError: inputs that do not fit each other or the model.
@@ -122,6 +123,12 @@ class Qwen2AudioForConditionalGeneration:
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
         rows = text_rows(input_ids, attention_mask, config=self.config)
+        for row, columns in enumerate(rows.columns):
+            if columns[-1] - columns[0] + 1 != len(columns):
+                raise ValueError(
+                    f"attention_mask of row {row} has a 0 between tokens, which leaves the positions after it unclear: "
+                    "0 may stand only before or after a row's tokens; take the masked tokens out"
+                )
         self._check_positions(int(rows.lengths.max()), 0)
         targets = None if labels is None else self._labels(labels, rows)
         prompt, _ = self._prompt(rows, input_features, feature_attention_mask)
@@ -191,14 +198,14 @@ class Qwen2AudioForConditionalGeneration:
             ValueError: an option of the reference that is not built here, a value out of range, inputs that do not fit,
                 or prompt and new tokens together beyond the model's positions.
 
-        Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty here, while the reference
-        penalises the padding id in padded rows.
+        Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty; in the reference padding
+        on the right does (before transformers 5, on the left too).
         """
         settings = self.generation_config.updated(**options)
         rows = text_rows(input_ids, attention_mask, config=self.config)
-        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
         count = len(rows.ids) * settings.num_return_sequences
         matchers = stop_matchers(settings.stop_strings, tokenizer, rows=count)
+        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
         prompts = np.repeat(np.atleast_2d(np.asarray(input_ids)), settings.num_return_sequences, axis=0)
         output = collect(decoding, prompts, matchers=matchers)
         return output if return_dict_in_generate else output.sequences
@@ -231,8 +238,8 @@ class Qwen2AudioForConditionalGeneration:
                 f"stream takes one prompt and returns one text, not {len(rows.ids)} x {settings.num_return_sequences}: "
                 "call it once for each, or use generate"
             )
-        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
         matchers = stop_matchers(settings.stop_strings, tokenizer, rows=1)
+        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
         text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
         return pieces(decoding, text, matchers=matchers)
 

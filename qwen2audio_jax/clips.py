@@ -42,6 +42,8 @@ def assign_clips(
         nested: list[list[ClipSource]] = [[] for _ in texts]
     elif _is_clip(audio):
         nested = _split([ClipSource("audio", audio)], texts, counts, audio_token)
+    elif any(part is None for part in audio):
+        raise ValueError("audio holds None; pass one list of clips for each text, [] for a text without any")
     elif any(_is_clip_list(part) for part in audio):
         for i, part in enumerate(audio):
             if not _is_clip_list(part):

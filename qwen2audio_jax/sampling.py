@@ -116,7 +116,7 @@ def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingPar
     )
 
 
-def row_seeds(seed: int | Sequence[int] | np.ndarray | None, *, rows: int) -> np.ndarray:
+def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows: int) -> np.ndarray:
     """[rows] uint32: one seed a row; an int s stands for s, s+1, ...; None takes s from the system's entropy.
 
     Raises:
@@ -124,6 +124,8 @@ def row_seeds(seed: int | Sequence[int] | np.ndarray | None, *, rows: int) -> np
     """
     if seed is None:
         seed = secrets.randbelow(_SEEDS - rows)
+    if isinstance(seed, jax.Array):
+        seed = np.asarray(seed)
     if isinstance(seed, Sequence | np.ndarray) and np.shape(seed) == (rows,):
         seeds = [_seed(value) for value in seed]
     elif isinstance(seed, Sequence | np.ndarray) and np.ndim(seed):

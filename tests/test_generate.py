@@ -129,7 +129,7 @@ class Letters:
         return "".join(chr(ord("a") + int(i) % 26) for i in ids)
 
 
-def test_stop_strings_end_each_row_by_itself(load):
+def test_stop_strings_end_each_row_by_itself(load, monkeypatch):
     model, inputs = load("gqa"), random_inputs("gqa")
     width = inputs["input_ids"].shape[1]
     free = model.generate(**inputs, **SETTINGS, max_new_tokens=20)[:, width:]
@@ -150,6 +150,7 @@ def test_stop_strings_end_each_row_by_itself(load):
         assert length == min(end, 20)
         np.testing.assert_array_equal(output.sequences[row, width : width + length], free[row, :length])
         assert (output.sequences[row, width + length :] == tiny.END_OF_TEXT).all()
+    monkeypatch.setattr(engine, "encode_audio", lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(ValueError, match="tokenizer="):
         model.generate(**inputs, stop_strings=["x"])
 
@@ -245,6 +246,17 @@ def test_bad_input_is_an_error_before_any_compute(load, monkeypatch, change, err
         monkeypatch.setattr(engine, name, lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(error, match=message):
         model.generate(**(random_inputs("gqa") | {"max_new_tokens": 4} | change))
+
+
+def test_holes_in_the_mask(reference, load):
+    """The reference's `generate` counts positions over what is kept, and so do we; its bare call does not."""
+    inputs = random_inputs("gqa")
+    inputs["attention_mask"][3, -3] = 0
+    ours = load("gqa").generate(**inputs, **SETTINGS, max_new_tokens=12)
+    theirs = reference("gqa").generate(**as_torch(inputs), **SETTINGS, max_new_tokens=12).numpy()
+    np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="attention_mask of row 3 has a 0 between tokens"):
+        load("gqa")(**inputs)
 
 
 def test_clips_split_wrongly_between_rows_are_an_error(load):

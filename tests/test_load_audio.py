@@ -176,7 +176,7 @@ def test_torch_tensors():
         (np.zeros(0), "empty", ["0 samples"]),
         ([], "empty", ["0 samples"]),
         (np.zeros(320), "too_short", ["320 samples (20 ms", "321"]),
-        (np.zeros(480_001), "too_long", ["30 s", "truncation=True"]),
+        (np.zeros(480_001), "too_long", ["lasts 30.0000625 s", "the 30 s that", "truncation=True"]),
         (np.zeros(31 * 16_000), "too_long", ["lasts 31 s"]),
         (np.r_[np.zeros(500), np.nan, np.inf, 0], "not_finite", ["2 of its 503", "first at 500"]),
         (np.full(500, 1e300), "not_finite", ["500 of its 500"]),
@@ -209,6 +209,8 @@ def test_shortest_and_longest():
     assert len(load_audio(np.zeros(32 * 16_000), limits=replace(LIMITS, clip_seconds=40.0))) == 32 * 16_000
     with pytest.raises(AudioError, match=r"clip 3 lasts 32 s"):
         check_clip(longer, name="clip 3")
+    with pytest.raises(ValueError, match="truncation='do_not_truncate' must be True"):
+        load_audio(longer, truncation="do_not_truncate")
 
 
 # ---- Length of files

@@ -305,6 +305,7 @@ def test_placeholders_are_counted_per_text(processor):
         (["<|AUDIO|>", "<|AUDIO|>"], [[clip, clip], []], r"text 0 .* has 1 .* but 2 clips were given"),
         (["<|AUDIO|>", "b"], [clip, clip], r"2 clips for 1 <\|AUDIO\|> placeholders: text 0 .* 1, text 1 \('b'\) 0"),
         (["<|AUDIO|>", "b"], [[clip]], r"audio has 1 lists of clips for 2 texts"),
+        (["a", "<|AUDIO|>"], [None, clip], r"audio holds None; pass one list of clips for each text"),
         (["<|AUDIO|>", "<|AUDIO|>"], [[clip], clip], r"audio\[1\] is a clip but others are lists of clips"),
         ("<|AUDIO|>", np.zeros((2, 16_000)), r"audio is one array of shape \[2, 16000\]; pass one clip as \[samples\]"),
         ("<|AUDIO|>" * 65, [clip] * 65, r"has 65 <\|AUDIO\|> placeholders; the limit is 64"),

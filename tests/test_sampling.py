@@ -331,6 +331,8 @@ def test_row_seeds():
     assert sampling.row_seeds(7, rows=3).tolist() == [7, 8, 9]
     assert sampling.row_seeds([4, 4, 1], rows=3).tolist() == [4, 4, 1]
     assert sampling.row_seeds(np.array([5]), rows=1).tolist() == [5]
+    assert sampling.row_seeds(jnp.array([9, 2]), rows=2).tolist() == [9, 2]
+    assert sampling.row_seeds(jnp.int32(6), rows=2).tolist() == [6, 7]
     assert sampling.row_seeds(None, rows=2).dtype == np.uint32
     assert not np.array_equal(sampling.row_seeds(None, rows=2), sampling.row_seeds(None, rows=2))
     for seed in (-1, 2**32 - 1, 1.5, True, "1", [1.0, 2.0], [1, -1]):

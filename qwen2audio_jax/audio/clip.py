@@ -75,7 +75,10 @@ def check_clip(
 
     Raises:
         AudioError: see `to_samples`, and for a clip that is too long ("too_long") or too short ("too_short").
+        ValueError: `truncation` is neither True nor False.
     """
+    if not isinstance(truncation, bool):
+        raise ValueError(f"truncation={truncation!r} must be True (cut long clips) or False (refuse them)")
     samples = to_samples(samples, name=name)
     most = limits.clip_seconds * SAMPLING_RATE
     if len(samples) > most:
@@ -93,7 +96,7 @@ def check_clip(
 
 def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:
     """The error for a clip of so many seconds; None where its length is not known beyond that it is too long."""
-    length = "goes on" if seconds is None else f"lasts {round(seconds, 3):.10g} s, which is"
+    length = "goes on" if seconds is None else f"lasts {seconds:.10g} s, which is"
     return AudioError(
         f"{name} {length} longer than the {limits.clip_seconds:g} s that one clip may last: split it, or pass "
         f"truncation=True to keep its first {limits.clip_seconds:g} s",
