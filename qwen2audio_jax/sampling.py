@@ -217,7 +217,7 @@ def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tupl
     Args:
         scores: [B, V] float32, what `process_logits` returned.
         params: the settings.
-        count: C, static. V, or enough for top_k and the ties of the k-th (`next_token` sees to that).
+        count: C, static. V, or enough for top_k and what may tie with the k-th.
 
     Returns:
         ids [B, C] int32, most probable first and among equals the lower id first; log-probabilities [B, C] float32,
@@ -292,19 +292,17 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
 
 
 def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
-    """[B] int32, drawn from the top candidates; from the whole vocabulary when those do not hold all ties."""
+    """[B] int32, drawn from the top candidates.
+
+    Of more tokens tied with the k-th than there are candidates those with the lowest ids are drawn from, where the
+    reference would keep all. A second branch over the whole vocabulary would be exact there too, but a TPU's compiler
+    works a minute and a half on it.
+    """
     # A row's scores are brought together once; left split, each of the small steps below would talk between devices.
     scaled = constrain(_divide(scores, params.temperature), "batch", None)
-    size = scores.shape[-1]
-
-    def draw_from(values, ids):
-        return draw(*_filtered(values, ids, params), state.seeds, state.step)
-
-    if params.candidate_count is None or params.candidate_count >= size:
-        return draw_from(*_descending(scaled, size))
-    values, ids = _descending(scaled, params.candidate_count)
-    ties_held = jnp.sum((scaled >= _kth(values, params)) & (scaled > -jnp.inf), axis=-1) <= params.candidate_count
-    return jax.lax.cond(ties_held.all(), lambda: draw_from(values, ids), lambda: draw_from(*_descending(scaled, size)))
+    count = scores.shape[-1] if params.candidate_count is None else min(params.candidate_count, scores.shape[-1])
+    ids, log_probs = _filtered(*_descending(scaled, count), params)
+    return draw(ids, log_probs, state.seeds, state.step)
 
 
 def _descending(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -130,13 +130,14 @@ def test_top_p_removes_a_sum_that_equals_the_rest():
         np.testing.assert_allclose(probabilities[0], [1 / kept] * kept + [0] * (4 - kept), atol=1e-6)
 
 
-def test_ties_beyond_the_candidates_are_drawn_too():
-    """More tokens tied with the k-th than are selected: the whole vocabulary is looked at instead."""
+def test_of_ties_beyond_the_candidates_the_lowest_ids_are_drawn():
+    """More tokens tied with the k-th than are selected: 128 of them are left, the likelier one is still likelier."""
     params = params_of(do_sample=True, top_k=20)
     assert params.candidate_count == 128
-    logits = jnp.zeros((64, 320)).at[:, 5].set(1.0)
-    tokens = step(logits, start(np.zeros((64, 1)), seeds=0), params, mode="sample").tokens
-    assert (np.asarray(tokens) >= 128).sum() > 10
+    logits = jnp.zeros((256, 320)).at[:, 305].set(4.0)
+    tokens = np.asarray(step(logits, start(np.zeros((256, 1)), seeds=0), params, mode="sample").tokens)
+    assert set(tokens) <= {*range(127), 305}
+    assert 50 < (tokens == 305).sum() < 110  # e^4 / (e^4 + 127) of 256 is 77
 
 
 def test_greedy_is_the_reference_s():
