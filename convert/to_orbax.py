@@ -73,7 +73,7 @@ def convert(
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
     check_destination(dst)
-    folder = _source_folder(src, revision=revision)
+    folder = source_folder(src, revision=revision)
     config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
     settings = read_settings(folder)
     with open_weights(folder) as weights:
@@ -102,7 +102,8 @@ def convert(
                 progress(sum(sizes), sum(sizes))
 
 
-def _source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
+def source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
+    """The local folder of a source: itself, or the snapshot that the hub gives; see `convert`."""
     if Path(src).is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} goes with a hub id, but {os.fspath(src)} is a local folder")
@@ -148,7 +149,7 @@ def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> 
         if name not in found:
             hint = ", and the configuration does not tie it to the embeddings" if name == HEAD else ""
             problems.append(f"missing {name} {target.stored_shape}{hint}")
-    if tied and not problems and HEAD in found and not _same_values(found[HEAD], found[EMBEDDING]):
+    if tied and not problems and HEAD in found and not same_values(found[HEAD], found[EMBEDDING]):
         problems.append(
             f"{found[HEAD].name} differs from {found[EMBEDDING].name}, but the configuration says "
             "tie_word_embeddings: set it to false, or drop the head if it is not meant"
@@ -159,10 +160,10 @@ def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> 
     return sorted(pairs, key=lambda pair: (pair[0].file.path, pair[0].entry.offset))
 
 
-def _same_values(a: StoredTensor, b: StoredTensor) -> bool:
+def same_values(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors of one shape are the same bit for bit."""
     return a.entry.dtype == b.entry.dtype and all(
-        np.array_equal(_bits(block), _bits(other))
-        for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
+        np.array_equal(bits(block), bits(other)) for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
     )
 
 
@@ -196,9 +197,9 @@ def read_parameter(
     parameter = np.empty(target.shape, dtype)
     reverse = target.transform == "reversed"
     # Plain integers of the same width: numpy copies its own types several times faster than bfloat16.
-    view = _bits(parameter)
+    view = bits(parameter)
     for start, block in tensor.blocks():
-        digest.update(_bits(block).reshape(-1))
+        digest.update(bits(block).reshape(-1))
         if non_finite == "refuse":
             _check_finite(tensor, block, kind=tensor.entry.dtype)
         if block.dtype != dtype:
@@ -206,7 +207,7 @@ def read_parameter(
                 block = block.astype(dtype)
             if non_finite == "refuse":
                 _check_finite(tensor, block, kind=next(kind for kind, each in DTYPES.items() if each == dtype))
-        rows = _bits(block)
+        rows = bits(block)
         if not reverse:
             view[start : start + len(rows)] = rows
             continue
@@ -218,8 +219,8 @@ def read_parameter(
 
 def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None:
     mask = _EXPONENTS[kind]
-    bits = _bits(block)
-    if bits.size and int((bits & bits.dtype.type(mask)).max()) == mask:
+    values = bits(block)
+    if values.size and int((values & values.dtype.type(mask)).max()) == mask:
         cast = "" if kind == tensor.entry.dtype else f" after the cast from {tensor.entry.dtype} to {kind}"
         raise ValueError(
             f"{tensor.file.path}: {tensor.name} holds NaN or Inf{cast}; mend the checkpoint, or allow it with "
@@ -227,7 +228,8 @@ def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None
         )
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
+def bits(array: np.ndarray) -> np.ndarray:
+    """A view of an array as plain integers of the same width."""
     return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
 
 

@@ -112,7 +112,7 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    _check_files(folder, listed=manifest["files"])
+    check_files(folder, listed=manifest["files"])
     listed = manifest["parameters"]
     wanted = flatten_dict(dict(specs), sep="/")
     stored = _stored_shapes(folder)
@@ -135,13 +135,13 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
         leaf.shape != stored[name] for name, leaf in wanted.items()
     )
     try:
-        with context, _quiet():
+        with context, quiet():
             return ocp.load(folder.absolute() / PARAMS, abstract)
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder) from error
 
 
-def _check_files(folder: Path, *, listed: dict[str, int]) -> None:
+def check_files(folder: Path, *, listed: dict[str, int]) -> None:
     """Find what an unfinished copy lacks before Orbax meets it, whose own errors do not name the cause."""
     problems = []
     for name, size in listed.items():
@@ -158,7 +158,7 @@ def _check_files(folder: Path, *, listed: dict[str, int]) -> None:
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
-        with _quiet():
+        with quiet():
             tree = ocp.metadata(folder.absolute() / PARAMS).metadata
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder) from error
@@ -168,7 +168,7 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Orbax's warnings off stderr: what is wrong with a folder is raised as one error, in our words."""
     logger = logging.getLogger("absl")
     level = logger.level
