@@ -2,6 +2,7 @@
 
 from .listing import inspect
 from .to_orbax import convert
+from .to_safetensors import export
 from .verify import verify
 
-__all__ = ["convert", "inspect", "verify"]
+__all__ = ["convert", "export", "inspect", "verify"]

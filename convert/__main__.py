@@ -1,4 +1,4 @@
-"""The command `python -m convert SRC DST`, and `python -m convert verify` and `inspect` (see `commands`).
+"""The command `python -m convert SRC DST`, and those of `commands` after `python -m convert`.
 
 Exit codes: 0 done, 1 failed (disk, interruption) or different, 2 bad input, with one line on stderr that says what is
 wrong.

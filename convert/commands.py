@@ -1,11 +1,13 @@
-"""The converter's further commands: `verify` and `inspect`. See `__main__` for exit codes."""
+"""The converter's further commands: `verify`, `export` and `inspect`. See `__main__` for exit codes."""
 
 import argparse
 import sys
 from typing import NoReturn
 
 from .listing import as_json, as_table, inspect
+from .mapping import NAMINGS
 from .progress import progress_bar
+from .to_safetensors import export, parse_size
 from .verify import verify
 
 
@@ -17,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-COMMANDS = ("verify", "inspect")
+COMMANDS = ("verify", "export", "inspect")
 
 
 def build_parser(command: str, *, prog: str) -> Parser:
@@ -27,6 +29,17 @@ def build_parser(command: str, *, prog: str) -> Parser:
         parser.add_argument("src", metavar="SRC", help="what was converted: a folder, or a hub id (extra: hub)")
         parser.add_argument("dst", metavar="DST", help="the checkpoint")
         parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    elif command == "export":
+        parser = Parser(prog=prog, description="Write a checkpoint as a Hugging Face folder with safetensors files.")
+        parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
+        parser.add_argument("dst", metavar="DST", help="folder to write: new or empty")
+        parser.add_argument(
+            "--names",
+            choices=NAMINGS,
+            default=NAMINGS[0],
+            help="tensor names: of the published weights (default), or of the modules in transformers >= 5.10",
+        )
+        parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest file (default: 5GB)")
     else:
         parser = Parser(prog=prog, description="List a checkpoint's parameters: name, shape, dtype, bytes.")
         parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
@@ -38,8 +51,18 @@ def run(command: str, options: argparse.Namespace) -> int:
     """Run one of `COMMANDS`: results go to stdout, the rest to stderr; the exit code."""
     if command == "verify":
         return _verify(options)
+    if command == "export":
+        return _export(options)
     contents = inspect(options.checkpoint)
     print(as_json(contents) if options.json else as_table(contents))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    size = parse_size(options.max_shard_size)
+    with progress_bar("exporting") as progress:
+        export(options.checkpoint, options.dst, names=options.names, max_shard_bytes=size, progress=progress)
+    print(f"{options.dst}: exported", file=sys.stderr)
     return 0
 
 
