@@ -1,5 +1,8 @@
 """Conversion between Hugging Face checkpoints and this package's Orbax checkpoints."""
 
+from .listing import inspect
 from .to_orbax import convert
+from .to_safetensors import export
+from .verify import verify
 
-__all__ = ["convert"]
+__all__ = ["convert", "export", "inspect", "verify"]

@@ -1,30 +1,27 @@
-"""The command `python -m convert SRC DST`.
+"""The command `python -m convert SRC DST`, and those of `commands` after `python -m convert`.
 
-Exit codes: 0 converted, 1 failed (disk, interruption), 2 bad input, with one line on stderr that says what is wrong.
+Exit codes: 0 done, 1 failed (disk, interruption) or different, 2 bad input, with one line on stderr that says what is
+wrong.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
 
 import jax
 
+from . import commands
 from .progress import progress_bar
 from .to_orbax import CASTS, KEEP, convert
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
 def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The command's options, documented."""
-    parser = _Parser(
+    parser = commands.Parser(
         prog=prog or "python -m convert",
         description="Convert a Hugging Face checkpoint of Qwen2-Audio to an Orbax checkpoint.",
+        epilog=f"Further commands, each with --help: {', '.join(commands.COMMANDS)}. A folder of such a name: ./verify",
     )
     parser.add_argument("src", metavar="SRC", help="folder with safetensors weights, or a hub id (extra: hub)")
     parser.add_argument("dst", metavar="DST", help="folder to write: new or empty")
@@ -38,29 +35,43 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = build_parser(prog)
-    options = parser.parse_args(argv)
+    prog = prog or "python -m convert"
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in commands.COMMANDS:
+        command = arguments[0]
+        prog = f"{prog} {command}"
+        options = commands.build_parser(command, prog=prog).parse_args(arguments[1:])
+        return _exit_code(lambda: commands.run(command, options), prog=prog)
+    options = build_parser(prog).parse_args(arguments)
+    return _exit_code(lambda: _convert(options), prog=prog)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    with progress_bar("converting") as progress:
+        convert(
+            options.src,
+            options.dst,
+            dtype=options.dtype,
+            revision=options.revision,
+            non_finite="allow" if options.allow_non_finite else "refuse",
+            progress=progress,
+        )
+    print(f"{options.dst}: converted", file=sys.stderr)
+    return 0
+
+
+def _exit_code(run: Callable[[], int], *, prog: str) -> int:
     if "JAX_PLATFORMS" not in os.environ:
         # Nothing here computes: an accelerator that another process holds must not stand in the way.
         jax.config.update("jax_platforms", "cpu")
     try:
-        with progress_bar("converting") as progress:
-            convert(
-                options.src,
-                options.dst,
-                dtype=options.dtype,
-                revision=options.revision,
-                non_finite="allow" if options.allow_non_finite else "refuse",
-                progress=progress,
-            )
+        return run()
     except ValueError as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (OSError, KeyboardInterrupt) as error:
-        print(f"{parser.prog}: failed: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"{prog}: failed: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
-    print(f"{options.dst}: converted", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

@@ -123,3 +123,16 @@ def expected_tensors(shapes: dict[str, Shape]) -> dict[str, Target]:
         name = tensor if number is None else tensor.replace("{n}", number[1])
         targets[name] = Target(parameter, shape, transform)
     return targets
+
+
+NAMINGS = ("hub", "current")
+"""Tensor names that can be written: those of the published weights, or those of the modules in transformers >= 5.10."""
+
+
+def released_name(canonical: str, *, naming: str) -> str:
+    """A release's name for a tensor of the table: what `canonical_name` undoes."""
+    if naming == "current":
+        return canonical if canonical == HEAD else f"model.{canonical}"
+    if canonical == HEAD:
+        return f"language_model.{canonical}"
+    return re.sub(r"^language_model\.", "language_model.model.", canonical)

@@ -4,11 +4,12 @@ All differences are found from the files' headers, before anything is written. T
 its rows are read, checked, cast and laid out into the parameter's array, which the writer stores in groups.
 """
 
+import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +21,7 @@ from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import inert_values
 from qwen2audio_jax.model import parameter_specs
 
+from .disk import check_disk
 from .hf_folder import INDEX, SETTINGS, StoredTensor, StoredWeights, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
 from .safetensors_file import DTYPES
@@ -71,7 +73,7 @@ def convert(
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
     check_destination(dst)
-    folder = _source_folder(src, revision=revision)
+    folder = source_folder(src, revision=revision)
     config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
     settings = read_settings(folder)
     with open_weights(folder) as weights:
@@ -82,22 +84,26 @@ def convert(
             size // DTYPES[tensor.entry.dtype].itemsize * cast.itemsize
             for (tensor, _), size, cast in zip(pairs, sizes, casts, strict=True)
         )
-        _check_disk(Path(dst), needed=needed + sum(map(len, settings.values())))
+        check_disk(Path(dst), needed=needed + sum(map(len, settings.values())))
         config = replace(config, dtype=_config_dtype(config, dtype=dtype, stored={str(cast) for cast in casts}))
         with new_checkpoint(dst) as writer:
             for i, ((tensor, target), cast) in enumerate(zip(pairs, casts, strict=True)):
                 if progress is not None:
                     progress(sum(sizes[:i]), sum(sizes))
-                writer.add(target.parameter, read_parameter(tensor, target, dtype=cast, non_finite=non_finite))
+                digest = hashlib.sha256()
+                parameter = read_parameter(tensor, target, dtype=cast, non_finite=non_finite, digest=digest)
+                writer.add(target.parameter, parameter, origin=_origin(tensor, sha256=digest.hexdigest()))
             config.save_pretrained(writer.folder)
             for name, content in settings.items():
                 (writer.folder / name).write_bytes(content)
-            writer.source = {"source": os.fspath(src), "revision": revision, "dtype": dtype}
+            commit = None if Path(src).is_dir() else folder.name  # a hub id's snapshot is named for its commit
+            writer.source = {"source": os.fspath(src), "revision": revision, "commit": commit, "dtype": dtype}
             if progress is not None:
                 progress(sum(sizes), sum(sizes))
 
 
-def _source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
+def source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
+    """The local folder of a source: itself, or the snapshot that the hub gives; see `convert`."""
     if Path(src).is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} goes with a hub id, but {os.fspath(src)} is a local folder")
@@ -143,7 +149,7 @@ def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> 
         if name not in found:
             hint = ", and the configuration does not tie it to the embeddings" if name == HEAD else ""
             problems.append(f"missing {name} {target.stored_shape}{hint}")
-    if tied and not problems and HEAD in found and not _same_values(found[HEAD], found[EMBEDDING]):
+    if tied and not problems and HEAD in found and not same_values(found[HEAD], found[EMBEDDING]):
         problems.append(
             f"{found[HEAD].name} differs from {found[EMBEDDING].name}, but the configuration says "
             "tie_word_embeddings: set it to false, or drop the head if it is not meant"
@@ -154,14 +160,28 @@ def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> 
     return sorted(pairs, key=lambda pair: (pair[0].file.path, pair[0].entry.offset))
 
 
-def _same_values(a: StoredTensor, b: StoredTensor) -> bool:
+def same_values(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors of one shape are the same bit for bit."""
     return a.entry.dtype == b.entry.dtype and all(
-        np.array_equal(_bits(block), _bits(other))
-        for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
+        np.array_equal(bits(block), bits(other)) for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
     )
 
 
-def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non_finite: str) -> np.ndarray:
+def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
+    """What the manifest records of the tensor that a parameter was made from."""
+    entry = tensor.entry
+    return {
+        "file": tensor.file.path.name,
+        "tensor": tensor.name,
+        "shape": list(entry.shape),
+        "dtype": str(DTYPES[entry.dtype]),
+        "sha256": sha256,
+    }
+
+
+def read_parameter(
+    tensor: StoredTensor, target: Target, *, dtype: np.dtype, non_finite: str, digest: "hashlib._Hash"
+) -> np.ndarray:
     """Read a tensor into a parameter's array.
 
     Args:
@@ -169,6 +189,7 @@ def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non
         target: what it fills.
         dtype: of the result; bytes are unaltered where it is the tensor's own.
         non_finite: "refuse" or "allow".
+        digest: takes in the tensor's bytes as they are read.
 
     Raises:
         ValueError: it holds NaN or Inf, or a value that is Inf after the cast.
@@ -176,8 +197,9 @@ def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non
     parameter = np.empty(target.shape, dtype)
     reverse = target.transform == "reversed"
     # Plain integers of the same width: numpy copies its own types several times faster than bfloat16.
-    view = _bits(parameter)
+    view = bits(parameter)
     for start, block in tensor.blocks():
+        digest.update(bits(block).reshape(-1))
         if non_finite == "refuse":
             _check_finite(tensor, block, kind=tensor.entry.dtype)
         if block.dtype != dtype:
@@ -185,7 +207,7 @@ def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non
                 block = block.astype(dtype)
             if non_finite == "refuse":
                 _check_finite(tensor, block, kind=next(kind for kind, each in DTYPES.items() if each == dtype))
-        rows = _bits(block)
+        rows = bits(block)
         if not reverse:
             view[start : start + len(rows)] = rows
             continue
@@ -197,8 +219,8 @@ def read_parameter(tensor: StoredTensor, target: Target, *, dtype: np.dtype, non
 
 def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None:
     mask = _EXPONENTS[kind]
-    bits = _bits(block)
-    if bits.size and int((bits & bits.dtype.type(mask)).max()) == mask:
+    values = bits(block)
+    if values.size and int((values & values.dtype.type(mask)).max()) == mask:
         cast = "" if kind == tensor.entry.dtype else f" after the cast from {tensor.entry.dtype} to {kind}"
         raise ValueError(
             f"{tensor.file.path}: {tensor.name} holds NaN or Inf{cast}; mend the checkpoint, or allow it with "
@@ -206,7 +228,8 @@ def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None
         )
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
+def bits(array: np.ndarray) -> np.ndarray:
+    """A view of an array as plain integers of the same width."""
     return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
 
 
@@ -217,16 +240,3 @@ def _config_dtype(config: Qwen2AudioConfig, *, dtype: str, stored: set[str]) -> 
     text = inert_values(config.text_config.inert)
     states_none = "dtype" in config.omitted and not (text.get("dtype") or text.get("torch_dtype"))
     return stored.pop() if states_none and len(stored) == 1 else config.dtype
-
-
-def _check_disk(dst: Path, *, needed: int) -> None:
-    place = dst.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    needed += needed // 50 + (1 << 20)  # Orbax's index and the file system's own
-    if free < needed:
-        raise ValueError(
-            f"{dst}: the converted checkpoint needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
-            "free some, or choose a folder on another disk"
-        )

@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import read_json_object
+from qwen2audio_jax.manifest import describe, totals
 
 MANIFEST = "manifest.json"
 PARAMS = "params"
@@ -55,8 +56,8 @@ def is_checkpoint(path: Path_) -> bool:
 def read_manifest(path: Path_) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
-    It holds `format`, `version`, `parameters` (path -> shape and dtype), `files` (those of `params/` -> bytes) and
-    `source`.
+    It holds `format`, `version`, `tool` (what wrote it), `source`, `totals`, `files` (those of `params/` -> bytes) and
+    `parameters` (path -> shape, dtype, bytes, sha256 and, where it was converted, `origin`).
 
     Raises:
         ValueError: the folder holds no finished checkpoint, or one of a later version.
@@ -111,7 +112,7 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    _check_files(folder, listed=manifest["files"])
+    check_files(folder, listed=manifest["files"])
     listed = manifest["parameters"]
     wanted = flatten_dict(dict(specs), sep="/")
     stored = _stored_shapes(folder)
@@ -134,13 +135,13 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
         leaf.shape != stored[name] for name, leaf in wanted.items()
     )
     try:
-        with context, _quiet():
+        with context, quiet():
             return ocp.load(folder.absolute() / PARAMS, abstract)
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder) from error
 
 
-def _check_files(folder: Path, *, listed: dict[str, int]) -> None:
+def check_files(folder: Path, *, listed: dict[str, int]) -> None:
     """Find what an unfinished copy lacks before Orbax meets it, whose own errors do not name the cause."""
     problems = []
     for name, size in listed.items():
@@ -157,7 +158,7 @@ def _check_files(folder: Path, *, listed: dict[str, int]) -> None:
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
-        with _quiet():
+        with quiet():
             tree = ocp.metadata(folder.absolute() / PARAMS).metadata
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(folder) from error
@@ -167,7 +168,7 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Orbax's warnings off stderr: what is wrong with a folder is raised as one error, in our words."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -225,11 +226,14 @@ class CheckpointWriter:
         self.source: dict[str, Any] = {}
         """Where the parameters come from: recorded in the manifest."""
 
-    def add(self, name: str, array: np.ndarray | jax.Array) -> None:
-        """Store the parameter at path `name` ("encoder/conv1/bias"). The array must not change afterwards."""
+    def add(self, name: str, array: np.ndarray | jax.Array, *, origin: Mapping[str, Any] | None = None) -> None:
+        """Store the parameter at path `name` ("encoder/conv1/bias"). The array must not change afterwards.
+
+        `origin` tells the manifest what it was made from.
+        """
         if name in self._parameters:
             raise ValueError(f"parameter {name} was added twice")
-        self._parameters[name] = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        self._parameters[name] = {**describe(array), **({"origin": dict(origin)} if origin else {})}
         if self._group and array.nbytes + sum(each.nbytes for each in self._group.values()) > GROUP_BYTES:
             self._flush()
         self._group[name] = array
@@ -244,6 +248,8 @@ class CheckpointWriter:
         """Write what is pending, then the manifest: from here on it is a checkpoint."""
         if not self._parameters:
             raise ValueError(f"{self.folder}: a checkpoint needs at least one parameter")
+        from qwen2audio_jax import __version__  # the package's own module imports this one
+
         self._flush()
         with self._context:
             ocp.partial.finalize(self.folder / PARAMS)
@@ -251,7 +257,9 @@ class CheckpointWriter:
         manifest = {
             "format": FORMAT,
             "version": VERSION,
+            "tool": f"qwen2audio_jax {__version__}",
             "source": self.source,
+            "totals": totals(self._parameters),
             "parameters": self._parameters,
             "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in stored},
         }

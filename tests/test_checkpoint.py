@@ -1,5 +1,6 @@
 """Checkpoint folders: written whole or not at all, restored strictly, padded and cast onto any mesh."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import qwen2audio_jax
 from qwen2audio_jax import checkpoint
 from qwen2audio_jax.checkpoint import is_checkpoint, new_checkpoint, read_manifest, restore_params, save_params
 from qwen2audio_jax.config import Qwen2AudioConfig
@@ -57,7 +59,20 @@ def test_round_trip(saved):
     assert is_checkpoint(str(path))
     assert_equal(restore_params(path, specs=specs_of(params)), params)
     manifest = read_manifest(path)
-    assert manifest["parameters"]["encoder/conv1/kernel"] == {"shape": [3, 4, 8], "dtype": "float32"}
+    kernel = params["encoder"]["conv1"]["kernel"]
+    assert manifest["parameters"]["encoder/conv1/kernel"] == {
+        "shape": [3, 4, 8],
+        "dtype": "float32",
+        "bytes": 384,
+        "sha256": hashlib.sha256(kernel.tobytes()).hexdigest(),
+    }
+    leaves = jax.tree.leaves(params)
+    assert manifest["totals"] == {
+        "tensors": 6,
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+    }
+    assert manifest["tool"] == f"qwen2audio_jax {qwen2audio_jax.__version__}"
     assert manifest["parameters"]["projector/kernel"]["dtype"] == "bfloat16"
     assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", "params"]
 

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 from qwen2audio_jax import checkpoint
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, hf_folder, mapping, safetensors_file, to_orbax
+from qwen2audio_jax.convert import convert, hf_folder, mapping, safetensors_file
 from qwen2audio_jax.model import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -517,7 +517,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
 def test_full_disk_is_seen_before(tmp_path, monkeypatch):
     hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(to_orbax.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused(tmp_path / "hf", tmp_path / "deep" / "no", match=r"needs 0\.00 GB and the disk has 0\.00 GB free")
     assert not (tmp_path / "deep").exists()
 

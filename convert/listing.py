@@ -1,0 +1,42 @@
+"""What a checkpoint holds, from its manifest alone: the parameters are not read."""
+
+import json
+import os
+from typing import Any
+
+from qwen2audio_jax.checkpoint import read_manifest
+from qwen2audio_jax.manifest import totals
+
+_SHOWN = ("format", "version", "tool", "source")
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the manifest says: `format`, `version`, `tool`, `source`, `totals` and `parameters`.
+
+    Raises:
+        ValueError: `path` holds no finished checkpoint.
+    """
+    manifest = read_manifest(path)
+    shown = {key: manifest.get(key) for key in _SHOWN}
+    return {**shown, "totals": totals(manifest["parameters"]), "parameters": manifest["parameters"]}
+
+
+def as_json(contents: dict[str, Any]) -> str:
+    """The result of `inspect` as JSON."""
+    return json.dumps(contents, indent=1)
+
+
+def as_table(contents: dict[str, Any]) -> str:
+    """The result of `inspect` for the eye: a parameter a line, and the totals last."""
+    rows = [
+        (name, "x".join(map(str, each["shape"])), each["dtype"], str(each["bytes"]))
+        for name, each in contents["parameters"].items()
+    ]
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    lines = [
+        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {dtype:<{widths[2]}}  {size:>{widths[3]}}"
+        for name, shape, dtype, size in rows
+    ]
+    total = contents["totals"]
+    lines.append(f"{total['tensors']} tensors, {total['parameters']} parameters, {total['bytes']} bytes")
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""Is an Orbax checkpoint what a Hugging Face checkpoint becomes? Both are read again and compared bit for bit.
+
+One parameter and one block of its source are in memory at a time.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen2audio_jax.checkpoint import check_files, read_manifest
+from qwen2audio_jax.config import Qwen2AudioConfig
+
+from .hf_folder import StoredTensor, inside, open_weights, read_settings
+from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
+from .safetensors_file import DTYPES
+from .stored import read_stored
+from .to_orbax import KEEP, Progress, bits, same_values, source_folder
+
+_STATED_DTYPES = ("torch_dtype", "dtype")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    name: str
+    record: dict[str, Any]
+    target: Target
+    tensor: StoredTensor
+
+
+def verify(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Compare a converted checkpoint with its source.
+
+    Every stored parameter must have the source tensor's bits, after the cast that the manifest states if it states one,
+    and the manifest's sha256; the settings files must be the same, and config.json must mean the same.
+
+    Args:
+        src: what was converted: a folder with safetensors weights, or a hub id.
+        dst: the checkpoint.
+        revision: branch, tag or commit of a hub id.
+        progress: told how far it is.
+
+    Returns:
+        Every difference in words, each naming its tensor or file; none if the checkpoint is right.
+
+    Raises:
+        ValueError: `src` holds no weights that can be read, or `dst` no finished checkpoint.
+    """
+    ours = Path(dst)
+    manifest = read_manifest(ours)
+    folder = source_folder(src, revision=revision)
+    differences = _compare_settings(folder, ours)
+    try:
+        check_files(ours, listed=manifest["files"])
+    except ValueError as error:
+        differences.append(" ".join(str(error).split()))
+    stated = manifest.get("source", {}).get("dtype", KEEP)
+    with open_weights(folder) as weights:
+        differences += weights.problems
+        pairs, unpaired = _pair(weights.tensors, manifest["parameters"])
+        differences += unpaired
+        total, done = sum(pair.tensor.entry.nbytes for pair in pairs), 0
+        for pair in pairs:
+            if progress is not None:
+                progress(done, total)
+            differences += _compare(pair, folder=ours, stated=stated)
+            done += pair.tensor.entry.nbytes
+        if progress is not None:
+            progress(done, total)
+    return differences
+
+
+def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list[_Pair], list[str]]:
+    """Which source tensor belongs to which parameter, and what has no counterpart."""
+    differences = []
+    targets: dict[str, Target] = {}
+    for name, record in parameters.items():
+        try:
+            targets |= expected_tensors({name: tuple(record["shape"])})
+        except LookupError:
+            differences.append(f"extra {name} {tuple(record['shape'])}: no such parameter in this architecture")
+    found: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        name = canonical_name(tensor.name)
+        if any(pattern.fullmatch(name) for pattern in IGNORED):
+            continue
+        if name in found:
+            differences.append(f"duplicate {name}: the source stores it as {found[name].name} and as {tensor.name}")
+        elif name in targets or name == HEAD:
+            found[name] = tensor
+        else:
+            differences.append(f"missing {name} {tensor.entry.shape}: the source has it, the checkpoint does not")
+    if HEAD in found and HEAD not in targets:
+        # A checkpoint whose head is tied stores the embeddings alone.
+        head = found.pop(HEAD)
+        if EMBEDDING not in found or head.entry.shape != found[EMBEDDING].entry.shape:
+            differences.append(f"missing {HEAD} {head.entry.shape}: the source has it, the checkpoint does not")
+        elif not same_values(head, found[EMBEDDING]):
+            differences.append(
+                f"missing {HEAD}: the checkpoint ties it to the embeddings, the source's differs from them"
+            )
+    pairs = []
+    for name, target in targets.items():
+        record = parameters[target.parameter]
+        if name not in found:
+            differences.append(f"extra {target.parameter} {target.shape}: the source has no {name}")
+        elif found[name].entry.dtype not in DTYPES:
+            differences.append(f"{target.parameter}: the source stores it as {found[name].entry.dtype}")
+        elif found[name].entry.shape != target.stored_shape:
+            differences.append(
+                f"{target.parameter}: stored {target.shape}, so the source's should be {target.stored_shape}, "
+                f"but it is {found[name].entry.shape}"
+            )
+        else:
+            pairs.append(_Pair(target.parameter, record, target, found[name]))
+    return pairs, differences
+
+
+def _compare(pair: _Pair, *, folder: Path, stated: str) -> list[str]:
+    source = DTYPES[pair.tensor.entry.dtype]
+    expected = str(source) if stated == KEEP else stated
+    if pair.record["dtype"] != expected:
+        how = "no cast" if stated == KEEP else f"a cast to {stated}"
+        return [f"{pair.name}: stored as {pair.record['dtype']} from {source}, but the manifest states {how}"]
+    differences = []
+    try:
+        stored = bits(read_stored(folder, pair.name, record=pair.record))
+    except ValueError as error:
+        return [str(error)]
+    digest = hashlib.sha256()
+    unequal = 0
+    for start, block in pair.tensor.blocks():
+        digest.update(bits(block).reshape(-1))
+        with np.errstate(over="ignore"):
+            rows = bits(block.astype(expected, copy=False))
+        if pair.target.transform == "reversed":
+            unequal += int(np.count_nonzero(stored[..., start : start + len(rows)] != rows.T))
+        else:
+            unequal += int(np.count_nonzero(stored[start : start + len(rows)] != rows))
+    if unequal:
+        differences.append(
+            f"{pair.name}: {unequal} of {stored.size} values differ from the source's {pair.tensor.name}"
+        )
+    recorded = pair.record.get("origin", {}).get("sha256")
+    if recorded not in (None, digest.hexdigest()):
+        differences.append(f"{pair.name}: the source's {pair.tensor.name} is not the one that was converted (sha256)")
+    return differences
+
+
+def _compare_settings(folder: Path, ours: Path) -> list[str]:
+    differences = []
+    theirs, copied = read_settings(folder), read_settings(ours)
+    for name in sorted({*theirs, *copied}):
+        if name not in copied:
+            differences.append(f"missing {name}: the source has it, the checkpoint does not")
+        elif name not in theirs:
+            differences.append(f"extra {name}: the source has no such file")
+        elif theirs[name] != copied[name]:
+            differences.append(f"{name}: differs from the source's")
+    a, b = (Qwen2AudioConfig.from_json_file(inside(place, "config.json")).to_dict() for place in (folder, ours))
+    for values in (a, b):  # The converter records the weights' own.
+        for part in (values, values["text_config"], values["audio_config"]):
+            for key in _STATED_DTYPES:
+                part.pop(key, None)
+    if a != b:
+        differences.append("config.json: does not mean what the source's does")
+    return differences

@@ -1,0 +1,34 @@
+"""What a checkpoint's manifest says of its parameters: enough to list them, and to notice one changed byte."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def sha256_of(array: np.ndarray | jax.Array) -> str:
+    """The SHA-256 of an array's bytes in C order, in hexadecimal."""
+    values = np.ascontiguousarray(np.asarray(array))
+    return hashlib.sha256(values.reshape(-1).view(np.uint8)).hexdigest()
+
+
+def describe(array: np.ndarray | jax.Array) -> dict[str, Any]:
+    """A parameter's `shape`, `dtype`, `bytes` and `sha256`."""
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "bytes": int(array.nbytes),
+        "sha256": sha256_of(array),
+    }
+
+
+def totals(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """How many `tensors`, `parameters` (single weights) and `bytes` there are."""
+    return {
+        "tensors": len(parameters),
+        "parameters": sum(math.prod(each["shape"]) for each in parameters.values()),
+        "bytes": sum(each["bytes"] for each in parameters.values()),
+    }

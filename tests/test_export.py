@@ -1,0 +1,194 @@
+"""Orbax back to a Hugging Face folder: names, bytes, files, what transformers makes of them, what failure leaves."""
+
+import json
+import os
+
+import hf_layout
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from qwen2audio_jax import checkpoint
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.convert import __main__ as command
+from qwen2audio_jax.convert import convert, export, hf_folder, mapping, safetensors_writer, to_safetensors, verify
+from qwen2audio_jax.model import init_params
+
+
+def exported(folder) -> dict[str, np.ndarray]:
+    """All tensors of a folder, read by the safetensors library."""
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = [load_file(file) for file in files]
+    assert sum(map(len, tensors)) == len({name for each in tensors for name in each})
+    return {name: value for each in tensors for name, value in each.items()}
+
+
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (actual[name].dtype, actual[name].shape) == (value.dtype, value.shape), name
+        assert actual[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize(("names", "naming", "dtype"), [("hub", "old", "bfloat16"), ("current", "new", "float16")])
+def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype, monkeypatch):
+    monkeypatch.setattr(to_safetensors, "BLOCK_BYTES", 1000)
+    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", name, naming="new", dtype=dtype)
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    export(tmp_path / "orbax", tmp_path / "back", names=names)
+    if tiny.CONFIGS[name]["text_config"].get("tie_word_embeddings"):
+        tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
+    assert_same(exported(tmp_path / "back"), {hf_layout.renamed(key, naming): value for key, value in tensors.items()})
+    held = {path.name for path in (tmp_path / "hf").iterdir()}
+    assert {path.name for path in (tmp_path / "back").iterdir()} == held
+    for file in held - {"config.json", "model.safetensors"}:
+        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
+    assert verify(tmp_path / "back", tmp_path / "orbax") == []
+
+
+def test_shards_and_index(tmp_path, capfd):
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", naming="old", dtype="bfloat16", shards=2)
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    arguments = ["export", str(tmp_path / "orbax"), str(tmp_path / "back"), "--max-shard-size", "40KB"]
+    assert command.main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.endswith(f"{tmp_path / 'back'}: exported\n")
+    index = json.loads((tmp_path / "back" / hf_folder.INDEX).read_text())
+    tensors = exported(tmp_path / "back")
+    assert_same(tensors, exported(tmp_path / "hf"))
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors.values())
+    files = sorted(path.name for path in (tmp_path / "back").glob("*.safetensors"))
+    assert files == [f"model-{k + 1:05}-of-{len(files):05}.safetensors" for k in range(len(files))]
+    assert len(files) > 3
+    for file in files:
+        held = load_file(tmp_path / "back" / file)
+        assert {name for name, place in index["weight_map"].items() if place == file} == held.keys()
+        assert len(held) == 1 or sum(value.nbytes for value in held.values()) <= 40_000
+    assert verify(tmp_path / "back", tmp_path / "orbax") == []
+    convert(tmp_path / "back", tmp_path / "again")
+    assert verify(tmp_path / "hf", tmp_path / "again") == []
+
+
+@pytest.mark.parametrize("name", ["gqa", "tied"])
+@pytest.mark.parametrize("names", mapping.NAMINGS)
+def test_transformers_loads_it_and_gives_the_same_logits(tmp_path, reference, name, names):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", name)
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    export(tmp_path / "orbax", tmp_path / "back", names=names, max_shard_bytes=50_000)
+    loaded, info = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(
+        tmp_path / "back", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    state, expected = loaded.state_dict(), reference(name).state_dict()
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+    ids = torch.arange(17, dtype=torch.long)[None] * 3
+    with torch.no_grad():
+        ours = loaded.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        theirs = reference(name)(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert torch.equal(ours, theirs)
+
+
+def test_mixed_dtypes_are_aligned(tmp_path):
+    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "mels80", dtype="bfloat16")
+    tensors = {name: value.astype(np.float32) if name.endswith("bias") else value for name, value in tensors.items()}
+    hf_layout.write_tensors(tmp_path / "hf", tensors)
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    export(tmp_path / "orbax", tmp_path / "back", names="current")
+    assert_same(exported(tmp_path / "back"), tensors)
+    with hf_folder.open_weights(tmp_path / "back") as weights:
+        for tensor in weights.tensors:
+            assert tensor.entry.offset % (4 if tensor.entry.dtype == "F32" else 2) == 0
+
+
+def test_trained_parameters_are_exported(tmp_path):
+    """A checkpoint that no conversion wrote."""
+    config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])
+    checkpoint.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
+    export(tmp_path / "trained", tmp_path / "back")
+    assert verify(tmp_path / "back", tmp_path / "trained") == []
+
+
+def test_names_are_undone_by_the_converter():
+    for tensor, _, _ in mapping.TABLE:
+        for naming in mapping.NAMINGS:
+            assert mapping.canonical_name(mapping.released_name(tensor, naming=naming)) == tensor
+
+
+def refused(*arguments: object, capfd, message: str) -> None:
+    assert command.main(["export", *map(str, arguments)]) == 2
+    line = capfd.readouterr().err.strip("\r\n").split("\r")[-1]
+    assert message in line
+    assert "\n" not in line
+
+
+def test_refusals(tmp_path, capfd):
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    orbax, new = tmp_path / "orbax", tmp_path / "new"
+    refused(orbax, tmp_path / "mine", capfd=capfd, message="is not empty; choose a new or empty folder")
+    refused(orbax, tmp_path / "mine" / "thesis.txt", capfd=capfd, message="is a file; choose a new or empty folder")
+    refused(orbax, "s3://bucket/x", capfd=capfd, message="only local folders can be written")
+    refused(tmp_path / "hf", new, capfd=capfd, message="holds no manifest.json")
+    for size in ("5 apples", "0", "-1GB", "", "0.1B"):
+        refused(orbax, new, f"--max-shard-size={size}", capfd=capfd, message="is not a size; give one such as 5GB")
+    config = json.loads((orbax / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = False
+    (orbax / "config.json").write_text(json.dumps(config))
+    refused(orbax, new, capfd=capfd, message="does not match its config.json: missing decoder/lm_head/kernel")
+    with pytest.raises(ValueError, match="names is 'old'; it must be one of hub, current"):
+        export(orbax, new, names="old")
+    with pytest.raises(ValueError, match="max_shard_bytes is 0"):
+        export(orbax, new, max_shard_bytes=0)
+    assert not new.exists()
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_sizes():
+    assert [to_safetensors.parse_size(text) for text in ("5GB", "1.5 kb", "2MiB", "7")] == [5 * 10**9, 1500, 2 << 20, 7]
+
+
+def test_damage_is_named_and_leaves_nothing(tmp_path):
+    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    value = tensors["model.audio_tower.embed_positions.weight"].tobytes()
+    files = [path for path in (tmp_path / "orbax" / "params").rglob("*") if path.is_file()]
+    file = next(path for path in files if value in path.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(value) + 5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="embed_positions/embedding: its bytes do not have the manifest's sha256"):
+        export(tmp_path / "orbax", tmp_path / "new", max_shard_bytes=1000)
+    assert not (tmp_path / "new").exists()
+
+
+def test_failure_leaves_nothing_and_an_unfinished_export_is_no_checkpoint(tmp_path, monkeypatch):
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa")
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    (tmp_path / "empty").mkdir()
+    seen = []
+
+    def fail(done, total):
+        if done > total // 2:
+            present = {path.name for path in (tmp_path / "empty").iterdir()}
+            seen.append(present)
+            raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        export(tmp_path / "orbax", tmp_path / "empty", max_shard_bytes=50_000, progress=fail)
+    (present,) = seen
+    assert len(present) > 2
+    assert not present & {"config.json", hf_folder.INDEX, hf_folder.WEIGHTS}
+    assert list((tmp_path / "empty").iterdir()) == []
+    monkeypatch.setattr(safetensors_writer.os, "fsync", lambda number: fail(1, 1))
+    with pytest.raises(OSError, match="disk on fire"):
+        export(tmp_path / "orbax", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
