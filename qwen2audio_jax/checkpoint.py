@@ -32,7 +32,7 @@ MARKER = ".qwen2audio_jax_incomplete"
 """Stands in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
 
 FORMAT = "qwen2audio_jax checkpoint"
-VERSION = 1
+VERSION = 2
 
 GROUP_BYTES = 512 << 20
 """Parameters handed to Orbax at once, unless one alone is larger."""
