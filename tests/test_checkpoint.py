@@ -174,7 +174,7 @@ def test_what_is_no_checkpoint(tmp_path, saved):
     for content, message in (
         ("{", "the manifest cannot be read"),
         ("{}", "is not that of a qwen2audio_jax checkpoint"),
-        (json.dumps(read_manifest(path) | {"version": 2}), "version 2 and this package reads version 1; upgrade"),
+        (json.dumps(read_manifest(path) | {"version": 3}), "version 3 and this package reads version 2; upgrade"),
     ):
         (path / "manifest.json").write_text(content)
         assert not is_checkpoint(path)
