@@ -208,9 +208,9 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
 def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tuple[jax.Array, jax.Array]:
     """The distribution to draw from: temperature, then top-k, then top-p.
 
-    As in the reference, every token tied with the k-th is kept, and top-p removes the least probable tokens as long as
-    their sum is at most 1 - top_p, but never the last one. Of several equally probable tokens top-p keeps the lower
-    ids; the reference leaves that choice to a sort that is not stable.
+    As in the reference, every token tied with the k-th is kept (if there are no more of them than C holds), and top-p
+    removes the least probable tokens as long as their sum is at most 1 - top_p, but never the last one. Of several
+    equally probable tokens top-p keeps the lower ids; the reference leaves that choice to a sort that is not stable.
 
     Source: `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`.
 
