@@ -1,13 +1,14 @@
 """Orbax checkpoint to Hugging Face folder: safetensors files, their index, and the settings beside them.
 
 One parameter at a time is read, checked against the manifest, laid out as torch has it and appended to its file. A file
-gets its name when it is whole, config.json comes last: without it nobody takes the folder for a checkpoint.
+gets its name when it is whole, config.json comes last: without it nobody takes the folder for a checkpoint. Training
+writes its result through the same `plan_files` and `write_folder`.
 """
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,10 +39,11 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, 
 
 
 @dataclass(frozen=True)
-class _Export:
+class TensorExport:
+    """A tensor that is to be written, and the parameter that it is read from (`target.parameter`)."""
+
     planned: Planned
     target: Target
-    record: dict[str, Any]
 
 
 def parse_size(text: str) -> int:
@@ -93,7 +95,61 @@ def export(
     check_files(folder, listed=manifest["files"])
     config = Qwen2AudioConfig.from_pretrained(folder)
     settings = read_settings(folder)
-    shards = _shards(_plan(folder, config=config, listed=manifest["parameters"], names=names), limit=max_shard_bytes)
+    listed = manifest["parameters"]
+    shards = plan_files(folder, config=config, listed=listed, names=names, max_shard_bytes=max_shard_bytes)
+    write_folder(
+        out,
+        shards,
+        read=lambda name: read_stored(folder, name, record=listed[name]),
+        settings={**settings, "config.json": (folder / "config.json").read_bytes()},
+        progress=progress,
+    )
+
+
+def plan_files(
+    folder: Path,
+    *,
+    config: Qwen2AudioConfig,
+    listed: Mapping[str, Mapping[str, Any]],
+    names: str = "hub",
+    max_shard_bytes: int = SHARD_BYTES,
+) -> list[list[TensorExport]]:
+    """Which tensors are written, file by file, in the order in which `write_folder` reads their parameters.
+
+    Args:
+        folder: what the parameters are from, for messages.
+        config: of the model.
+        listed: path -> `shape` and `dtype` of every parameter.
+        names: as for `export`.
+        max_shard_bytes: as for `export`.
+
+    Raises:
+        ValueError: the parameters are not those of the configuration (all differences are listed).
+    """
+    return _shards(_plan(folder, config=config, listed=listed, names=names), limit=max_shard_bytes)
+
+
+def write_folder(
+    out: Path,
+    shards: list[list[TensorExport]],
+    *,
+    read: Callable[[str], np.ndarray],
+    settings: Mapping[str, bytes],
+    progress: Progress | None = None,
+) -> None:
+    """Write planned tensors, their index and the files beside them.
+
+    Args:
+        out: a folder that does not exist or is empty.
+        shards: from `plan_files`.
+        read: gives a parameter by its path, in the planned dtype and the parameter's own shape.
+        settings: files beside the weights: name -> content; written in this order, config.json last.
+        progress: told how far it is.
+
+    Raises:
+        ValueError: the disk has no room for it. Nothing is left there.
+        OSError: the disk is full or fails; nothing is left there either.
+    """
     total = sum(each.planned.nbytes for shard in shards for each in shard)
     check_disk(out, needed=total + sum(map(len, settings.values())))
     created = not out.exists()
@@ -112,15 +168,14 @@ def export(
         for k, shard in enumerate(shards):
             name = WEIGHTS if len(shards) == 1 else f"model-{k + 1:05}-of-{len(shards):05}.safetensors"
             tell = None if progress is None else partial(_tell, progress, before=done, total=total)
-            write(name, partial(_write_shard, shard=shard, folder=folder, tell=tell))
+            write(name, partial(_write_shard, shard=shard, read=read, tell=tell))
             weight_map |= {each.planned.name: name for each in shard}
             done += sum(each.planned.nbytes for each in shard)
-        for name, content in settings.items():
-            write(name, partial(_write_bytes, content=content))
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             write(INDEX, lambda path: path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
-        write("config.json", lambda path: path.write_bytes((folder / "config.json").read_bytes()))
+        for name, content in settings.items():
+            write(name, partial(_write_bytes, content=content))
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
@@ -132,7 +187,9 @@ def export(
         progress(total, total)
 
 
-def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], names: str) -> list[_Export]:
+def _plan(
+    folder: Path, *, config: Qwen2AudioConfig, listed: Mapping[str, Mapping[str, Any]], names: str
+) -> list[TensorExport]:
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(parameter_specs(config), sep="/").items()}
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in listed]
     for name, record in listed.items():
@@ -149,20 +206,19 @@ def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], nam
     if HEAD not in targets:
         targets[HEAD] = targets[EMBEDDING]
     return [
-        _Export(
+        TensorExport(
             Planned(
                 released_name(name, naming=names), np.dtype(listed[target.parameter]["dtype"]), target.stored_shape
             ),
             target,
-            listed[target.parameter],
         )
         for name, target in targets.items()
     ]
 
 
-def _shards(exports: list[_Export], *, limit: int) -> list[list[_Export]]:
+def _shards(exports: list[TensorExport], *, limit: int) -> list[list[TensorExport]]:
     """Files in the tensors' order; within one, wider numbers first, so that each tensor is aligned to its own."""
-    shards: list[list[_Export]] = [[]]
+    shards: list[list[TensorExport]] = [[]]
     size = 0
     for each in exports:
         if shards[-1] and size + each.planned.nbytes > limit:
@@ -181,14 +237,20 @@ def _tell(progress: Progress, here: int, *, before: int, total: int) -> None:
     progress(before + here, total)
 
 
-def _write_shard(path: Path, *, shard: list[_Export], folder: Path, tell: Callable[[int], None] | None) -> None:
+def _write_shard(
+    path: Path,
+    *,
+    shard: list[TensorExport],
+    read: Callable[[str], np.ndarray],
+    tell: Callable[[int], None] | None,
+) -> None:
     writer = SafetensorsWriter(path, [each.planned for each in shard])
     try:
         done = 0
         for each in shard:
             if tell is not None:
                 tell(done)
-            writer.write(_rows(read_stored(folder, each.target.parameter, record=each.record), each.target))
+            writer.write(_rows(read(each.target.parameter), each.target))
             done += each.planned.nbytes
         writer.finish()
     finally:

@@ -16,6 +16,7 @@ from qwen2audio_jax.cli.options import (
     add_input_options,
     add_model_options,
     add_output_options,
+    add_train_options,
 )
 from qwen2audio_jax.cli.output import one_line, say
 
@@ -24,6 +25,10 @@ GENERATE = """\
 Answer one prompt about the given clips; the answer goes to stdout as it is made, everything else to stderr.
 Without a prompt the clips are the message (voice chat)."""
 CHAT = "Hold a conversation; in it, /help lists the commands."
+TRAIN = """\
+Fine-tune a model as a configuration says. The output folder gets checkpoints, metrics.jsonl, TensorBoard events
+(tensorboard --logdir DIR/tensorboard) and a picture of the loss. A run that was stopped, or killed, continues from its
+last checkpoint when the same command is given again. Needs the extra: pip install 'qwen2audio-jax[train]'."""
 CONVERT = "Convert a Hugging Face checkpoint to an Orbax checkpoint."
 
 
@@ -35,6 +40,7 @@ def build_parser() -> Parser:
     generate = commands.add_parser("generate", help="answer one prompt", description=GENERATE)
     generate.add_argument("prompt", nargs="?", help="the text; - reads it from stdin, without its last line break")
     chat = commands.add_parser("chat", help="hold a conversation", description=CHAT)
+    add_train_options(commands.add_parser("train", help="fine-tune a model", description=TRAIN))
     commands.add_parser("convert", help="convert a checkpoint", add_help=False)
     for command in (generate, chat):
         add_model_options(command)
@@ -56,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: --help and --version need neither.
     if options.command == "generate":
         from qwen2audio_jax.cli.generate import run
+    elif options.command == "train":
+        from qwen2audio_jax.cli.train import run
     else:
         from qwen2audio_jax.cli.chat import run
     if isinstance(sys.stdout, io.TextIOWrapper):
