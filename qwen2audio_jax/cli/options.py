@@ -119,6 +119,21 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """On what to evaluate, and how."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", metavar="DIR", help="folder with records.jsonl, as python -m qwen2audio_jax.speech writes"
+    )
+    group.add_argument("--fresh", type=int, metavar="N", help="synthesise N examples first (needs espeak-ng)")
+    group.add_argument("--seed", type=int, metavar="S", help="of --fresh (default: 0)")
+    group.add_argument(
+        "--split", choices=("test", "unseen"), help="voices of --fresh: test, as in training (default), or never heard"
+    )
+    group.add_argument("--batch", type=int, default=16, metavar="N", help="examples at a time (default: 16)")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+
+
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     """What was said about generation, as keyword arguments of `generate`."""
     names = ["max_new_tokens", "max_length", "do_sample", "num_return_sequences"]
