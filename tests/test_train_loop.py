@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,19 +70,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(place):
-    # One device: the tests' process has eight.
-    return read_settings(place / "run.toml", overrides={"output": str(place / "whole"), "machine.model": "1"})
-
-
-def on_one_device(monkeypatch):
-    import jax
-
-    from qwen2audio_jax.train import model as train_model
-
-    make = train_model.make_mesh
-    monkeypatch.setattr(
-        train_model, "make_mesh", lambda *, data, model: make(data=1, model=1, devices=jax.devices()[:1])
-    )
+    return read_settings(place / "run.toml", overrides={"output": str(place / "whole")})
 
 
 def losses(folder, kind="train"):
@@ -91,10 +80,8 @@ def losses(folder, kind="train"):
 @pytest.fixture(scope="module")
 def whole(settings):
     """The curve of a run that nothing interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
-        seen = []
-        train(settings, callbacks=[lambda step, metrics: seen.append(step)])
+    seen = []
+    train(settings, callbacks=[lambda step, metrics: seen.append(step)])
     assert set(range(1, STEPS + 1)) <= set(seen)
     return losses(settings.output), losses(settings.output, "evaluate")
 
@@ -166,10 +153,8 @@ def test_told_to_end_it_saves_first(place, tmp_path, whole):
 
 def test_another_configuration_is_not_continued(place, whole, settings):
     changed = replace(settings, optimizer=replace(settings.optimizer, learning_rate=1.0))
-    with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
-        with pytest.raises(ValueError, match=r"learning_rate was 0.003 and is now 1.0.*another output folder"):
-            train(changed)
+    with pytest.raises(ValueError, match=r"learning_rate was 0.003 and is now 1.0.*another output folder"):
+        train(changed)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_records(settings, tmp_path):
@@ -178,13 +163,53 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_records(settings, tmp_pat
         output=str(tmp_path / "run"),
         optimizer=replace(settings.optimizer, learning_rate=1e30, clip_norm=0.0, warmup_steps=0),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        on_one_device(patch)
-        with pytest.raises(NotFinite, match=r"step \d+: loss nan.*train-\d+"):
-            train(wild)
+    with pytest.raises(NotFinite, match=r"step \d+: loss nan.*train-\d+"):
+        train(wild)
 
 
 def test_rows_must_divide_over_the_mesh(settings):
     wide = replace(settings, machine=replace(settings.machine, data=8))
     with pytest.raises(ValueError, match=r"data.rows = 4 does not divide into 1 micro-batches over data = 8"):
         train(wide)
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
+from qwen2audio_jax.train.loop import train
+from qwen2audio_jax.train.settings import read_settings
+state = train(read_settings(sys.argv[3], overrides={"output": sys.argv[4], "model": sys.argv[5], "machine.data": "2"}))
+print("steps", int(state.step))
+"""
+
+
+def test_two_processes_train_one_model(place, whole, tmp_path):
+    """Each reads its own rows and holds its own half of weights and moments; together they make the same curve."""
+    from qwen2audio_jax.convert import convert
+
+    checkpoint = tmp_path / "checkpoint"
+    convert(place / "model", checkpoint)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    arguments = [address, str(place / "run.toml"), str(tmp_path / "run"), str(checkpoint)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(index), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert all(f"steps {STEPS}" in text for text in said)
+    curve, held_out = losses(tmp_path / "run"), losses(tmp_path / "run", "evaluate")
+    for step, loss in whole[0].items():
+        assert curve[step] == pytest.approx(loss, rel=1e-4), step
+    assert held_out == pytest.approx(whole[1], rel=1e-4)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -5,7 +5,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import tiny
 from conftest import relative_error
 from flax.traverse_util import flatten_dict
 from prompts import as_torch
@@ -179,9 +178,6 @@ def curve(load):
 )
 def test_mesh_and_accumulation_leave_the_curve_as_it_is(load, curve, sizes, fsdp, accumulation, remat):
     name = "gqa"
-    text = tiny.CONFIGS[name]["text_config"]
-    if text["num_key_value_heads"] % sizes[1]:
-        sizes = (sizes[0] * sizes[1] // text["num_key_value_heads"], text["num_key_value_heads"])
     mesh = make_mesh(data=sizes[0], model=sizes[1], devices=jax.devices()[: sizes[0] * sizes[1]])
     batches = [batch_for(name, seed=s % 2) for s in range(20)]
     _, losses = run(load(name), batches, mesh=mesh, fsdp=fsdp, accumulation=accumulation, remat=remat)

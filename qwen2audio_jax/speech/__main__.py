@@ -1,4 +1,4 @@
-"""`python -m qwen2audio_jax.speech`: synthesise data, and write the embedded model's files."""
+"""`python -m qwen2audio_jax.speech`: synthesise data, and make the embedded model."""
 
 import argparse
 import json
@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.add_argument("out")
     examples = commands.add_parser("examples", help="write the clips that come with the package")
     examples.add_argument("out")
+    build = commands.add_parser(
+        "build", help="make the embedded model from nothing: data, training, scores; goes on where it was stopped"
+    )
+    build.add_argument("out")
+    build.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for qwen2audio train")
     check = commands.add_parser("disjoint", help="check that two data folders share no clip")
     check.add_argument("a")
     check.add_argument("b")
@@ -42,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(manifest, indent=2))
         elif arguments.command == "model":
             print(write_model_files(arguments.out))
+        elif arguments.command == "build":
+            # Imported here: training needs more than the rest, and the rest starts at once without it.
+            from qwen2audio_jax.speech.build import build as build_model
+
+            overrides = dict(item.partition("=")[::2] for item in arguments.set)
+            print(build_model(arguments.out, overrides=overrides, say=lambda text: print(text, file=sys.stderr)))
         elif arguments.command == "examples":
             print(*write_examples(arguments.out), sep="\n")
         elif shared := dataset.clips_in_both(arguments.a, arguments.b):

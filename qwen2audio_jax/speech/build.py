@@ -4,12 +4,13 @@ Every part that is there already is left as it is, and a training run that was s
 what an earlier one began.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax import configs
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.speech import dataset
@@ -61,7 +62,9 @@ def build(out: str | PathLike[str], *, overrides: Mapping[str, str], say: Callab
             dataset.write_dataset(out / split, clips=clips, seed=seed, split=split)
     for split in ("test", "unseen"):
         if shared := dataset.clips_in_both(out / "train", out / split):
-            raise ValueError(f"{len(shared)} clips are in both {out / 'train'} and {out / split}: {', '.join(shared[:3])}")
+            raise ValueError(
+                f"{len(shared)} clips are in both {out / 'train'} and {out / split}: {', '.join(shared[:3])}"
+            )
     for name, start, result in (("speech-short", out / "model", "short"), ("speech", out / "short" / "model", "run")):
         settings = _settings(name, start, out, result, overrides)
         if not (exported_folder(settings) / "config.json").exists():
@@ -75,7 +78,7 @@ def build(out: str | PathLike[str], *, overrides: Mapping[str, str], say: Callab
 
 
 def scores(folder: str | PathLike[str], data: str | PathLike[str]) -> dict[str, dict[str, Any]]:
-    """A model's figures on the test data in both dtypes, and on voices that were never trained on: as the card has them.
+    """A model's figures for its card: on the test data in both dtypes, and on voices that were never trained on.
 
     Args:
         folder: the model.
@@ -95,8 +98,12 @@ def scores(folder: str | PathLike[str], data: str | PathLike[str]) -> dict[str, 
 
 
 def _settings(name: str, start: Path, out: Path, result: str, overrides: Mapping[str, str]) -> TrainSettings:
-    places = {"model": f'"{start}"', "output": f'"{out / result}"', "data.train": f'["{out / "train" / "records.jsonl"}"]'}
+    places = {
+        "model": json.dumps(str(start)),
+        "output": json.dumps(str(out / result)),
+        "data.train": json.dumps([str(out / "train" / "records.jsonl")]),
+    }
     if name == "speech":
-        places["data.evaluate"] = f'["{out / "test" / "records.jsonl"}"]'
-    path = Path(next(iter(configs.__path__))) / f"{name}.toml"
-    return read_settings(path, overrides={**overrides, **places})
+        places["data.evaluate"] = json.dumps([str(out / "test" / "records.jsonl")])
+    path = resources.files("qwen2audio_jax.configs") / f"{name}.toml"
+    return read_settings(str(path), overrides={**overrides, **places})

@@ -55,8 +55,8 @@ class Interval:
             if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
                 raise NotFinite(
                     f"step {step}: loss {metrics['loss']:g}, gradient norm {metrics['gradient_norm']:g}; its records "
-                    f"are {', '.join(records)}. Look at these, or lower optimizer.learning_rate; the last checkpoint is "
-                    "from before this step"
+                    f"are {', '.join(records)}. Look at these, or lower optimizer.learning_rate; the last checkpoint "
+                    "is from before this step"
                 )
         counts = np.array([metrics["targets"] for metrics in fetched])
         seconds = max(time.monotonic() - self.started, 1e-9)

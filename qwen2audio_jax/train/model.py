@@ -18,7 +18,7 @@ from qwen2audio_jax.sharding import check_mesh, make_mesh
 from qwen2audio_jax.source import load_config
 from qwen2audio_jax.train import parts
 from qwen2audio_jax.train.objective import REFERENCE, make_objective
-from qwen2audio_jax.train.settings import TrainSettings
+from qwen2audio_jax.train.settings import MachineSettings, TrainSettings
 from qwen2audio_jax.train.state import weight_shardings
 from qwen2audio_jax.train.step import SumsOf
 
@@ -50,6 +50,18 @@ class TrainedModel:
     checkpoint: Path | None
 
 
+def training_mesh(machine: MachineSettings) -> Mesh:
+    """The mesh of a run: all devices, or as many of them as the settings take, from the first.
+
+    Raises:
+        ValueError: there are fewer; or several processes, all of whose devices must take part.
+    """
+    devices = jax.devices()
+    if machine.data > 0 and jax.process_count() == 1:
+        devices = devices[: machine.data * machine.model]
+    return make_mesh(data=machine.data, model=machine.model, devices=devices)
+
+
 def load_model(settings: TrainSettings) -> TrainedModel:
     """Load or draw the weights that a run starts from.
 
@@ -57,7 +69,7 @@ def load_model(settings: TrainSettings) -> TrainedModel:
         ValueError: no such checkpoint, a mesh that the model does not divide over, or parts that it does not have.
     """
     machine = settings.machine
-    mesh = make_mesh(data=machine.data, model=machine.model)
+    mesh = training_mesh(machine)
     if settings.from_scratch:
         stored, path = Qwen2AudioConfig.from_pretrained(settings.model), None
         identity = f"drawn with seed {settings.seed}"

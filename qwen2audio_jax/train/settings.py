@@ -143,7 +143,7 @@ class MachineSettings:
     """[machine]: how the step is computed.
 
     Attributes:
-        data: mesh axis; -1 takes all devices that `model` leaves.
+        data: mesh axis; -1 takes all devices that `model` leaves. Fewer than there are: the first ones.
         model: mesh axis: devices that share one copy of the decoder.
         fsdp: split weights and optimiser state over `data` as well.
         dtype: of the computation; trained weights and optimiser state are always float32.
