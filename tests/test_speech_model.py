@@ -56,10 +56,11 @@ def test_configuration(folder):
     config = Qwen2AudioConfig.from_json_file(folder / "config.json")
     vocabulary = build_tokenizer().get_vocab()
     assert config.audio_token_index == vocabulary["<|AUDIO|>"]
-    assert config.text.vocab_size == VOCAB_SIZE == max(vocabulary.values()) + 1
-    assert (config.audio.num_mel_bins, config.audio.max_source_positions) == (128, 1500)
+    assert config.text_config.vocab_size == VOCAB_SIZE == max(vocabulary.values()) + 1
+    assert (config.audio_config.num_mel_bins, config.audio_config.max_source_positions) == (128, 1500)
     settings = GenerationConfig.from_json_file(folder / "generation_config.json")
-    assert not settings.do_sample and settings.max_new_tokens == 128
+    assert not settings.do_sample
+    assert settings.max_new_tokens == 128
     assert settings.eos_token_id == (vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"])
 
 
@@ -67,7 +68,8 @@ def test_reference_reads_the_same(folder):
     transformers = pytest.importorskip("transformers")
     ours = Qwen2AudioProcessor.from_pretrained(folder)
     theirs = transformers.Qwen2AudioProcessor.from_pretrained(folder)
-    assert theirs.tokenizer.eos_token == "<|endoftext|>" and theirs.tokenizer.pad_token == "<|endoftext|>"
+    assert theirs.tokenizer.eos_token == "<|endoftext|>"
+    assert theirs.tokenizer.pad_token == "<|endoftext|>"
     text = ours.apply_chat_template(CHAT, add_generation_prompt=True)
     assert text == theirs.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
     clips = [
@@ -80,4 +82,5 @@ def test_reference_reads_the_same(folder):
         if sounds:
             assert np.array_equal(mine.feature_attention_mask, reference["feature_attention_mask"])
     config = transformers.Qwen2AudioConfig.from_pretrained(folder)
-    assert config.text_config.num_key_value_heads == 2 and config.audio_config.d_model == 128
+    assert config.text_config.num_key_value_heads == 2
+    assert config.audio_config.d_model == 128

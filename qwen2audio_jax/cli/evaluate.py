@@ -5,11 +5,15 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen2audio_jax.cli.loading import load_model
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
+
+if TYPE_CHECKING:
+    from qwen2audio_jax.speech.scoring import Scores
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     # Imported here: the other commands do without.
     from qwen2audio_jax.speech.dataset import write_dataset
     from qwen2audio_jax.speech.evaluate import evaluate, read_records
-    from qwen2audio_jax.speech.scoring import Scores, score
+    from qwen2audio_jax.speech.scoring import score
 
     with tempfile.TemporaryDirectory(prefix="qwen2audio-evaluate-") as scratch:
         folder = Path(options.data or Path(scratch, "data"))
@@ -38,11 +42,16 @@ def run(options: argparse.Namespace) -> None:
         )
         model = load_model(options)
         shown = _show if sys.stderr.isatty() else None
-        scores: Scores = score(evaluate(model, processor, data=folder, batch=options.batch, progress=shown))
+        scores = score(evaluate(model, processor, data=folder, batch=options.batch, progress=shown))
     if options.json:
         write(json.dumps(scores.to_dict()) + "\n")
         return
-    figures = (
+    write(figures(scores))
+
+
+def figures(scores: "Scores") -> str:
+    """The scores as lines of name and per cent; what was not asked is left out."""
+    lines = (
         ("digit error rate", scores.digit_error_rate),
         ("strings right", scores.strings_right),
         ("digit error rate in conversations", scores.chat_digit_error_rate),
@@ -52,9 +61,7 @@ def run(options: argparse.Namespace) -> None:
         ("all right", scores.overall),
         *((f"  {task} ({scores.counts[task]})", value) for task, value in scores.accuracy.items()),
     )
-    for name, value in figures:
-        if value is not None:
-            write(f"{name:36}{100 * value:7.2f} %\n")
+    return "".join(f"{name:36}{100 * value:7.2f} %\n" for name, value in lines if value is not None)
 
 
 def _show(done: int, total: int) -> None:

@@ -43,7 +43,10 @@ def write_dataset(out: str | PathLike[str], *, clips: int, seed: int, split: str
     tasks: Counter[str] = Counter()
     digest, seconds, files = hashlib.sha256(), 0.0, 0
     partial = out / "records.jsonl.partial"
-    with multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1) as pool, partial.open("wb") as file:
+    # Each block has a new process, forked from one that has loaded this module and neither spoken nor used JAX.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(workers, maxtasksperchild=1) as pool, partial.open("wb") as file:
         for records in pool.imap(_write_block, blocks, chunksize=1):
             for record in records:
                 line = (json.dumps(record) + "\n").encode()

@@ -2,6 +2,7 @@
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import soxr
@@ -40,10 +41,30 @@ def _engine() -> tuple[ctypes.CDLL, int]:
 
 
 def version() -> str:
-    """espeak-ng's version, such as "1.51"."""
+    """espeak-ng's version, such as "1.51".
+
+    Raises:
+        ValueError: espeak-ng is missing.
+    """
+    return _info()[0]
+
+
+def variants() -> set[str]:
+    """The names of the variants that this espeak-ng has.
+
+    Raises:
+        ValueError: espeak-ng is missing.
+    """
+    return {file.name for file in Path(_info()[1], "voices", "!v").iterdir()}
+
+
+def _info() -> tuple[str, str]:
+    """Version and data folder."""
     library, _ = _engine()
     library.espeak_Info.restype = ctypes.c_char_p
-    return library.espeak_Info(None).decode()
+    folder = ctypes.c_char_p()
+    number = library.espeak_Info(ctypes.byref(folder))
+    return number.decode(), (folder.value or b"").decode()
 
 
 def speak(text: str, *, voice: str, rate: int, pitch: int, range: int) -> np.ndarray:
@@ -54,7 +75,7 @@ def speak(text: str, *, voice: str, rate: int, pitch: int, range: int) -> np.nda
 
     Args:
         text: English.
-        voice: an accent and a variant of espeak-ng, such as "en-US+f2".
+        voice: an accent and a variant of espeak-ng, such as "en-US+f2"; it ignores a variant that it does not have.
         rate: words a minute.
         pitch: 0..99.
         range: of the pitch, 0..99.

@@ -124,7 +124,11 @@ def noise(rng: np.random.Generator, n: int, color: int) -> np.ndarray:
 
 
 def fundamental(samples: np.ndarray) -> float:
-    """Median fundamental frequency in Hz of clean speech (60..400 Hz), by autocorrelation; 0 where none is found."""
+    """Median fundamental frequency in Hz of clean speech (60..400 Hz), by autocorrelation; 0 where none is found.
+
+    A multiple of a short period may fit whole samples better than the period: of a high voice the result can be a
+    fraction of the frequency, never more than it. So a high result is a high voice, and a low one needs a low variant.
+    """
     size = 800
     frames = np.lib.stride_tricks.sliding_window_view(samples, size)[:: size // 2] if len(samples) >= size else None
     if frames is None:
