@@ -1,6 +1,6 @@
 """Is an Orbax checkpoint what a Hugging Face checkpoint becomes? Both are read again and compared bit for bit.
 
-One parameter and one block of its source are in memory at a time.
+Few parameters are in memory at a time, within the same bound as in a conversion.
 """
 
 import hashlib
@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.checkpoint import check_files, read_manifest
+from qwen2audio_jax.checkpoint import check_files, quiet, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 
 from .hf_folder import StoredTensor, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
+from .matching import same_values
+from .memory import MEMORY_GB, group_bytes, stream
+from .progress import Progress, Report
+from .reading import bits
 from .safetensors_file import DTYPES
-from .stored import read_stored
-from .to_orbax import KEEP, Progress, bits, same_values, source_folder
+from .stored import Records, check_hash, groups_of, read_group
+from .to_orbax import KEEP, source_folder
 
 _STATED_DTYPES = ("torch_dtype", "dtype")
 
@@ -31,12 +35,25 @@ class _Pair:
     tensor: StoredTensor
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Pairs whose parameters are read together."""
+
+    pairs: list[_Pair]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the parameters."""
+        return sum(pair.record["bytes"] for pair in self.pairs)
+
+
 def verify(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    progress: Progress | None = None,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
 ) -> list[str]:
     """Compare a converted checkpoint with its source.
 
@@ -47,7 +64,8 @@ def verify(
         src: what was converted: a folder with safetensors weights, or a hub id.
         dst: the checkpoint.
         revision: branch, tag or commit of a hub id.
-        progress: told how far it is.
+        memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
+        on_progress: called with (bytes done, bytes in all).
 
     Returns:
         Every difference in words, each naming its tensor or file; none if the checkpoint is right.
@@ -63,19 +81,23 @@ def verify(
         check_files(ours, listed=manifest["files"])
     except ValueError as error:
         differences.append(" ".join(str(error).split()))
+    limit = group_bytes(memory_gb)
     stated = manifest.get("source", {}).get("dtype", KEEP)
     with open_weights(folder) as weights:
         differences += weights.problems
         pairs, unpaired = _pair(weights.tensors, manifest["parameters"])
         differences += unpaired
-        total, done = sum(pair.tensor.entry.nbytes for pair in pairs), 0
-        for pair in pairs:
-            if progress is not None:
-                progress(done, total)
-            differences += _compare(pair, folder=ours, stated=stated)
-            done += pair.tensor.entry.nbytes
-        if progress is not None:
-            progress(done, total)
+        total = sum(pair.tensor.entry.nbytes for pair in pairs)
+        report = Report(on_progress, total)
+        by_name, records = {pair.name: pair for pair in pairs}, manifest["parameters"]
+        groups = [_Group([by_name[name] for name in run]) for run in groups_of(list(by_name), records, limit=limit)]
+        with quiet():
+            for group, found in stream(
+                groups, lambda group: _compare_group(group, ours, records, stated=stated), memory_gb=memory_gb
+            ):
+                differences += found
+                report.add(sum(pair.tensor.entry.nbytes for pair in group.pairs))
+        report.finish()
     return differences
 
 
@@ -125,17 +147,30 @@ def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list
     return pairs, differences
 
 
-def _compare(pair: _Pair, *, folder: Path, stated: str) -> list[str]:
+def _compare_group(group: _Group, folder: Path, records: Records, *, stated: str) -> list[str]:
+    differences = []
+    arrays = read_group(folder, [pair.name for pair in group.pairs], records)
+    for pair in group.pairs:
+        array = arrays.pop(pair.name)
+        try:
+            if isinstance(array, ValueError):
+                raise array
+            check_hash(pair.name, array, records)
+        except ValueError as error:
+            differences.append(str(error))
+        else:
+            differences += _compare(pair, array, stated=stated)
+    return differences
+
+
+def _compare(pair: _Pair, array: np.ndarray, *, stated: str) -> list[str]:
     source = DTYPES[pair.tensor.entry.dtype]
     expected = str(source) if stated == KEEP else stated
     if pair.record["dtype"] != expected:
         how = "no cast" if stated == KEEP else f"a cast to {stated}"
         return [f"{pair.name}: stored as {pair.record['dtype']} from {source}, but the manifest states {how}"]
     differences = []
-    try:
-        stored = bits(read_stored(folder, pair.name, record=pair.record))
-    except ValueError as error:
-        return [str(error)]
+    stored = bits(array)
     digest = hashlib.sha256()
     unequal = 0
     for start, block in pair.tensor.blocks():

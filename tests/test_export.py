@@ -9,7 +9,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from qwen2audio_jax import checkpoint
+from qwen2audio_jax import checkpoint_writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, export, hf_folder, mapping, safetensors_writer, to_safetensors, verify
@@ -33,8 +33,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize(("names", "naming", "dtype"), [("hub", "old", "bfloat16"), ("current", "new", "float16")])
-def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype, monkeypatch):
-    monkeypatch.setattr(to_safetensors, "BLOCK_BYTES", 1000)
+def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype):
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", name, naming="new", dtype=dtype)
     convert(tmp_path / "hf", tmp_path / "orbax")
     export(tmp_path / "orbax", tmp_path / "back", names=names)
@@ -110,7 +109,7 @@ def test_mixed_dtypes_are_aligned(tmp_path):
 def test_trained_parameters_are_exported(tmp_path):
     """A checkpoint that no conversion wrote."""
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])
-    checkpoint.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
+    checkpoint_writer.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
     export(tmp_path / "trained", tmp_path / "back")
     assert verify(tmp_path / "back", tmp_path / "trained") == []
 
@@ -183,7 +182,7 @@ def test_failure_leaves_nothing_and_an_unfinished_export_is_no_checkpoint(tmp_pa
             raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="disk on fire"):
-        export(tmp_path / "orbax", tmp_path / "empty", max_shard_bytes=50_000, progress=fail)
+        export(tmp_path / "orbax", tmp_path / "empty", max_shard_bytes=50_000, on_progress=fail)
     (present,) = seen
     assert len(present) > 2
     assert not present & {"config.json", hf_folder.INDEX, hf_folder.WEIGHTS}
