@@ -1,67 +1,64 @@
-"""Parameters of an Orbax checkpoint, read from disk into host memory, several at a time."""
+"""Parameters of an Orbax checkpoint, read one by one into host memory, from any number of threads.
 
-from collections.abc import Iterator, Mapping, Sequence
+They are read with tensorstore, in which Orbax keeps them: a read by Orbax itself takes 35 ms to begin, and one that
+fails among others leaves the others running.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from orbax.checkpoint import v1 as ocp
+import tensorstore
 
-from qwen2audio_jax.checkpoint import PARAMS, READ_BYTES, quiet
+from qwen2audio_jax.checkpoint import PARAMS
 from qwen2audio_jax.manifest import sha256_of
 
-Records = Mapping[str, Mapping[str, Any]]
 
+class StoredParameters:
+    """The parameters of a finished checkpoint; `records` is what its manifest says of them."""
 
-def groups_of(names: Sequence[str], records: Records, *, limit: int) -> Iterator[list[str]]:
-    """The names in runs of at most `limit` bytes, unless one alone has more: a read by Orbax takes 35 ms to begin."""
-    run: list[str] = []
-    held = 0
-    for name in names:
-        if run and held + records[name]["bytes"] > limit:
-            yield run
-            run, held = [], 0
-        run.append(name)
-        held += records[name]["bytes"]
-    if run:
-        yield run
+    def __init__(self, folder: Path, *, records: Mapping[str, Mapping[str, Any]]):
+        self._records = records
+        # Orbax puts a tree into a folder within its own, beside what else a checkpoint may hold.
+        found = [path.parent for path in (folder.absolute() / PARAMS).glob("*/manifest.ocdbt")]
+        self._base = found[0] if len(found) == 1 else folder.absolute() / PARAMS
+        # No cache, and few chunks at once: each is read for one array, and copied into it.
+        self._context = tensorstore.Context(
+            {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}}
+        )
 
+    def read(self, name: str) -> np.ndarray:
+        """The parameter at path `name` ("encoder/conv1/bias"), as it is stored.
 
-def read_group(folder: Path, names: Sequence[str], records: Records) -> dict[str, np.ndarray | ValueError]:
-    """Parameters of a finished checkpoint, as they are stored; for one that is damaged, the error that says so.
+        Raises:
+            ValueError: it cannot be read, or its bytes are not those that the manifest's sha256 was made from.
+        """
+        record = self._records[name]
+        try:
+            array = self._read(name)
+        except Exception as error:
+            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            raise ValueError(
+                f"{name}: cannot be read ({reason}); the checkpoint is damaged: copy or convert it again"
+            ) from None
+        if (list(array.shape), str(array.dtype)) != (record["shape"], record["dtype"]):
+            raise ValueError(
+                f"{name}: is {array.dtype} {array.shape}, but the manifest says {record['dtype']} "
+                f"{tuple(record['shape'])}; the checkpoint is damaged: copy or convert it again"
+            )
+        if sha256_of(array) != record["sha256"]:
+            raise ValueError(
+                f"{name}: its bytes do not have the manifest's sha256; the checkpoint is damaged: copy or convert it "
+                "again"
+            )
+        return array
 
-    Args:
-        folder: the checkpoint.
-        names: paths of parameters ("encoder/conv1/bias").
-        records: what the manifest says of them.
-    """
-    try:
-        return dict(_load(folder, names, records))
-    except Exception as error:
-        if len(names) > 1:  # one of them is damaged: which?
-            return {name: read_group(folder, [name], records)[name] for name in names}
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        return {names[0]: _damaged(names[0], f"cannot be read ({reason})")}
-
-
-def check_hash(name: str, array: np.ndarray, records: Records) -> None:
-    """Raise a `ValueError` unless a parameter's bytes are those that the manifest's sha256 was made from."""
-    if sha256_of(array) != records[name]["sha256"]:
-        raise _damaged(name, "its bytes do not have the manifest's sha256")
-
-
-def _damaged(name: str, what: str) -> ValueError:
-    return ValueError(f"{name}: {what}; the checkpoint is damaged: copy or convert it again")
-
-
-def _load(folder: Path, names: Sequence[str], records: Records) -> dict[str, np.ndarray]:
-    abstract = {name: np.empty(records[name]["shape"], np.dtype(records[name]["dtype"])) for name in names}
-    context = ocp.Context()
-    context.pytree_options.loading.partial_load = True
-    # A parameter may be larger than the bound on what is read at once, and Orbax refuses to read beyond it.
-    largest = max(records[name]["bytes"] for name in names)
-    context.memory_options.read_concurrent_bytes = max(READ_BYTES, 2 * largest + 1)
-    with context, quiet():
-        loaded = ocp.load(folder.absolute() / PARAMS, unflatten_dict(abstract, sep="/"))
-    return {name: np.asarray(array) for name, array in flatten_dict(loaded, sep="/").items()}
+    def _read(self, name: str) -> np.ndarray:
+        store = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{self._base}/"},
+            "path": f"{name.replace('/', '.')}/",
+        }
+        opened = tensorstore.open({"driver": "auto", "kvstore": store}, context=self._context, read=True, open=True)
+        return opened.result().read(order="C").result()

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from qwen2audio_jax import hub
-from qwen2audio_jax.checkpoint_writer import check_destination, new_checkpoint, unfinished_bytes
+from qwen2audio_jax.checkpoint_writer import check_destination, new_checkpoint, unfinished_bytes, was_just_finished
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import inert_values
 
@@ -86,6 +86,9 @@ def convert(
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
     group = group_bytes(memory_gb)
+    work = {"dtype": dtype, "non-finite weights": non_finite}
+    if was_just_finished(dst, work=work):
+        return
     check_destination(dst)
     folder = source_folder(src, revision=revision)
     config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
@@ -97,7 +100,6 @@ def convert(
         check_disk(Path(dst), needed=max(0, needed - unfinished_bytes(dst)))
         stored = {str(task.dtype) for task in tasks}
         config = replace(config, dtype=_config_dtype(config, dtype=dtype, stored=stored))
-        work = {"dtype": dtype, "non-finite weights": non_finite}
         with new_checkpoint(
             dst, work=work, accept=lambda finished: _check_source(finished, tasks, dst=dst), group_bytes=group
         ) as writer:

@@ -25,12 +25,12 @@ from .disk import check_disk
 from .export_folder import check_folder, export_folder
 from .hf_folder import INDEX, WEIGHTS, read_settings
 from .mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
-from .memory import MEMORY_GB, group_bytes, stream
+from .memory import MEMORY_GB, stream, tensor_bytes
 from .progress import Progress, Report
 from .reading import bits, reversed_axes
 from .safetensors_file import DTYPES
 from .safetensors_writer import Planned, SafetensorsWriter, file_bytes
-from .stored import Records, check_hash, groups_of, read_group
+from .stored import StoredParameters
 
 SHARD_BYTES = 5 * 10**9
 """What transformers took as the largest file when the weights were published."""
@@ -42,7 +42,11 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, 
 class _Export:
     planned: Planned
     target: Target
-    record: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """As it is stored, and as it is written."""
+        return 2 * self.planned.nbytes
 
 
 def parse_size(text: str) -> int:
@@ -87,7 +91,7 @@ def export(
         raise ValueError(f"names is {names!r}; it must be one of {', '.join(NAMINGS)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
-    limit = group_bytes(memory_gb)
+    tensor_bytes(memory_gb)  # refuses what is no size
     folder, out = Path(checkpoint), Path(dst)
     if "://" in os.fspath(dst):
         raise ValueError(f"{os.fspath(dst)}: only local folders can be written; write to one and copy it there")
@@ -113,8 +117,9 @@ def export(
         }
         done = sum(each.planned.nbytes for name, shard in files.items() if name not in left for each in shard)
         report = Report(on_progress, total, done=done)
+        parameters = StoredParameters(folder, records=manifest["parameters"])
         for name, shard in left.items():
-            write = partial(_write_shard, shard=shard, folder=folder, report=report, memory_gb=memory_gb, limit=limit)
+            write = partial(_write_shard, shard=shard, parameters=parameters, report=report, memory_gb=memory_gb)
             target.write(name, write)
         for name, content in settings.items():
             target.write(name, partial(_write_bytes, content=content))
@@ -148,7 +153,6 @@ def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], nam
                 released_name(name, naming=names), np.dtype(listed[target.parameter]["dtype"]), target.stored_shape
             ),
             target,
-            listed[target.parameter],
         )
         for name, target in targets.items()
     ]
@@ -171,49 +175,20 @@ def _write_bytes(path: Path, *, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Tensors of one file that are read together."""
-
-    exports: list[_Export]
-
-    @property
-    def nbytes(self) -> int:
-        """As they are stored, and as they are written."""
-        return 2 * sum(each.planned.nbytes for each in self.exports)
-
-
 def _write_shard(
-    path: Path, *, shard: list[_Export], folder: Path, report: Report, memory_gb: float, limit: int
+    path: Path, *, shard: list[_Export], parameters: StoredParameters, report: Report, memory_gb: float
 ) -> None:
-    records = {each.target.parameter: each.record for each in shard}
-    exports = {each.planned.name: each for each in shard}
-    sizes = {name: each.record for name, each in exports.items()}
-    groups = [_Group([exports[name] for name in run]) for run in groups_of(list(exports), sizes, limit=limit)]
     writer = SafetensorsWriter(path, [each.planned for each in shard])
     try:
-        for group, tensors in stream(groups, lambda group: _read(group, folder, records), memory_gb=memory_gb):
-            for each in group.exports:
-                writer.write([tensors.pop(each.planned.name)])
-                report.add(each.planned.nbytes)
+        for each, tensor in stream(shard, lambda each: _read(each, parameters), memory_gb=memory_gb):
+            writer.write([tensor])
+            report.add(each.planned.nbytes)
         writer.finish()
     finally:
         writer.close()
 
 
-def _read(group: _Group, folder: Path, records: Records) -> dict[str, np.ndarray]:
-    """The tensors, by their own names."""
-    arrays: dict[str, np.ndarray] = {}
-    names = sorted({each.target.parameter for each in group.exports})
-    for name, array in read_group(folder, names, records).items():
-        if isinstance(array, ValueError):
-            raise array
-        check_hash(name, array, records)
-        arrays[name] = array
-    tensors = {}
-    for each in group.exports:
-        values = bits(arrays[each.target.parameter])
-        tensors[each.planned.name] = reversed_axes(values) if each.target.transform == "reversed" else values
-        if each.target.transform == "reversed":
-            del arrays[each.target.parameter]  # A tied head shares its parameter; nothing laid out anew does.
-    return tensors
+def _read(each: _Export, parameters: StoredParameters) -> np.ndarray:
+    """The tensor that filled a parameter."""
+    values = bits(parameters.read(each.target.parameter))
+    return reversed_axes(values) if each.target.transform == "reversed" else values

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.checkpoint import check_files, quiet, read_manifest
+from qwen2audio_jax.checkpoint import check_files, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 
 from .hf_folder import StoredTensor, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
 from .matching import same_values
-from .memory import MEMORY_GB, group_bytes, stream
+from .memory import MEMORY_GB, stream, tensor_bytes
 from .progress import Progress, Report
 from .reading import bits
 from .safetensors_file import DTYPES
-from .stored import Records, check_hash, groups_of, read_group
+from .stored import StoredParameters
 from .to_orbax import KEEP, source_folder
 
 _STATED_DTYPES = ("torch_dtype", "dtype")
@@ -34,17 +34,10 @@ class _Pair:
     target: Target
     tensor: StoredTensor
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Pairs whose parameters are read together."""
-
-    pairs: list[_Pair]
-
     @property
     def nbytes(self) -> int:
-        """Of the parameters."""
-        return sum(pair.record["bytes"] for pair in self.pairs)
+        """Of the parameter."""
+        return self.record["bytes"]
 
 
 def verify(
@@ -81,7 +74,7 @@ def verify(
         check_files(ours, listed=manifest["files"])
     except ValueError as error:
         differences.append(" ".join(str(error).split()))
-    limit = group_bytes(memory_gb)
+    tensor_bytes(memory_gb)  # refuses what is no size
     stated = manifest.get("source", {}).get("dtype", KEEP)
     with open_weights(folder) as weights:
         differences += weights.problems
@@ -89,14 +82,10 @@ def verify(
         differences += unpaired
         total = sum(pair.tensor.entry.nbytes for pair in pairs)
         report = Report(on_progress, total)
-        by_name, records = {pair.name: pair for pair in pairs}, manifest["parameters"]
-        groups = [_Group([by_name[name] for name in run]) for run in groups_of(list(by_name), records, limit=limit)]
-        with quiet():
-            for group, found in stream(
-                groups, lambda group: _compare_group(group, ours, records, stated=stated), memory_gb=memory_gb
-            ):
-                differences += found
-                report.add(sum(pair.tensor.entry.nbytes for pair in group.pairs))
+        stored = StoredParameters(ours, records=manifest["parameters"])
+        for pair, found in stream(pairs, lambda pair: _compare(pair, stored, stated=stated), memory_gb=memory_gb):
+            differences += found
+            report.add(pair.tensor.entry.nbytes)
         report.finish()
     return differences
 
@@ -147,30 +136,17 @@ def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list
     return pairs, differences
 
 
-def _compare_group(group: _Group, folder: Path, records: Records, *, stated: str) -> list[str]:
-    differences = []
-    arrays = read_group(folder, [pair.name for pair in group.pairs], records)
-    for pair in group.pairs:
-        array = arrays.pop(pair.name)
-        try:
-            if isinstance(array, ValueError):
-                raise array
-            check_hash(pair.name, array, records)
-        except ValueError as error:
-            differences.append(str(error))
-        else:
-            differences += _compare(pair, array, stated=stated)
-    return differences
-
-
-def _compare(pair: _Pair, array: np.ndarray, *, stated: str) -> list[str]:
+def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str) -> list[str]:
     source = DTYPES[pair.tensor.entry.dtype]
     expected = str(source) if stated == KEEP else stated
     if pair.record["dtype"] != expected:
         how = "no cast" if stated == KEEP else f"a cast to {stated}"
         return [f"{pair.name}: stored as {pair.record['dtype']} from {source}, but the manifest states {how}"]
     differences = []
-    stored = bits(array)
+    try:
+        stored = bits(parameters.read(pair.name))
+    except ValueError as error:
+        return [str(error)]
     digest = hashlib.sha256()
     unequal = 0
     for start, block in pair.tensor.blocks():

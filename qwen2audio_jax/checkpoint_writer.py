@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,19 @@ def _open_journal(folder: Path, *, work: Work | None, accept: Callable[[Finished
     _clear(folder, keep={journal.NAME, PARAMS if records.joined else groups.name})
     records.resume()
     return records
+
+
+def was_just_finished(path: Path_, *, work: Work) -> bool:
+    """Whether a writer of the same work was killed between its manifest and its end; what it left is tidied then."""
+    folder = Path(path).absolute()
+    if not (folder / MANIFEST).exists() or not (folder / journal.NAME).exists():
+        return False
+    with suppress(Timeout), FileLock(folder / MARKER).acquire(timeout=0):
+        same = Journal(folder, groups=folder / f"{PARAMS}{_PARTIAL}").work == work
+        (folder / journal.NAME).unlink()
+        (folder / MARKER).unlink()
+        return same
+    return False
 
 
 def unfinished_bytes(path: Path_) -> int:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import hf_layout
@@ -237,6 +238,30 @@ def test_stopped_while_the_groups_are_joined(hf, tmp_path, monkeypatch, read, wh
     assert_whole(hf, tmp_path / "a")
 
 
+def test_stopped_after_the_manifest(hf, tmp_path, monkeypatch):
+    """It is a checkpoint already; the same command says nothing else, another finds it there."""
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+
+        def fail(path, missing_ok=False):
+            if path.name == journal.NAME:
+                raise Stopped("disk on fire")
+            unlink(path, missing_ok=missing_ok)
+
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(Stopped):
+            convert(hf, tmp_path / "a")
+    assert checkpoint.is_checkpoint(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    convert(hf, tmp_path / "a")
+    assert_whole(hf, tmp_path / "a")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="already holds a checkpoint"):
+            convert(hf, tmp_path / "b", dtype="float32")
+    assert verify(hf, tmp_path / "b") == []
+    assert not {journal.NAME, checkpoint.MARKER} & {path.name for path in (tmp_path / "b").iterdir()}
+
+
 def test_file_systems_without_links(hf, tmp_path, monkeypatch):
     def no_links(*args):
         raise PermissionError("no links here")
@@ -310,3 +335,25 @@ def test_command_says_that_it_goes_on(hf, tmp_path, capfd, monkeypatch):
     assert command.main([str(hf), str(tmp_path / "a"), "--memory-gb", "0.5"]) == 0
     err = capfd.readouterr().err
     assert re.search(r"a: converted \d+ tensors, 326kB \(\d+kB of it were there already\) in ", err)
+
+
+def test_killed_at_random_moments(hf, tmp_path):
+    """The short form of benchmarks/convert_kills.py; the last kills fall among the joining of the groups."""
+    rng = np.random.default_rng(7)
+    for share in (0.2, 0.6, 1.0, 1.0):
+        process = start(hf, tmp_path / "a", hang=False)
+        for line in process.stdout:
+            done, total = map(int, line.split())
+            if done >= share * total:
+                break
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if checkpoint.is_checkpoint(tmp_path / "a"):
+            break
+        with pytest.raises(ValueError, match="unfinished checkpoint"):
+            checkpoint.restore_params(tmp_path / "a", specs={})
+        assert entries(tmp_path / "a")
+    if not checkpoint.is_checkpoint(tmp_path / "a"):
+        convert(hf, tmp_path / "a", memory_gb=SMALL)
+    assert verify(hf, tmp_path / "a") == []
