@@ -153,16 +153,16 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=2.0)
     parser.add_argument("--keep", action="store_true", help="keep src and ckpt")
     parser.add_argument("--steps", default=",".join(STEPS))
-    parser.add_argument("--inner", help=argparse.SUPPRESS)
+    parser.add_argument("--inner", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.inner:
+    if options.inner is not None:
         inner(options.inner, options.place, memory_gb=options.memory_gb)
         return
     place = options.place.resolve()
     if not (place / "src").exists():
         sys.path.insert(0, str(ROOT))
         write_source(place / "src", scale=options.scale)
-    for step in options.steps.split(","):
+    for step in filter(None, options.steps.split(",")):
         command = [sys.executable, __file__, str(place), "--inner", step, "--memory-gb", str(options.memory_gb)]
         subprocess.run(command, check=True)
         if step == "copy":
@@ -170,7 +170,8 @@ def main() -> None:
         if step == "compare":
             shutil.rmtree(place / "back")
     if not options.keep:
-        shutil.rmtree(place)
+        for name in ("src", "ckpt"):
+            shutil.rmtree(place / name)
 
 
 if __name__ == "__main__":
