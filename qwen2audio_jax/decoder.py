@@ -47,16 +47,27 @@ class DecoderAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Append x [B, T, D] at `starts` [B]; attend to the first `window` positions of the cache."""
         positions = starts[:, None] + jnp.arange(x.shape[1])  # [B, T]
-        q = _project(self.q_proj, x, heads=self.heads)  # [B, T, N, H]
-        k = _project(self.k_proj, x, heads=self.kv_heads)  # [B, T, K, H]
-        v = _project(self.v_proj, x, heads=self.kv_heads).swapaxes(1, 2)  # [B, K, T, H]
-        q = rotate(q, positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)
-        k = rotate(k, positions, theta=self.theta).swapaxes(1, 2)
+        q, k, v = self._heads(x, positions)
         keys = constrain(write(keys, k, starts=starts), *CACHE_AXES)
         values = constrain(write(values, v, starts=starts), *CACHE_AXES)
         mask = jnp.arange(window) <= positions[:, :, None]  # [B, T, S]
-        attended = attention(q, keys[:, :, :window], values[:, :, :window], mask=mask)
-        return self.o_proj(constrain(merge_heads(attended), "batch", "token", "heads")), keys, values
+        return self._attend(q, keys[:, :, :window], values[:, :, :window], mask=mask), keys, values
+
+    def packed(self, x: jax.Array, *, positions: jax.Array, mask: jax.Array) -> jax.Array:
+        """Whole rows without a cache: x [B, T, D] at `positions` [B, T], looking where `mask` [B, T, T] says."""
+        return self._attend(*self._heads(x, positions), mask=mask)
+
+    def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, N, H], scaled, and keys and values [B, K, T, H]."""
+        q = _project(self.q_proj, x, heads=self.heads)
+        k = _project(self.k_proj, x, heads=self.kv_heads)
+        v = _project(self.v_proj, x, heads=self.kv_heads).swapaxes(1, 2)
+        q = rotate(q, positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)
+        return q, rotate(k, positions, theta=self.theta).swapaxes(1, 2), v
+
+    def _attend(self, q: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array) -> jax.Array:
+        attended = attention(q, keys, values, mask=mask)
+        return self.o_proj(constrain(merge_heads(attended), "batch", "token", "heads"))
 
 
 class MLP(nnx.Module):
@@ -87,9 +98,16 @@ class DecoderLayer(nnx.Module):
         self, x: jax.Array, keys: jax.Array, values: jax.Array, *, starts: jax.Array, window: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         attended, keys, values = self.self_attn(self.input_layernorm(x), keys, values, starts=starts, window=window)
+        return self._after(x, attended), keys, values
+
+    def packed(self, x: jax.Array, *, positions: jax.Array, mask: jax.Array) -> jax.Array:
+        """Whole rows without a cache; see `DecoderAttention.packed`."""
+        return self._after(x, self.self_attn.packed(self.input_layernorm(x), positions=positions, mask=mask))
+
+    def _after(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         x = constrain(x + attended, "batch", "token", "width")
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, "batch", "token", "width"), keys, values
+        return constrain(x, "batch", "token", "width")
 
 
 class Decoder(nnx.Module):
@@ -129,10 +147,9 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]; columns past the true vocabulary (padding for a mesh) are -inf."""
         if self.lm_head is None:
-            kernel, equation = self.embed_tokens.embedding[...], "...d,vd->...v"
+            logits = einsum("...d,vd->...v", hidden, self.embed_tokens.embedding[...].astype(hidden.dtype))
         else:
-            kernel, equation = self.lm_head.kernel[...], "...d,dv->...v"
-        logits = einsum(equation, hidden, kernel.astype(hidden.dtype))
+            logits = self.lm_head.wide(hidden)
         logits = constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
         if logits.shape[-1] == self.vocab_size:
             return logits

@@ -22,6 +22,14 @@ def _gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def sinusoids(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """The positions that a fresh encoder starts from: [P, D] sines, then cosines. Source: Whisper (arXiv 2212.04356)."""
+    positions, width = shape
+    rates = jnp.exp(-jnp.log(10000.0) / (width // 2 - 1) * jnp.arange(width // 2))
+    angles = jnp.arange(positions)[:, None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
 class Conv(nnx.Module):
     """One-dimensional convolution of width 3, padded by 1; kernel [3, in, out], accumulated in float32."""
 
@@ -91,7 +99,9 @@ class Encoder(nnx.Module):
         width = ("audio_width", config.d_model)
         self.conv1 = Conv(("mels", config.num_mel_bins), width, stride=1, rngs=rngs)
         self.conv2 = Conv(width, width, stride=2, rngs=rngs)
-        self.embed_positions = Embedding(("position", config.max_source_positions), width, rngs=rngs)
+        self.embed_positions = Embedding(
+            ("position", config.max_source_positions), width, rngs=rngs, init=sinusoids
+        )
         self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
         self.layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
 

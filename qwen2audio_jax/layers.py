@@ -6,7 +6,7 @@ dict of arrays inside a jitted function.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -37,23 +37,57 @@ def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.
     return nnx.Param(init(rngs.params(), tuple(size for _, size in axes)), axes=tuple(name for name, _ in axes))
 
 
+class LowRank(nnx.Module):
+    """What an adapter adds to a linear map: dropout(x) . a . b; a [in, r], b [r, out].
+
+    A model declares none: `bind` gives one to each `Linear` whose weights hold the entry `lora`, as `lora.with_adapter`
+    leaves it. Dropout is by a key of its own and a threshold in units of 2^-32, both weights like a and b.
+
+    Source: LoRA (arXiv 2106.09685); PEFT's `lora.Linear`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dropout: bool):
+        self.a = nnx.Param(jnp.zeros((inputs, 1)))
+        self.b = nnx.Param(jnp.zeros((1, outputs)))
+        self.key = nnx.Param(jnp.zeros(2, jnp.uint32)) if dropout else None
+        self.drop = nnx.Param(jnp.zeros((), jnp.uint32)) if dropout else None
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        """dropout(x) . a: [..., in] -> [..., r]."""
+        if self.key is not None and self.drop is not None:
+            kept = jax.random.bits(self.key[...], x.shape, jnp.uint32) >= self.drop[...]
+            share = 1 - self.drop[...].astype(jnp.float32) * 2.0**-32
+            x = jnp.where(kept, (x.astype(jnp.float32) / share).astype(x.dtype), 0)
+        return einsum("...i,ir->...r", x, self.a[...].astype(x.dtype)).astype(x.dtype)
+
+
 class Linear(nnx.Module):
-    """y = x . kernel + bias; kernel [in, out], accumulated in float32."""
+    """y = x . kernel + bias, and what an adapter adds; kernel [in, out], accumulated in float32."""
 
     def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs):
         self.kernel = weight(nnx.initializers.lecun_normal(), (inputs, outputs), rngs=rngs)
         self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs) if bias else None
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.wide(x).astype(x.dtype)
+
+    def wide(self, x: jax.Array) -> jax.Array:
+        """The same before it is rounded to x's dtype: float32."""
         y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        if self.lora is not None:
+            y = y + einsum("...r,ro->...o", self.lora.narrow(x), self.lora.b[...].astype(x.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
-        return y.astype(x.dtype)
+        return y
 
     def split(self, x: jax.Array, heads: int) -> jax.Array:
         """[..., in] -> [..., heads, out / heads], splitting the kernel and not the product."""
         kernel = split_heads(self.kernel[...].astype(x.dtype), heads)
         y = einsum("...i,inh->...nh", x, kernel)
+        if self.lora is not None:
+            b = split_heads(self.lora.b[...].astype(x.dtype), heads)
+            y = y + einsum("...r,rnh->...nh", self.lora.narrow(x), b)
         if self.bias is not None:
             y = y + split_heads(self.bias[...], heads).astype(jnp.float32)
         return y.astype(x.dtype)
@@ -92,8 +126,15 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """A table of vectors: [rows, width]."""
 
-    def __init__(self, rows: Axis, width: Axis, *, rngs: nnx.Rngs):
-        self.embedding = weight(nnx.initializers.normal(0.02), (rows, width), rngs=rngs)
+    def __init__(
+        self,
+        rows: Axis,
+        width: Axis,
+        *,
+        rngs: nnx.Rngs,
+        init: Callable[..., jax.Array] = nnx.initializers.normal(0.02),  # noqa: B008 (a pure function)
+    ):
+        self.embedding = weight(init, (rows, width), rngs=rngs)
 
     def __call__(self, ids: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
         return self.embedding[...][ids].astype(dtype)
@@ -127,9 +168,33 @@ def rotate(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+Path = tuple[str | int, ...]
+
+
 @functools.cache
-def _declaration(module: Callable[..., M], config: Any) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+def _declaration(
+    module: Callable[..., M], config: Any, adapted: frozenset[tuple[Path, bool]] = frozenset()
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The module's structure and weights; `adapted` are its linear maps with a `LowRank`, and whether it drops out."""
+
+    def declare() -> M:
+        root = module(config, rngs=nnx.Rngs(0))
+        for path, dropout in adapted:
+            linear: Any = root
+            for key in path:
+                linear = linear[key] if isinstance(key, int) else getattr(linear, key)
+            linear.lora = LowRank(*linear.kernel[...].shape, dropout=dropout)
+        return root
+
+    return nnx.split(nnx.eval_shape(declare))
+
+
+def _adapted(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, bool]]:
+    for key, value in tree.items():
+        if key == "lora":
+            yield path, "key" in value
+        elif isinstance(value, Mapping):
+            yield from _adapted(value, (*path, key))
 
 
 def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:
@@ -142,7 +207,7 @@ def bind(module: Callable[..., M], config: Any, params: Params) -> M:
     """The module `module(config)` over the given weights; cheap, to be called inside a jitted function."""
     # The checkpoint's keys are strings, while NNX numbers the members of a list.
     numbered = _renamed(params, lambda key: int(key) if key.isdigit() else key)
-    return nnx.merge(_declaration(module, config)[0], numbered)
+    return nnx.merge(_declaration(module, config, frozenset(_adapted(numbered)))[0], numbered)
 
 
 def declared_shapes(module: Callable[..., Any], config: Any) -> dict[str, Any]:

@@ -71,6 +71,19 @@ def named_sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(*axes))
 
 
+def fully_sharded(mesh: Mesh, *axes: str | None, shape: tuple[int, ...]) -> NamedSharding:
+    """A weight's sharding with its largest dimension that is still whole split over `data` too, where one divides.
+
+    How training keeps weights, gradients and optimiser state (ZeRO-3, arXiv 1910.02054; FSDP): each is gathered over
+    `data` where it is used.
+    """
+    entries = [*partition_spec(*axes)]
+    free = [i for i, entry in enumerate(entries) if entry is None and shape[i] % mesh.shape["data"] == 0]
+    if free:
+        entries[max(free, key=lambda i: shape[i])] = "data"
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Fix how a traced activation is split, by its logical axes, on the mesh of the surrounding `jax.set_mesh`.
 

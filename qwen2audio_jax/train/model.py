@@ -1,0 +1,124 @@
+"""The model that a run trains: its weights on the mesh, those that change apart from those that do not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from qwen2audio_jax.checkpoint import read_manifest, restore_params
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.lora import init_adapter, lora_axes, lora_specs
+from qwen2audio_jax.model import init_params, parameter_axes, sharded_specs
+from qwen2audio_jax.sharding import check_mesh, make_mesh
+from qwen2audio_jax.source import load_config
+from qwen2audio_jax.train import parts
+from qwen2audio_jax.train.objective import REFERENCE, make_objective
+from qwen2audio_jax.train.settings import TrainSettings
+from qwen2audio_jax.train.state import weight_shardings
+from qwen2audio_jax.train.step import SumsOf
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run trains.
+
+    Attributes:
+        config: with the compute dtype of the run.
+        stored_dtype: of the checkpoint that the run started from, in which its result is stored.
+        mesh: the devices.
+        weights: what is trained, as it is before the first step: some of the weights, or an adapter ([lora]).
+        frozen: what is not, in the compute dtype; see `make_objective`.
+        shardings: of `weights`.
+        sums_of: the objective.
+        identity: what tells these starting weights from others.
+        checkpoint: the Orbax checkpoint that they were read from; None for weights that were drawn.
+    """
+
+    config: Qwen2AudioConfig
+    stored_dtype: str
+    mesh: Mesh
+    weights: dict[str, Any]
+    frozen: dict[str, Any]
+    shardings: Any
+    sums_of: SumsOf
+    identity: str
+    checkpoint: Path | None
+
+
+def load_model(settings: TrainSettings) -> TrainedModel:
+    """Load or draw the weights that a run starts from.
+
+    Raises:
+        ValueError: no such checkpoint, a mesh that the model does not divide over, or parts that it does not have.
+    """
+    machine = settings.machine
+    mesh = make_mesh(data=machine.data, model=machine.model)
+    if settings.from_scratch:
+        stored, path = Qwen2AudioConfig.from_pretrained(settings.model), None
+        identity = f"drawn with seed {settings.seed}"
+    else:
+        path, stored = load_config(settings.model, dtype="auto", revision=None, cache_dir=None)
+        identity = str(read_manifest(path).get("sha256", path.name))
+    check_mesh(mesh, config=stored)
+    config = replace(stored, dtype=machine.dtype)
+    if settings.lora is not None:
+        lora_specs(config, settings.lora)  # refuses an adapter that cannot be before much is read
+    specs = _specs(config, mesh=mesh, settings=settings)
+    params = _fresh(stored, specs, seed=settings.seed) if path is None else restore_params(path, specs=specs)
+    if settings.lora is not None:
+        weights, frozen = _fresh_adapter(config, mesh=mesh, settings=settings), params
+    else:
+        weights, frozen = parts.split(params, parts=settings.train)
+        if settings.objective.kind == "dpo":
+            frozen |= {REFERENCE: _copied(weights, dtype=jnp.dtype(machine.dtype))}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, weights)
+    sums_of = make_objective(settings, config=config)
+    return TrainedModel(config, stored.dtype, mesh, weights, frozen, shardings, sums_of, identity, path)
+
+
+def _specs(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings) -> dict[str, Any]:
+    """How every weight lies on the mesh, and in which dtype: float32 if it is trained."""
+    padded = sharded_specs(config, mesh=mesh)
+    shardings = weight_shardings(padded, parameter_axes(config), mesh=mesh, fsdp=settings.machine.fsdp)
+    trained = {} if settings.lora else flatten_dict(parts.split(padded, parts=settings.train)[0])
+
+    def place(path: tuple[str, ...], spec: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, jnp.float32 if path in trained else spec.dtype, sharding=sharding)
+
+    flat, where = flatten_dict(padded), flatten_dict(shardings)
+    return unflatten_dict({path: place(path, spec, where[path]) for path, spec in flat.items()})
+
+
+def _fresh(config: Qwen2AudioConfig, specs: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+    """Freshly drawn weights where `specs` says; the vocabulary is padded with zeros."""
+
+    def place(weight: jax.Array, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        missing = [(0, wanted - has) for wanted, has in zip(spec.shape, weight.shape, strict=True)]
+        return jax.device_put(jnp.pad(weight, missing).astype(spec.dtype), spec.sharding)
+
+    return jax.tree.map(place, init_params(replace(config, dtype="float32"), seed=seed), dict(specs))
+
+
+def _fresh_adapter(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings) -> dict[str, Any]:
+    """A freshly drawn adapter, each matrix split as the weight that it adds to."""
+    lora = settings.lora
+    assert lora is not None
+    specs, axes = lora_specs(config, lora), lora_axes(config, lora)
+    shardings = weight_shardings(specs, axes, mesh=mesh, fsdp=settings.machine.fsdp)
+    return jax.jit(lambda: init_adapter(config, lora, seed=settings.seed), out_shardings=shardings)()
+
+
+def _copied(weights: Mapping[str, Any], *, dtype: jnp.dtype) -> dict[str, Any]:
+    """The same weights in a dtype, in memory of their own: training gives the originals away."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, dict(weights))
+    return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=where)(dict(weights))
+
+
+def exported_folder(settings: TrainSettings) -> Path:
+    """Where the result goes."""
+    return Path(settings.output) / "model"

@@ -1,0 +1,360 @@
+"""What a training run is told: the settings of one TOML file, read strictly.
+
+Every table of the file is a dataclass here, with its defaults; a name that is not there, a value of another type or out
+of range is a `ValueError` that names it. Paths are relative to the file.
+"""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from qwen2audio_jax.buckets import FRAMES
+
+PARTS = ("encoder", "projector", "decoder", "head")
+"""What may be trained: `head` is the language-model head, `decoder` the rest of the decoder with its embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """[data]: which records, and how they become batches.
+
+    Attributes:
+        train: JSONL files.
+        evaluate: JSONL files that are never trained on.
+        audio_root: where relative audio paths start; default: the folder of the JSONL file that names them.
+        on_bad_record: "stop" the run, or "skip" the record and count it.
+        rows: rows of one optimiser step, over all processes and all micro-batches.
+        max_tokens: width of a row; a record with more is a bad record.
+        max_clips: clips in one row; a record with more is a bad record.
+        packing: several records in a row, which do not see each other.
+        frames: the mel frames (10 ms each) that clips are padded to; a batch takes the least that holds its longest.
+        short_first: so many epochs go from short clips to long ones instead of being shuffled.
+        workers: processes that read audio in the background; 0 reads in threads.
+    """
+
+    train: tuple[str, ...]
+    evaluate: tuple[str, ...] = ()
+    audio_root: str | None = None
+    on_bad_record: typing.Literal["stop", "skip"] = "stop"
+    rows: int = 8
+    max_tokens: int = 2048
+    max_clips: int = 8
+    packing: bool = True
+    frames: tuple[int, ...] = FRAMES
+    short_first: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """[augment]: what is done to training clips; nothing unless said. Drawn anew for every record in every epoch.
+
+    Attributes:
+        gain_db: (least, most) change of level.
+        noise_snr_db: (least, most) level of the speech over added noise.
+        noise_probability: share of clips that get noise.
+        time_masks: SpecAugment masks over time, each up to `time_mask_frames` long.
+        time_mask_frames: in mel frames of 10 ms.
+        mel_masks: SpecAugment masks over mel bins, each up to `mel_mask_bins` high.
+        mel_mask_bins: in mel bins.
+    """
+
+    gain_db: tuple[float, float] | None = None
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    noise_probability: float = 0.0
+    time_masks: int = 0
+    time_mask_frames: int = 20
+    mel_masks: int = 0
+    mel_mask_bins: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """[objective]: what is minimised.
+
+    Attributes:
+        kind: "sft" (cross-entropy of the answers) or "dpo" (preference of chosen over rejected answers).
+        beta: DPO's strength of the pull towards the reference.
+        label_smoothing: share of preferences that DPO takes to be swapped.
+    """
+
+    kind: typing.Literal["sft", "dpo"] = "sft"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """[lora]: train low-rank additions to linear layers instead of the layers.
+
+    Attributes:
+        rank: r.
+        alpha: the addition is scaled by alpha / rank.
+        dropout: of the addition's input.
+        targets: names of linear layers, such as "q_proj" or "decoder.q_proj", parts, such as "decoder", or
+            "all-linear": all but the head, which is "lm_head".
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """[optimizer]: an optax optimiser and schedule by name.
+
+    Attributes:
+        name: "adamw", "adam", "lion", "adafactor" or "sgd".
+        learning_rate: the schedule's peak.
+        schedule: "constant", "linear", "cosine" or "wsd" (constant, then linear down over the last `decay_share`).
+        warmup_steps: linear rise from 0.
+        final_share: of the learning rate, at the last step.
+        decay_share: of all steps; "wsd" only.
+        weight_decay: decoupled.
+        decay: "all" weights, or "kernels" alone (no biases, norms and embeddings).
+        betas: of the moments.
+        eps: of the update's denominator.
+        clip_norm: largest global norm of the gradient; 0 does not clip.
+    """
+
+    name: typing.Literal["adamw", "adam", "lion", "adafactor", "sgd"] = "adamw"
+    learning_rate: float = 1e-4
+    schedule: typing.Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    warmup_steps: int = 0
+    final_share: float = 0.0
+    decay_share: float = 0.2
+    weight_decay: float = 0.01
+    decay: typing.Literal["all", "kernels"] = "kernels"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """[machine]: how the step is computed.
+
+    Attributes:
+        data: mesh axis; -1 takes all devices that `model` leaves.
+        model: mesh axis: devices that share one copy of the decoder.
+        fsdp: split weights and optimiser state over `data` as well.
+        dtype: of the computation; trained weights and optimiser state are always float32.
+        remat: what the backward pass computes again: "none", "dots" (all but products with weights) or "layers".
+        accumulation: micro-batches of a step.
+    """
+
+    data: int = -1
+    model: int = 1
+    fsdp: bool = True
+    dtype: typing.Literal["float32", "bfloat16"] = "bfloat16"
+    remat: typing.Literal["none", "dots", "layers"] = "layers"
+    accumulation: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """A whole run.
+
+    Attributes:
+        model: checkpoint to start from (Orbax or Hugging Face folder, or hub id); or a folder with config.json and the
+            processor's files and no weights, together with `from_scratch`.
+        output: folder of checkpoints, metrics and the exported result; a run in it is continued.
+        steps: optimiser steps.
+        from_scratch: start from freshly drawn weights.
+        seed: of everything drawn.
+        train: parts to train, some of `PARTS`; not read with [lora].
+        log_every: steps between lines of metrics.
+        evaluate_every: steps between evaluations; 0: at the end alone.
+        save_every: steps between checkpoints.
+        keep: newest checkpoints that are kept.
+    """
+
+    model: str
+    output: str
+    steps: int
+    data: DataSettings
+    from_scratch: bool = False
+    seed: int = 0
+    train: tuple[str, ...] = PARTS
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 500
+    keep: int = 2
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+
+
+_TABLES = {name: kind for name, kind in typing.get_type_hints(TrainSettings).items() if dataclasses.is_dataclass(kind)}
+_TABLES["lora"] = LoraSettings
+
+
+def _fits(value: Any, kind: Any) -> Any:
+    """`value` as the annotated type; raises TypeError where it is none."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        kind = next(part for part in inside if part is not types.NoneType)
+        return _fits(value, kind)
+    if origin is typing.Literal:
+        if value not in inside:
+            raise TypeError(f"one of {', '.join(map(repr, inside))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (inside[-1] is not Ellipsis and len(value) != len(inside)):
+            raise TypeError("a list" if inside[-1] is Ellipsis else f"a list of {len(inside)}")
+        return tuple(_fits(item, inside[0]) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError({str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind])
+    if kind is float and not math.isfinite(value):
+        raise TypeError("a finite number")
+    return value
+
+
+def _read_table(kind: Any, table: Any, *, where: str, above: Any = None) -> Any:
+    """A settings dataclass out of a parsed table; `above` are the values of tables inside it, read already."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where}: a table of settings is needed, not {table!r}")
+    hints, above = typing.get_type_hints(kind), above or {}
+    known = [name for name in hints if name not in above]
+    if unknown := set(table) - set(known):
+        raise ValueError(f"{where}: no setting {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    values = dict(above)
+    for name, value in table.items():
+        try:
+            values[name] = _fits(value, hints[name])
+        except TypeError as error:
+            raise ValueError(f"{where}: {name} = {value!r}, but {error} is needed") from None
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _required(f)]
+    if missing:
+        raise ValueError(f"{where}: {missing[0]} is missing")
+    return kind(**values)
+
+
+def _required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def read_settings(
+    path: str | PathLike[str], *, overrides: typing.Mapping[str, str] = types.MappingProxyType({})
+) -> TrainSettings:
+    """Read a training configuration.
+
+    Args:
+        path: TOML file. Paths in it are relative to its folder.
+        overrides: settings that replace the file's, such as {"data.rows": "16"}; values as TOML writes them, text also
+            without quotes. Paths among them are relative to the working directory.
+
+    Raises:
+        ValueError: no such file, no TOML, or a setting that is unknown, missing, of another type or out of range.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"no training configuration at {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+    _resolve(tables, base=path.parent)
+    for name, text in overrides.items():
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table, _, key = name.rpartition(".")
+        changed: dict[str, Any] = {key: value}
+        _resolve({table: changed} if table else changed, base=Path.cwd())
+        (tables.setdefault(table, {}) if table else tables).update(changed)
+    inner = (
+        {
+            name: _read_table(kind, tables.pop(name), where=f"{path} [{name}]")
+            for name, kind in _TABLES.items()
+            if name in tables or name == "data"
+        }
+        if "data" in tables
+        else {}
+    )
+    if not inner:
+        raise ValueError(f"{path}: the table [data] is missing")
+    settings: TrainSettings = _read_table(TrainSettings, tables, where=str(path), above=inner)
+    check_settings(settings, where=str(path))
+    return settings
+
+
+def _resolve(tables: dict[str, Any], *, base: Path) -> None:
+    """Make paths absolute, in place; a model that is no folder beside `base` may be a hub id and stays."""
+
+    def absolute(value: Any) -> Any:
+        return str((base / value).resolve()) if isinstance(value, str) else value
+
+    if isinstance(model := tables.get("model"), str) and (base / model).exists():
+        tables["model"] = absolute(model)
+    if "output" in tables:
+        tables["output"] = absolute(tables["output"])
+    data = tables.get("data")
+    if isinstance(data, dict):
+        for name in ("train", "evaluate"):
+            if isinstance(data.get(name), list):
+                data[name] = [absolute(item) for item in data[name]]
+        if "audio_root" in data:
+            data["audio_root"] = absolute(data["audio_root"])
+
+
+def check_settings(settings: TrainSettings, *, where: str = "settings") -> None:
+    """Raise a ValueError for values that no run can have."""
+    data, machine, optimizer = settings.data, settings.machine, settings.optimizer
+    positive = {
+        "steps": settings.steps,
+        "log_every": settings.log_every,
+        "save_every": settings.save_every,
+        "keep": settings.keep,
+        "data.rows": data.rows,
+        "data.max_tokens": data.max_tokens,
+        "data.max_clips": data.max_clips,
+        "machine.accumulation": machine.accumulation,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.eps": optimizer.eps,
+        "objective.beta": settings.objective.beta,
+    }
+    if settings.lora is not None:
+        positive |= {"lora.rank": settings.lora.rank, "lora.alpha": settings.lora.alpha}
+    for name, value in positive.items():
+        if value <= 0:
+            raise ValueError(f"{where}: {name} = {value}, but it must be above 0")
+    shares = {
+        "augment.noise_probability": settings.augment.noise_probability,
+        "optimizer.final_share": optimizer.final_share,
+        "optimizer.decay_share": optimizer.decay_share,
+        "lora.dropout": settings.lora.dropout if settings.lora else 0.0,
+    }
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{where}: {name} = {value}, but it must be from 0 to 1")
+    if not 0 <= (smoothing := settings.objective.label_smoothing) < 0.5:
+        raise ValueError(f"{where}: objective.label_smoothing = {smoothing}, but it must be from 0 to below 0.5")
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ValueError(f"{where}: optimizer.betas = {list(optimizer.betas)}, but both must be from 0 to below 1")
+    if not data.train:
+        raise ValueError(f"{where}: data.train names no file")
+    if data.rows % machine.accumulation:
+        raise ValueError(
+            f"{where}: data.rows = {data.rows} does not divide into machine.accumulation = {machine.accumulation} "
+            "micro-batches; choose a multiple"
+        )
+    if any(frames < 2 or frames % 2 for frames in data.frames):
+        raise ValueError(f"{where}: data.frames = {list(data.frames)}, but they must be even")
+    for name in ("gain_db", "noise_snr_db"):
+        span = getattr(settings.augment, name)
+        if span is not None and span[0] > span[1]:
+            raise ValueError(f"{where}: augment.{name} = {list(span)}: the least comes first")
