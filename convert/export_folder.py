@@ -53,11 +53,11 @@ def check_folder(out: Path) -> None:
 
 
 @contextmanager
-def export_folder(out: Path, *, work: Mapping[str, Any]) -> Iterator[ExportFolder]:
+def export_folder(out: Path, *, work: Mapping[str, Any] | None) -> Iterator[ExportFolder]:
     """Write a folder: it is complete when the block ends.
 
-    When the block raises a `ValueError` the folder is emptied. Other errors (a full disk, an interruption) leave its
-    finished weight files, as being killed does, and the same `work` goes on from there.
+    When the block raises a `ValueError`, or `work` is None, the folder is emptied. Other errors (a full disk, an
+    interruption) leave its finished weight files, as being killed does, and the same `work` goes on from there.
 
     Raises:
         ValueError: `out` holds something else, or another export, or another process is writing it.
@@ -71,7 +71,7 @@ def export_folder(out: Path, *, work: Mapping[str, Any]) -> Iterator[ExportFolde
     except Timeout:
         raise ValueError(f"{out}: another process is writing this export; wait for it to end") from None
     try:
-        if (out / NOTE).exists() and any(out.glob("*.safetensors")) and read_json_object(out / NOTE) != work:
+        if any(out.glob("*.safetensors")) and ((out / NOTE).exists() and read_json_object(out / NOTE)) != work:
             raise ValueError(
                 f"{out}: holds an unfinished export of another checkpoint, or with other options; finish it as it was "
                 "begun, remove the folder, or choose another"
@@ -83,7 +83,7 @@ def export_folder(out: Path, *, work: Mapping[str, Any]) -> Iterator[ExportFolde
             folder.write(NOTE, lambda path: path.write_text(json.dumps(work), encoding="utf-8"))
             yield folder
         except BaseException as error:
-            if isinstance(error, ValueError) or not folder.has_weights():
+            if isinstance(error, ValueError) or work is None or not folder.has_weights():
                 folder.remove()
                 (out / MARKER).unlink()
                 if created:

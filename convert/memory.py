@@ -13,7 +13,8 @@ MEMORY_GB = 2.0
 _BASE_BYTES = 400_000_000
 """The interpreter with its libraries, before any tensor is read."""
 
-_WORKERS = max(1, min(4, os.cpu_count() or 1))
+THREADS = max(1, min(4, os.cpu_count() or 1))
+"""How many tensors are worked on at once."""
 
 
 class Sized(Protocol):
@@ -51,6 +52,7 @@ def stream(
     memory_gb: float,
     held: Callable[[], int] = lambda: 0,
     wait: Callable[[], None] = lambda: None,
+    threads: int = THREADS,
 ) -> Iterator[tuple[T, R]]:
     """Every task with its result, in order; several are made at once, by threads.
 
@@ -60,11 +62,12 @@ def stream(
         memory_gb: bound on results that are being made, or made and held; one alone may be larger.
         held: bytes of earlier results that whoever takes them still holds.
         wait: makes that less.
+        threads: how many there are; with one, tasks are made in their order.
     """
     limit = tensor_bytes(memory_gb)
     pending: deque[tuple[T, Future[R]]] = deque()
     making = 0
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for task in tasks:
                 while making + held() and making + held() + task.nbytes > limit:

@@ -62,3 +62,8 @@ class StoredParameters:
         }
         opened = tensorstore.open({"driver": "auto", "kvstore": store}, context=self._context, read=True, open=True)
         return opened.result().read(order="C").result()
+
+
+def read_stored(folder: Path, name: str, *, record: Mapping[str, Any]) -> np.ndarray:
+    """One parameter: see `StoredParameters.read`."""
+    return StoredParameters(folder, records={name: record}).read(name)

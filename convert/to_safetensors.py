@@ -2,13 +2,14 @@
 
 Parameters are read, checked against the manifest, laid out as torch has them and appended to their file, a few at once
 within a bound on memory. A file gets its name when it is whole, config.json comes last: without it nobody takes the
-folder for a checkpoint.
+folder for a checkpoint. Training writes its result through the same `plan_files` and `write_folder`.
 """
 
 import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from .disk import check_disk
 from .export_folder import check_folder, export_folder
 from .hf_folder import INDEX, WEIGHTS, read_settings
 from .mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
-from .memory import MEMORY_GB, stream, tensor_bytes
+from .memory import MEMORY_GB, THREADS, stream, tensor_bytes
 from .progress import Progress, Report
 from .reading import bits, reversed_axes
 from .safetensors_file import DTYPES
@@ -39,7 +40,9 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, 
 
 
 @dataclass(frozen=True)
-class _Export:
+class TensorExport:
+    """A tensor that is to be written, and the parameter that it is read from (`target.parameter`)."""
+
     planned: Planned
     target: Target
 
@@ -99,13 +102,75 @@ def export(
     manifest = read_manifest(folder)
     check_files(folder, listed=manifest["files"])
     config = Qwen2AudioConfig.from_pretrained(folder)
-    settings = read_settings(folder)
-    shards = _shards(_plan(folder, config=config, listed=manifest["parameters"], names=names), limit=max_shard_bytes)
+    settings = {**read_settings(folder), "config.json": (folder / "config.json").read_bytes()}
+    listed = manifest["parameters"]
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    write_folder(
+        out,
+        plan_files(folder, config=config, listed=listed, names=names, max_shard_bytes=max_shard_bytes),
+        read=StoredParameters(folder, records=listed).read,
+        settings=settings,
+        work={"manifest": digest, "names": names, "max_shard_bytes": max_shard_bytes},
+        threads=THREADS,
+        memory_gb=memory_gb,
+        on_progress=on_progress,
+    )
+
+
+def plan_files(
+    folder: Path,
+    *,
+    config: Qwen2AudioConfig,
+    listed: Mapping[str, Mapping[str, Any]],
+    names: str = "hub",
+    max_shard_bytes: int = SHARD_BYTES,
+) -> list[list[TensorExport]]:
+    """Which tensors are written, file by file, in the order in which `write_folder` reads their parameters.
+
+    Args:
+        folder: what the parameters are from, for messages.
+        config: of the model.
+        listed: path -> `shape` and `dtype` of every parameter.
+        names: as for `export`.
+        max_shard_bytes: as for `export`.
+
+    Raises:
+        ValueError: the parameters are not those of the configuration (all differences are listed).
+    """
+    return _shards(_plan(folder, config=config, listed=listed, names=names), limit=max_shard_bytes)
+
+
+def write_folder(
+    out: Path,
+    shards: list[list[TensorExport]],
+    *,
+    read: Callable[[str], np.ndarray],
+    settings: Mapping[str, bytes],
+    work: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
+) -> None:
+    """Write planned tensors, their index and the files beside them.
+
+    Args:
+        out: a folder that does not exist, is empty, or holds the same work unfinished.
+        shards: from `plan_files`.
+        read: gives a parameter by its path, in the planned dtype and the parameter's own shape.
+        settings: files beside the weights: name -> content; written in this order, config.json last.
+        work: what is being done, as JSON values, if it may be gone on with after it was stopped.
+        threads: that call `read` at once; with one, the calls come in the planned order.
+        memory_gb: as for `export`.
+        on_progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ValueError: the disk has no room for it, or `out` cannot be used, or `read` raises it. Nothing is left there.
+        OSError: the disk is full or fails. Without `work`, nothing is left there either.
+    """
     total = sum(each.planned.nbytes for shard in shards for each in shard)
     there = sum(path.stat().st_size for path in out.glob("*.safetensors")) if out.is_dir() else 0
     check_disk(out, needed=max(0, total + sum(map(len, settings.values())) - there))
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    with export_folder(out, work={"manifest": digest, "names": names, "max_shard_bytes": max_shard_bytes}) as target:
+    with export_folder(out, work=work) as target:
         files = {
             WEIGHTS if len(shards) == 1 else f"model-{k + 1:05}-of-{len(shards):05}.safetensors": shard
             for k, shard in enumerate(shards)
@@ -117,21 +182,26 @@ def export(
         }
         done = sum(each.planned.nbytes for name, shard in files.items() if name not in left for each in shard)
         report = Report(on_progress, total, done=done)
-        parameters = StoredParameters(folder, records=manifest["parameters"])
+
+        def tensor(each: TensorExport) -> np.ndarray:
+            values = bits(read(each.target.parameter))
+            return reversed_axes(values) if each.target.transform == "reversed" else values
+
         for name, shard in left.items():
-            write = partial(_write_shard, shard=shard, parameters=parameters, report=report, memory_gb=memory_gb)
-            target.write(name, write)
-        for name, content in settings.items():
-            target.write(name, partial(_write_bytes, content=content))
+            tensors = stream(shard, tensor, memory_gb=memory_gb, threads=threads)
+            target.write(name, partial(_write_shard, shard=shard, tensors=tensors, report=report))
         if len(shards) > 1:
             weight_map = {each.planned.name: name for name, shard in files.items() for each in shard}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             target.write(INDEX, lambda path: path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
-        target.write("config.json", partial(_write_bytes, content=(folder / "config.json").read_bytes()))
+        for name, content in settings.items():
+            target.write(name, partial(_write_bytes, content=content))
     report.finish()
 
 
-def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], names: str) -> list[_Export]:
+def _plan(
+    folder: Path, *, config: Qwen2AudioConfig, listed: Mapping[str, Mapping[str, Any]], names: str
+) -> list[TensorExport]:
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(parameter_specs(config), sep="/").items()}
     problems = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in listed]
     for name, record in listed.items():
@@ -148,7 +218,7 @@ def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], nam
     if HEAD not in targets:
         targets[HEAD] = targets[EMBEDDING]
     return [
-        _Export(
+        TensorExport(
             Planned(
                 released_name(name, naming=names), np.dtype(listed[target.parameter]["dtype"]), target.stored_shape
             ),
@@ -158,9 +228,9 @@ def _plan(folder: Path, *, config: Qwen2AudioConfig, listed: dict[str, Any], nam
     ]
 
 
-def _shards(exports: list[_Export], *, limit: int) -> list[list[_Export]]:
+def _shards(exports: list[TensorExport], *, limit: int) -> list[list[TensorExport]]:
     """Files in the tensors' order; within one, wider numbers first, so that each tensor is aligned to its own."""
-    shards: list[list[_Export]] = [[]]
+    shards: list[list[TensorExport]] = [[]]
     size = 0
     for each in exports:
         if shards[-1] and size + each.planned.nbytes > limit:
@@ -176,19 +246,13 @@ def _write_bytes(path: Path, *, content: bytes) -> None:
 
 
 def _write_shard(
-    path: Path, *, shard: list[_Export], parameters: StoredParameters, report: Report, memory_gb: float
+    path: Path, *, shard: list[TensorExport], tensors: Iterator[tuple[TensorExport, np.ndarray]], report: Report
 ) -> None:
     writer = SafetensorsWriter(path, [each.planned for each in shard])
     try:
-        for each, tensor in stream(shard, lambda each: _read(each, parameters), memory_gb=memory_gb):
+        for each, tensor in tensors:
             writer.write([tensor])
             report.add(each.planned.nbytes)
         writer.finish()
     finally:
         writer.close()
-
-
-def _read(each: _Export, parameters: StoredParameters) -> np.ndarray:
-    """The tensor that filled a parameter."""
-    values = bits(parameters.read(each.target.parameter))
-    return reversed_axes(values) if each.target.transform == "reversed" else values
