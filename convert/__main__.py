@@ -31,6 +31,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--allow-non-finite", action="store_true", help="convert weights that hold NaN or Inf")
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the weights")
     commands.add_running(parser)
     return parser
 
@@ -57,6 +58,7 @@ def _convert(options: argparse.Namespace) -> int:
             dtype=options.dtype,
             revision=options.revision,
             non_finite="allow" if options.allow_non_finite else "refuse",
+            adapter=options.adapter,
             memory_gb=options.memory_gb,
             on_progress=clock.watch(progress),
         )

@@ -42,6 +42,7 @@ def build_parser(command: str, *, prog: str) -> Parser:
         parser.add_argument("src", metavar="SRC", help="what was converted: a folder, or a hub id (extra: hub)")
         parser.add_argument("dst", metavar="DST", help="the checkpoint")
         parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+        parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter that it was converted with")
         add_running(parser)
     elif command == "export":
         parser = Parser(prog=prog, description="Write a checkpoint as a Hugging Face folder with safetensors files.")
@@ -97,6 +98,7 @@ def _verify(options: argparse.Namespace) -> int:
             options.src,
             options.dst,
             revision=options.revision,
+            adapter=options.adapter,
             memory_gb=options.memory_gb,
             on_progress=clock.watch(progress),
         )

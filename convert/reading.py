@@ -8,7 +8,7 @@ from .hf_folder import StoredTensor
 from .mapping import Target
 from .safetensors_file import DTYPES
 
-_EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+_EXPONENTS = {DTYPES["BF16"]: 0x7F80, DTYPES["F16"]: 0x7C00, DTYPES["F32"]: 0x7F800000}
 """All exponent bits: Inf and NaN have every one of them set, finite numbers do not."""
 
 _STRIP_ROWS = 16
@@ -37,12 +37,13 @@ def read_parameter(
     for start, block in tensor.blocks():
         digest.update(bits(block).reshape(-1))
         if non_finite == "refuse":
-            _check_finite(tensor, block, kind=tensor.entry.dtype)
+            check_finite(block, what=f"{tensor.file.path}: {tensor.name}")
         if block.dtype != dtype:
             with np.errstate(over="ignore"):
                 block = block.astype(dtype)
             if non_finite == "refuse":
-                _check_finite(tensor, block, kind=next(kind for kind, each in DTYPES.items() if each == dtype))
+                cast = f"after the cast from {tensor.entry.dtype} to {dtype}"
+                check_finite(block, what=f"{tensor.file.path}: {tensor.name} {cast}")
         rows = bits(block)
         if reverse:
             copy_reversed(rows, view[..., start : start + len(rows)])
@@ -65,14 +66,13 @@ def reversed_axes(array: np.ndarray) -> np.ndarray:
     return out
 
 
-def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None:
-    mask = _EXPONENTS[kind]
-    values = bits(block)
+def check_finite(array: np.ndarray, *, what: str) -> None:
+    """Raise a `ValueError` if an array holds NaN or Inf."""
+    values = bits(array)
+    mask = _EXPONENTS[array.dtype]
     if values.size and int((values & values.dtype.type(mask)).max()) == mask:
-        cast = "" if kind == tensor.entry.dtype else f" after the cast from {tensor.entry.dtype} to {kind}"
         raise ValueError(
-            f"{tensor.file.path}: {tensor.name} holds NaN or Inf{cast}; mend the checkpoint, or allow it with "
-            "non_finite='allow' (--allow-non-finite)"
+            f"{what} holds NaN or Inf; mend the checkpoint, or allow it with non_finite='allow' (--allow-non-finite)"
         )
 
 

@@ -24,8 +24,9 @@ from .hf_folder import INDEX, SETTINGS, StoredTensor, inside, open_weights, read
 from .mapping import Target
 from .matching import match
 from .memory import MEMORY_GB, group_bytes, stream
+from .merging import Merge
 from .progress import Progress, Report
-from .reading import bits, read_parameter
+from .reading import bits, check_finite, read_parameter
 from .safetensors_file import DTYPES
 
 KEEP = "keep"
@@ -57,6 +58,7 @@ def convert(
     dtype: str = KEEP,
     revision: str | None = None,
     non_finite: str = "refuse",
+    adapter: str | os.PathLike[str] | None = None,
     memory_gb: float = MEMORY_GB,
     on_progress: Progress | None = None,
 ) -> None:
@@ -72,6 +74,8 @@ def convert(
         dtype: "keep" stores each tensor's own bytes; "bfloat16", "float16" or "float32" casts all.
         revision: branch, tag or commit of a hub id.
         non_finite: "refuse" or "allow" weights that hold NaN or Inf.
+        adapter: a LoRA adapter in PEFT's format (folder or hub id) that is added to the weights, in float32; the sum
+            is rounded to their dtype.
         memory_gb: bound in GB (10^9 bytes) on the memory that is used, beyond what the largest tensor alone needs.
         on_progress: called with (bytes of the source done, bytes in all).
 
@@ -86,12 +90,17 @@ def convert(
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
     group = group_bytes(memory_gb)
-    work = {"dtype": dtype, "non-finite weights": non_finite}
+    folder = source_folder(src, revision=revision)
+    config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
+    merge = None if adapter is None else Merge(adapter, config=config)
+    work = {
+        "dtype": dtype,
+        "non-finite weights": non_finite,
+        "adapter": None if merge is None else merge.record["sha256"],
+    }
     if was_just_finished(dst, work=work):
         return
     check_destination(dst)
-    folder = source_folder(src, revision=revision)
-    config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
     settings = read_settings(folder)
     with open_weights(folder) as weights:
         pairs = match(weights, config=config, folder=folder)
@@ -108,7 +117,7 @@ def convert(
             report = Report(on_progress, total, done=total - sum(task.tensor.entry.nbytes for task in left))
             for task, (parameter, sha256, source_sha256) in stream(
                 left,
-                lambda task: _make(task, non_finite=non_finite),
+                lambda task: _make(task, non_finite=non_finite, merge=merge),
                 memory_gb=memory_gb,
                 held=lambda: writer.held_bytes,
                 wait=writer.wait,
@@ -127,14 +136,22 @@ def convert(
                 (writer.folder / name).write_bytes(content)
             commit = None if Path(src).is_dir() else folder.name  # a hub id's snapshot is named for its commit
             writer.source = {"source": os.fspath(src), "revision": revision, "commit": commit, "dtype": dtype}
+            if merge is not None:
+                writer.source["adapter"] = merge.record
     report.finish()
 
 
-def _make(task: _Task, *, non_finite: str) -> tuple[np.ndarray, str, str]:
+def _make(task: _Task, *, non_finite: str, merge: Merge | None) -> tuple[np.ndarray, str, str]:
     """A parameter, its SHA-256 and that of the tensor it was made from."""
     source = hashlib.sha256()
+    name = task.target.parameter
     parameter = read_parameter(task.tensor, task.target, dtype=task.dtype, non_finite=non_finite, digest=source)
     same = task.target.transform == "same" and task.dtype == DTYPES[task.tensor.entry.dtype]
+    if merge is not None and merge.touches(name):
+        merge.add(name, parameter)
+        if non_finite == "refuse":
+            check_finite(parameter, what=f"{task.tensor.name} with the adapter added")
+        same = False
     stored = source if same else hashlib.sha256(bits(parameter).reshape(-1))
     return parameter, stored.hexdigest(), source.hexdigest()
 

@@ -18,8 +18,9 @@ from .hf_folder import StoredTensor, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
 from .matching import same_values
 from .memory import MEMORY_GB, stream, tensor_bytes
+from .merging import Merge
 from .progress import Progress, Report
-from .reading import bits
+from .reading import bits, read_parameter
 from .safetensors_file import DTYPES
 from .stored import StoredParameters
 from .to_orbax import KEEP, source_folder
@@ -45,18 +46,21 @@ def verify(
     dst: str | os.PathLike[str],
     *,
     revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     memory_gb: float = MEMORY_GB,
     on_progress: Progress | None = None,
 ) -> list[str]:
     """Compare a converted checkpoint with its source.
 
     Every stored parameter must have the source tensor's bits, after the cast that the manifest states if it states one,
-    and the manifest's sha256; the settings files must be the same, and config.json must mean the same.
+    and the manifest's sha256; where an adapter was added, the last bit of the sum is free. The settings files must be
+    the same, and config.json must mean the same.
 
     Args:
         src: what was converted: a folder with safetensors weights, or a hub id.
         dst: the checkpoint.
         revision: branch, tag or commit of a hub id.
+        adapter: the adapter that was added to the weights, if one was.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
         on_progress: called with (bytes done, bytes in all).
 
@@ -76,6 +80,7 @@ def verify(
         differences.append(" ".join(str(error).split()))
     tensor_bytes(memory_gb)  # refuses what is no size
     stated = manifest.get("source", {}).get("dtype", KEEP)
+    merge = _merge(adapter, manifest=manifest, dst=ours)
     with open_weights(folder) as weights:
         differences += weights.problems
         pairs, unpaired = _pair(weights.tensors, manifest["parameters"])
@@ -83,7 +88,9 @@ def verify(
         total = sum(pair.tensor.entry.nbytes for pair in pairs)
         report = Report(on_progress, total)
         stored = StoredParameters(ours, records=manifest["parameters"])
-        for pair, found in stream(pairs, lambda pair: _compare(pair, stored, stated=stated), memory_gb=memory_gb):
+        for pair, found in stream(
+            pairs, lambda pair: _compare(pair, stored, stated=stated, merge=merge), memory_gb=memory_gb
+        ):
             differences += found
             report.add(pair.tensor.entry.nbytes)
         report.finish()
@@ -136,7 +143,7 @@ def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list
     return pairs, differences
 
 
-def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str) -> list[str]:
+def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str, merge: Merge | None) -> list[str]:
     source = DTYPES[pair.tensor.entry.dtype]
     expected = str(source) if stated == KEEP else stated
     if pair.record["dtype"] != expected:
@@ -148,15 +155,16 @@ def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str) -> list[
     except ValueError as error:
         return [str(error)]
     digest = hashlib.sha256()
-    unequal = 0
-    for start, block in pair.tensor.blocks():
-        digest.update(bits(block).reshape(-1))
-        with np.errstate(over="ignore"):
-            rows = bits(block.astype(expected, copy=False))
-        if pair.target.transform == "reversed":
-            unequal += int(np.count_nonzero(stored[..., start : start + len(rows)] != rows.T))
-        else:
-            unequal += int(np.count_nonzero(stored[start : start + len(rows)] != rows))
+    if merge is not None and merge.touches(pair.name):
+        made = read_parameter(pair.tensor, pair.target, dtype=np.dtype(expected), non_finite="allow", digest=digest)
+        merge.add(pair.name, made)
+        # Another processor may sum the product in another order: the last bit is free there.
+        unequal = sum(
+            int(np.count_nonzero(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)) > 1))
+            for ours, theirs in zip(stored, bits(made), strict=True)
+        )
+    else:
+        unequal = _count_unequal(pair, stored, dtype=expected, digest=digest)
     if unequal:
         differences.append(
             f"{pair.name}: {unequal} of {stored.size} values differ from the source's {pair.tensor.name}"
@@ -165,6 +173,35 @@ def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str) -> list[
     if recorded not in (None, digest.hexdigest()):
         differences.append(f"{pair.name}: the source's {pair.tensor.name} is not the one that was converted (sha256)")
     return differences
+
+
+def _count_unequal(pair: _Pair, stored: np.ndarray, *, dtype: str, digest: "hashlib._Hash") -> int:
+    """How many values differ, of a parameter that nothing was added to."""
+    unequal = 0
+    for start, block in pair.tensor.blocks():
+        digest.update(bits(block).reshape(-1))
+        with np.errstate(over="ignore"):
+            rows = bits(block.astype(dtype, copy=False))
+        if pair.target.transform == "reversed":
+            unequal += int(np.count_nonzero(stored[..., start : start + len(rows)] != rows.T))
+        else:
+            unequal += int(np.count_nonzero(stored[start : start + len(rows)] != rows))
+    return unequal
+
+
+def _merge(adapter: str | os.PathLike[str] | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
+    """The adapter that a checkpoint was made with."""
+    stated = manifest.get("source", {}).get("adapter")
+    if adapter is None and stated is None:
+        return None
+    if stated is None:
+        raise ValueError(f"{dst}: was converted without an adapter, but {os.fspath(adapter or '')} is given")
+    if adapter is None:
+        raise ValueError(f"{dst}: was converted with the adapter {stated['source']}; give it, by adapter= (--adapter)")
+    merge = Merge(adapter, config=Qwen2AudioConfig.from_pretrained(dst))
+    if merge.record["sha256"] != stated["sha256"]:
+        raise ValueError(f"{os.fspath(adapter)}: is not the adapter that {dst} was converted with (sha256)")
+    return merge
 
 
 def _compare_settings(folder: Path, ours: Path) -> list[str]:

@@ -261,7 +261,7 @@ def test_cast_that_overflows(tmp_path):
     refused(
         tmp_path / "hf",
         tmp_path / "no",
-        match="conv1.bias holds NaN or Inf after the cast from F32 to F16",
+        match="conv1.bias after the cast from F32 to float16 holds NaN or Inf",
         dtype="float16",
     )
 
