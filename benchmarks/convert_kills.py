@@ -52,7 +52,7 @@ def main() -> None:
     while kills < options.kills or ckpt.exists():
         process = subprocess.Popen(command, cwd=ROOT)
         try:
-            process.wait(rng.uniform(0.1, 0.9) * whole if kills < options.kills else None)
+            process.wait(rng.uniform(0.05, 0.5) * whole if kills < options.kills else None)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
