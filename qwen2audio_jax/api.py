@@ -17,15 +17,17 @@ from jax.sharding import Mesh
 from qwen2audio_jax import generate as engine
 from qwen2audio_jax.checkpoint import restore_params
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.generation_config import GenerationConfig
 from qwen2audio_jax.inputs import TextRows, audio_slots, clips, padded_rows, place, place_clips, text_rows
+from qwen2audio_jax.lora import merge_adapter_in_place
 from qwen2audio_jax.loss import next_token_loss
 from qwen2audio_jax.model import AudioFeatures, Prompt, sharded_specs
 from qwen2audio_jax.outputs import ModelOutput
 from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
 from qwen2audio_jax.sampling import row_seeds, sampling_params
 from qwen2audio_jax.sharding import check_mesh, single_device_mesh
-from qwen2audio_jax.source import load_config
+from qwen2audio_jax.source import load_config, read_adapter
 from qwen2audio_jax.text_stream import TextStream
 
 Source = str | PathLike[str]
@@ -66,26 +68,30 @@ class Qwen2AudioForConditionalGeneration:
     @classmethod
     def from_pretrained(
         cls,
-        source: Source,
+        source: Source = EMBEDDED,
         *,
         dtype: str = "auto",
         mesh: Mesh | None = None,
         revision: str | None = None,
         cache_dir: Source | None = None,
+        adapter: Source | None = None,
     ) -> "Qwen2AudioForConditionalGeneration":
         """Load a checkpoint.
 
         Args:
             source: a converted (Orbax) checkpoint; or a Hugging Face directory of safetensors or a hub id, which is
-                converted once into a cache folder and loaded from there ever after.
+                converted once into a cache folder and loaded from there ever after; default: the small model that
+                comes with the package (see `qwen2audio_jax.embedded`), likewise converted once.
             dtype: of weights and computation: "auto" (as stored), "float32", "bfloat16" or "float16".
             mesh: from `make_mesh`; default: the first device alone.
             revision: branch, tag or commit of a hub id.
             cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
+            adapter: a LoRA adapter in PEFT's format (folder or hub id) that is added to the weights; the sum is
+                rounded to their dtype.
 
         Raises:
             ValueError: no checkpoint there, one that is incomplete or does not fit its configuration, an unknown dtype,
-                or a mesh that the model does not divide over.
+                a mesh that the model does not divide over, or an adapter that is not supported or does not fit.
         """
         mesh = single_device_mesh() if mesh is None else mesh
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
@@ -95,7 +101,10 @@ class Qwen2AudioForConditionalGeneration:
             defaults = GenerationConfig.from_json_file(settings)
         else:
             defaults = _default_generation(config)
+        addition = None if adapter is None else read_adapter(adapter, config=config)
         params = restore_params(path, specs=sharded_specs(config, mesh=mesh))
+        if addition is not None:
+            params = merge_adapter_in_place(params, addition[0], scale=addition[1])
         return cls(config, params, mesh=mesh, generation_config=defaults)
 
     def __call__(

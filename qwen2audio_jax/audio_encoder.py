@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from qwen2audio_jax import generate as engine
 from qwen2audio_jax.checkpoint import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
+from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.inputs import clips, place_clips
 from qwen2audio_jax.model import sharded_specs
 from qwen2audio_jax.sharding import single_device_mesh
@@ -55,7 +56,7 @@ class Qwen2AudioEncoder:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | PathLike[str],
+        source: str | PathLike[str] = EMBEDDED,
         *,
         dtype: str = "auto",
         mesh: Mesh | None = None,

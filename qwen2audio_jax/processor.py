@@ -12,6 +12,7 @@ from qwen2audio_jax.chat_encoding import check_no_control_text, encode_chat, ren
 from qwen2audio_jax.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
 from qwen2audio_jax.clips import assign_clips, load_clips
 from qwen2audio_jax.conversation import ClipSource, Conversation, is_batch, read_conversation
+from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.lengths import token_count
 from qwen2audio_jax.limits import LIMITS
@@ -72,12 +73,15 @@ class Qwen2AudioProcessor:
         self.audio_token_id = tokenizer.control_tokens[audio_token].id
 
     @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], *, revision: str | None = None) -> "Qwen2AudioProcessor":
+    def from_pretrained(
+        cls, source: str | PathLike[str] = EMBEDDED, *, revision: str | None = None
+    ) -> "Qwen2AudioProcessor":
         """Read the files of a checkpoint.
 
         Args:
             source: a folder (a converted checkpoint, or one in the Hugging Face layout, as published or as transformers
-                saves it again), or a hub id where the extra `hub` is installed.
+                saves it again), or a hub id where the extra `hub` is installed; default: the model that comes with the
+                package (see `qwen2audio_jax.embedded`).
             revision: of a hub id.
 
         Raises:

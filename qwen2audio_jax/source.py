@@ -1,6 +1,6 @@
-"""Where a model comes from: an Orbax checkpoint, a Hugging Face folder or a hub id, brought to an Orbax checkpoint.
+"""Where a model comes from: an Orbax checkpoint, a Hugging Face folder, a hub id or the package itself.
 
-The latter two are converted once, by the normal converter, into a cache folder ($QWEN2AUDIO_CACHE, else
+All but the first are converted once, by the normal converter, into a cache folder ($QWEN2AUDIO_CACHE, else
 ~/.cache/qwen2audio_jax) and load from there after. A conversion's name in it tells what the source held then: a source
 that changes is converted anew.
 """
@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 from filelock import FileLock, Timeout
 
 from qwen2audio_jax import hub
 from qwen2audio_jax.checkpoint import MANIFEST, MARKER, is_checkpoint, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.embedded import EMBEDDED, model_folder
 
 Source = str | os.PathLike[str]
 
@@ -34,11 +37,13 @@ def default_cache_dir() -> Path:
 def resolve_processor_files(source: Source, *, revision: str | None = None) -> Path:
     """The local folder with a source's tokenizer, template and preprocessor settings.
 
-    A folder is its own answer; of a hub id everything but the weights is downloaded.
+    A folder is its own answer, `EMBEDDED` the package's; of a hub id everything but the weights is downloaded.
 
     Raises:
-        ValueError: neither a folder nor a hub id that the hub gives; `revision` with a folder.
+        ValueError: none of these, or a hub id that the hub does not give; `revision` with a folder or `EMBEDDED`.
     """
+    if _is_embedded(source, revision=revision):
+        return model_folder()
     if _is_local_folder(source, revision=revision):
         return Path(source)
     from qwen2audio_jax.convert.hf_folder import SETTINGS
@@ -52,14 +57,17 @@ def resolve_checkpoint(
     """The Orbax checkpoint of a source, converted now if that has not been done yet.
 
     Args:
-        source: an Orbax checkpoint, a folder with safetensors weights, or a hub id such as "Qwen/Qwen2-Audio-7B".
+        source: an Orbax checkpoint, a folder with safetensors weights, a hub id such as "Qwen/Qwen2-Audio-7B", or
+            `EMBEDDED`.
         revision: branch, tag or commit of a hub id.
         cache_dir: where conversions are kept; default: `default_cache_dir()`.
 
     Raises:
-        ValueError: none of the three, or the source cannot be converted (see `convert.convert`).
+        ValueError: none of these, or the source cannot be converted (see `convert.convert`).
     """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    if _is_embedded(source, revision=revision):
+        return _from_package(cache)
     if not _is_local_folder(source, revision=revision):
         return _from_hub(_hub_id(source), revision=revision, cache=cache)
     folder = Path(source)
@@ -100,6 +108,37 @@ def load_config(
     return path, config if dtype == "auto" else replace(config, dtype=dtype)
 
 
+def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
+    """A LoRA adapter in PEFT's format, and its scale: see `convert.adapter.load_adapter`.
+
+    Args:
+        source: a folder, or a hub id whose adapter files are downloaded.
+        config: of the model that it is for.
+
+    Raises:
+        ValueError: neither of the two, or an adapter that is not supported or does not fit the model.
+    """
+    from qwen2audio_jax.convert import adapter
+
+    if Path(source).is_dir():
+        return adapter.load_adapter(source, config=config)
+    if not hub.is_hub_id(source):
+        raise ValueError(
+            f"{os.fspath(source)}: no such adapter folder, nor a hub id of the form owner/name; give a folder with "
+            f"{adapter.CONFIG} and {adapter.WEIGHTS}"
+        )
+    folder = hub.download(os.fspath(source), revision=None, patterns=[adapter.CONFIG, adapter.WEIGHTS])
+    return adapter.load_adapter(folder, config=config)
+
+
+def _is_embedded(source: Source, *, revision: str | None) -> bool:
+    if source != EMBEDDED:
+        return False
+    if revision is not None:
+        raise ValueError(f"revision {revision!r} goes with a hub id, but the model is the embedded one; name a hub id")
+    return True
+
+
 def _is_local_folder(source: Source, *, revision: str | None) -> bool:
     if not Path(source).is_dir():
         return False
@@ -130,6 +169,18 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
     return _converted(folder, cache, label=repo_id, where=repo_id, what=commit)
 
 
+def _from_package(cache: Path) -> Path:
+    """Told by content: every installation of the same release shares one conversion."""
+    from qwen2audio_jax.convert.hf_folder import weight_files
+
+    folder = model_folder()
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *weight_files(folder), *_beside(folder)]:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return _converted(folder, cache, label="embedded-speech", where=EMBEDDED, what=digest.hexdigest())
+
+
 def _beside(folder: Path) -> list[Path]:
     from qwen2audio_jax.convert.hf_folder import INDEX, SETTINGS
 
@@ -155,6 +206,11 @@ def _converted(folder: Path, cache: Path, *, label: str, where: str, what: str) 
     place = _place(cache, label=label, where=where, what=what)
     if is_checkpoint(place):
         return place
+    if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock below.
+        raise ValueError(
+            f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) and "
+            "give them the result"
+        )
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _one_process(place, source=folder):

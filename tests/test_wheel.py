@@ -73,6 +73,17 @@ def test_contents(wheel):
             assert f"{package}/{file.relative_to(ROOT / folder).as_posix()}" in packaged
 
 
+def test_the_embedded_model_and_the_examples_are_whole(wheel):
+    held = zipfile.ZipFile(wheel)
+    names = {name for name in held.namelist() if name.startswith("qwen2audio_jax/embedded/")}
+    there = {file for file in (ROOT / "qwen2audio_jax" / "embedded").rglob("*") if file.is_file()}
+    there = {file for file in there if "__pycache__" not in file.parts}
+    assert {file.name for file in there} >= {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
+    assert {file.relative_to(ROOT).as_posix() for file in there} == names
+    for file in there:
+        assert held.read(file.relative_to(ROOT).as_posix()) == file.read_bytes()
+
+
 def run_installed(installed: Path, tmp_path: Path, *command: object) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
@@ -94,6 +105,20 @@ def test_installed_converter(installed, tmp_path):
     run = run_installed(installed, tmp_path, "-m", "qwen2audio_jax.convert", "nothing", "here")
     assert run.returncode == 2
     assert "no such folder, nor a hub id" in run.stderr
+
+
+def test_installed_model_answers_without_being_named(installed, tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
+    code = """
+import sys
+from qwen2audio_jax.cli.main import main
+from qwen2audio_jax.embedded import examples
+sys.exit(main(["generate", "--max-new-tokens", "8", "--audio", f"example:{examples()[0].stem}", "What is this?"]))
+"""
+    run = run_installed(installed, tmp_path, "-c", code)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+    assert "demonstration model answers" in run.stderr
 
 
 def test_installed_modules_and_data(installed, tmp_path):

@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.loading import load_model, prepare
+from qwen2audio_jax.cli.loading import clip_source, load_model, prepare
 from qwen2audio_jax.cli.output import one_line, say, write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 
 HELP = """\
 A line is a message; an empty line sends the clips added so far on their own. Ctrl-C stops an answer.
-  /audio FILE   add a clip (a file or URL) to the next message; may be repeated
+  /audio FILE   add a clip (a file, a URL or example:NAME) to the next message; may be repeated
   /system TEXT  change the system message; without TEXT: back to the chat template's own
   /reset        forget the conversation and the clips added
   /help         show this
@@ -94,7 +94,7 @@ class Chat:
             if not argument:
                 raise ValueError("/audio needs a file, as in: /audio speech.wav")
             extractor = self._processor.feature_extractor
-            clip = extractor.load(os.path.expanduser(argument), truncation=self._options.truncation)
+            clip = extractor.load(clip_source(os.path.expanduser(argument)), truncation=self._options.truncation)
             self.clips.append(clip)
             say(f"clip {len(self.clips)}: {len(clip) / extractor.sampling_rate:.1f} s; it goes with the next message")
         elif command == "/system":

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from qwen2audio_jax.cli.loading import load_model, prepare
+from qwen2audio_jax.cli.loading import clip_source, load_model, prepare
 from qwen2audio_jax.cli.output import write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.processor_output import ProcessorOutput
@@ -79,4 +79,4 @@ def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioPr
 
 
 def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
-    return processor.feature_extractor.load(path, truncation=options.truncation)
+    return processor.feature_extractor.load(clip_source(path), truncation=options.truncation)

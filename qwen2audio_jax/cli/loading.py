@@ -5,24 +5,36 @@ import sys
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.options import DEFAULT_NEW_TOKENS, generation_options, mesh_sizes
+from qwen2audio_jax.cli.options import DEFAULT_MODEL, DEFAULT_NEW_TOKENS, generation_options, mesh_sizes
 from qwen2audio_jax.cli.output import say
+from qwen2audio_jax.embedded import example
 from qwen2audio_jax.generation_config import GenerationConfig
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.sharding import make_mesh
 from qwen2audio_jax.source import resolve_processor_files
+
+EXAMPLE = "example:"
+
+
+def clip_source(name: str) -> str:
+    """What `feature_extractor.load` takes for a clip as a user names it: `example:NAME` is a file of the package.
+
+    Raises:
+        ValueError: there is no example of that name; the message lists them.
+    """
+    return str(example(name.removeprefix(EXAMPLE))) if name.startswith(EXAMPLE) else name
 
 
 def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:
     """The processor, and what `generate` and `stream` take beside the inputs.
 
     Raises:
-        ValueError: no model is named or it has no processor, or a generation option has a value it cannot have.
+        ValueError: the model has no processor, or a generation option has a value it cannot have.
     """
-    if options.model is None:
-        raise ValueError(
-            "no model is named: add --model and a converted checkpoint, a Hugging Face folder or a hub id, as in "
-            "--model Qwen/Qwen2-Audio-7B-Instruct"
+    if options.model == DEFAULT_MODEL:
+        say(
+            "the small embedded demonstration model answers; --model names another, as in --model "
+            "Qwen/Qwen2-Audio-7B-Instruct"
         )
     folder = resolve_processor_files(options.model, revision=options.revision)
     processor = Qwen2AudioProcessor.from_pretrained(folder)
@@ -45,11 +57,16 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
     """The model on its mesh.
 
     Raises:
-        ValueError: the checkpoint, dtype or mesh cannot be used.
+        ValueError: the checkpoint, dtype, mesh or adapter cannot be used.
     """
     mesh = None if options.mesh is None else make_mesh(**mesh_sizes(options.mesh))
     if sys.stderr.isatty():
         say(f"loading {options.model}")
     return Qwen2AudioForConditionalGeneration.from_pretrained(
-        options.model, dtype=options.dtype, mesh=mesh, revision=options.revision, cache_dir=options.cache_dir
+        options.model,
+        dtype=options.dtype,
+        mesh=mesh,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
     )

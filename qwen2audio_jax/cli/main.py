@@ -13,10 +13,12 @@ from qwen2audio_jax import __version__
 from qwen2audio_jax.cli.options import (
     Parser,
     add_doctor_options,
+    add_evaluate_options,
     add_generation_options,
     add_input_options,
     add_model_options,
     add_output_options,
+    add_train_options,
 )
 from qwen2audio_jax.cli.output import one_line, say
 
@@ -28,6 +30,13 @@ CHAT = "Hold a conversation; in it, /help lists the commands."
 DOCTOR = """\
 Check a checkpoint: its files, names, shapes, every stored byte, finite weights, the tokenizer. Exit code 1 if something
 is wrong with it."""
+TRAIN = """\
+Fine-tune a model as a configuration says. The output folder gets checkpoints, metrics.jsonl, TensorBoard events
+(tensorboard --logdir DIR/tensorboard) and a picture of the loss. A run that was stopped, or killed, continues from its
+last checkpoint when the same command is given again. Needs the extra: pip install 'qwen2audio-jax[train]'."""
+EVALUATE = """\
+Score a model on synthesised speech: digit error rate of transcriptions, and the share of right answers to sums and to
+questions about one clip and about two."""
 CONVERT = "Convert a Hugging Face checkpoint to an Orbax checkpoint."
 
 
@@ -39,6 +48,10 @@ def build_parser() -> Parser:
     generate = commands.add_parser("generate", help="answer one prompt", description=GENERATE)
     generate.add_argument("prompt", nargs="?", help="the text; - reads it from stdin, without its last line break")
     chat = commands.add_parser("chat", help="hold a conversation", description=CHAT)
+    add_train_options(commands.add_parser("train", help="fine-tune a model", description=TRAIN))
+    evaluate = commands.add_parser("evaluate", help="score a model on spoken digits", description=EVALUATE)
+    add_model_options(evaluate)
+    add_evaluate_options(evaluate)
     commands.add_parser("convert", help="convert a checkpoint", add_help=False)
     add_doctor_options(commands.add_parser("doctor", help="check a checkpoint", description=DOCTOR))
     for command in (generate, chat):
@@ -63,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.cli.generate import run
     elif options.command == "doctor":
         from qwen2audio_jax.cli.doctor import examine
+    elif options.command == "train":
+        from qwen2audio_jax.cli.train import run
+    elif options.command == "evaluate":
+        from qwen2audio_jax.cli.evaluate import run
     else:
         from qwen2audio_jax.cli.chat import run
     if isinstance(sys.stdout, io.TextIOWrapper):

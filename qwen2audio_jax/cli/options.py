@@ -6,8 +6,10 @@ Values are checked by the library that uses them: its messages name value, limit
 import argparse
 from typing import Any, NoReturn
 
-DEFAULT_MODEL: str | None = None
-"""The checkpoint that is used without --model; None where there is none."""
+from qwen2audio_jax.embedded import EMBEDDED, examples
+
+DEFAULT_MODEL = EMBEDDED
+"""The checkpoint that is used without --model."""
 
 DEFAULT_NEW_TOKENS = 512
 """The longest answer where neither the options nor the checkpoint say: the library's 20 would cut most of them."""
@@ -36,9 +38,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="DIR",
         default=DEFAULT_MODEL,
-        help="converted checkpoint, Hugging Face folder, or hub id (extra: hub); the latter two are converted once",
+        help="converted checkpoint, Hugging Face folder, or hub id (extra: hub); the latter two are converted once "
+        "(default: the small model that comes with the package, for demonstration)",
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the model's weights")
     group.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
     group.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     group.add_argument("--mesh", metavar="data=N,model=M", help="split over devices (default: the first one alone)")
@@ -48,7 +52,14 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
     """What the model hears and reads."""
     group = parser.add_argument_group("input")
     if single_prompt:
-        group.add_argument("--audio", metavar="FILE", action="append", default=[], help="a clip; may be given again")
+        names = ", ".join(path.stem for path in examples())
+        group.add_argument(
+            "--audio",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help=f"a clip (a file or URL); may be given again; example:NAME is one of the package's: {names}",
+        )
         group.add_argument(
             "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
         )
@@ -92,6 +103,35 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one JSON object a line for each answer: text, ids, finish_reason, tokens, mean_log_prob, prompt_tokens",
     )
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """What to train, and where to."""
+    parser.add_argument("config", metavar="CONFIG", help="training configuration: a TOML file")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="use this value instead of the file's, as in --set data.rows=16; may be given again",
+    )
+    parser.add_argument("--output", metavar="DIR", help="output folder, instead of the file's")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """On what to evaluate, and how."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", metavar="DIR", help="folder with records.jsonl, as python -m qwen2audio_jax.speech writes"
+    )
+    group.add_argument("--fresh", type=int, metavar="N", help="synthesise N examples first (needs espeak-ng)")
+    group.add_argument("--seed", type=int, metavar="S", help="of --fresh (default: 0)")
+    group.add_argument(
+        "--split", choices=("test", "unseen"), help="voices of --fresh: test, as in training (default), or never heard"
+    )
+    group.add_argument("--batch", type=int, default=16, metavar="N", help="examples at a time (default: 16)")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""`qwen2audio evaluate`: figures for a model on synthesised speech."""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from qwen2audio_jax.cli.loading import load_model
+from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.source import resolve_processor_files
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate on a folder of records, or on speech that is synthesised first.
+
+    Raises:
+        ValueError: the data, the model or an option cannot be used, or espeak-ng is missing.
+    """
+    if (options.data is None) == (options.fresh is None):
+        raise ValueError("name what to evaluate on: either --data DIR or --fresh N")
+    if options.data is not None and (options.seed is not None or options.split is not None):
+        raise ValueError("--seed and --split are for --fresh, which synthesises; leave them out with --data")
+    # Imported here: the other commands do without.
+    from qwen2audio_jax.speech.dataset import write_dataset
+    from qwen2audio_jax.speech.evaluate import evaluate, read_records
+    from qwen2audio_jax.speech.scoring import Scores, score
+
+    with tempfile.TemporaryDirectory(prefix="qwen2audio-evaluate-") as scratch:
+        folder = Path(options.data or Path(scratch, "data"))
+        if options.fresh is not None:
+            seed = 0 if options.seed is None else options.seed
+            write_dataset(folder, clips=options.fresh, seed=seed, split=options.split or "test")
+        read_records(folder)
+        processor = Qwen2AudioProcessor.from_pretrained(
+            resolve_processor_files(options.model, revision=options.revision)
+        )
+        model = load_model(options)
+        shown = _show if sys.stderr.isatty() else None
+        scores: Scores = score(evaluate(model, processor, data=folder, batch=options.batch, progress=shown))
+    if options.json:
+        write(json.dumps(scores.to_dict()) + "\n")
+        return
+    figures = (
+        ("digit error rate", scores.digit_error_rate),
+        ("strings right", scores.strings_right),
+        ("digit error rate in conversations", scores.chat_digit_error_rate),
+        ("sums right", scores.sums),
+        ("analysis right", scores.analysis),
+        ("pairs right", scores.pairs),
+        ("all right", scores.overall),
+        *((f"  {task} ({scores.counts[task]})", value) for task, value in scores.accuracy.items()),
+    )
+    for name, value in figures:
+        if value is not None:
+            write(f"{name:36}{100 * value:7.2f} %\n")
+
+
+def _show(done: int, total: int) -> None:
+    say(f"{done} of {total} examples")

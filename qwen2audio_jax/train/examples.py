@@ -1,0 +1,155 @@
+"""Records to token ids and what of them is learnt: the assistant's words and the token that ends them, nothing else."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen2audio_jax.chat_encoding import encode_chat, render_chat
+from qwen2audio_jax.chat_template import ChatTemplate
+from qwen2audio_jax.conversation import Conversation
+from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.tokenizer import END_OF_TEXT
+from qwen2audio_jax.train.records import Record
+
+CACHED_TURNS = 4096
+"""Encoded beginnings of conversations that are kept: data sets ask the same question again and again."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence, before its clips' lengths are known.
+
+    Attributes:
+        ids: [T] int32, with one placeholder for each clip.
+        learnt: [T] bool, tokens that the loss counts.
+    """
+
+    ids: np.ndarray
+    learnt: np.ndarray
+
+
+class ExampleEncoder:
+    """Encodes records as the processor encodes conversations and prompts."""
+
+    def __init__(self, processor: Qwen2AudioProcessor):
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._template = ChatTemplate(processor.chat_template)
+        self._turns: OrderedDict[tuple[str, bool], np.ndarray] = OrderedDict()
+        end = END_OF_TEXT if END_OF_TEXT in self._tokenizer.control_tokens else self._tokenizer.eos_token
+        if end is None:
+            raise ValueError(f"the tokenizer names no eos_token and has no {END_OF_TEXT}: responses could not end")
+        self._end = self._tokenizer.control_tokens[end].id
+
+    def encode(self, record: Record) -> list[Segment]:
+        """The sequences of a record: one, or the chosen and the rejected one of a pair.
+
+        Raises:
+            ValueError: placeholders do not fit the clips, or the template hides where an answer begins or ends; the
+                message begins with the record's place.
+        """
+        try:
+            if record.chat is None:
+                segments = [self._raw(record.prompt or "", answer) for answer in record.answers]
+            else:
+                turns = [{"role": "assistant", "content": answer} for answer in record.answers]
+                chats = [Conversation([*record.chat.messages, turn], record.chat.clips) for turn in turns]
+                segments = [self._chat(chat) for chat in chats or [record.chat]]
+            for segment in segments:
+                self._check_clips(segment, clips=len(record.clips))
+        except ValueError as error:
+            raise ValueError(f"{record.where}: {error}") from None
+        return segments
+
+    def _raw(self, prompt: str, answer: str) -> Segment:
+        """Prompt and response apart, as generation sees them."""
+        before, after = self._tokenizer.encode(prompt), [*self._tokenizer.encode(answer), self._end]
+        learnt = np.arange(len(before) + len(after)) >= len(before)
+        return Segment(np.asarray(before + after, np.int32), learnt)
+
+    def _chat(self, chat: Conversation) -> Segment:
+        ids = self._encode_turns(chat, len(chat.messages), prompt=False)
+        learnt = np.zeros(len(ids), bool)
+        for i, message in enumerate(chat.messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._encode_turns(chat, i, prompt=True)
+            upto = self._encode_turns(chat, i + 1, prompt=False)
+            for part in (before, upto):
+                if len(part) > len(ids) or not np.array_equal(part, ids[: len(part)]):
+                    raise ValueError(
+                        f"messages[{i}]: the tokens before or of this answer are others when the conversation ends "
+                        "there, so that what is learnt would not be what is generated. Remove white space around the "
+                        "answer, or use a chat template that writes every turn as if it were the last"
+                    )
+            control = np.isin(upto[len(before) :], list(self._tokenizer.all_special_ids))
+            if control.sum() != 1:
+                raise ValueError(
+                    f"messages[{i}]: the chat template writes {control.sum()} control tokens in this answer; exactly "
+                    "one, which ends it, can be learnt"
+                )
+            learnt[len(before) : len(before) + int(control.argmax()) + 1] = True
+        return Segment(ids, learnt)
+
+    def _encode_turns(self, chat: Conversation, count: int, *, prompt: bool) -> np.ndarray:
+        """Ids of the first `count` messages, with the beginning of an answer if it is a prompt."""
+        messages = chat.messages[:count]
+        key = (json.dumps(messages), prompt)
+        if (found := self._turns.get(key)) is not None:
+            self._turns.move_to_end(key)
+            return found
+        variables: Mapping[str, Any] = {
+            **self._tokenizer.special_tokens_map,
+            "add_generation_prompt": prompt,
+            "tools": None,
+            "documents": None,
+        }
+        rendered = render_chat(
+            Conversation(messages, []), template=self._template, tokenizer=self._tokenizer, variables=variables
+        )
+        ids = encode_chat(rendered, tokenizer=self._tokenizer)
+        self._turns[key] = ids
+        if len(self._turns) > CACHED_TURNS:
+            self._turns.popitem(last=False)
+        return ids
+
+    def _check_clips(self, segment: Segment, *, clips: int) -> None:
+        placeholder = segment.ids == self._processor.audio_token_id
+        if placeholder.sum() != clips:
+            raise ValueError(
+                f"{clips} clips, but {placeholder.sum()} {self._processor.audio_token} placeholders in the text; there "
+                "must be one for each clip"
+            )
+        if (placeholder & segment.learnt).any():
+            raise ValueError(f"the answer holds {self._processor.audio_token}; clips belong before it")
+
+
+def expanded_length(placeholders: int, length: int, frames: np.ndarray) -> int:
+    """Tokens of a sequence of `length` ids once its `placeholders` are as many tokens as their clips give."""
+    return length - placeholders + int(token_count(frames).sum())
+
+
+def expand(ids: np.ndarray, learnt: np.ndarray, frames: np.ndarray, *, audio_token_id: int) -> tuple[np.ndarray, ...]:
+    """A sequence with a placeholder for every audio vector.
+
+    Args:
+        ids: [T] int32.
+        learnt: [T] bool.
+        frames: [A] int32, valid frames of its clips.
+        audio_token_id: the placeholder.
+
+    Returns:
+        ids [T'] int32; targets [T'] int32, the next token where it is learnt and -100 elsewhere; places [T'] bool, the
+        audio positions.
+    """
+    copies = np.ones(len(ids), np.int64)
+    copies[ids == audio_token_id] = token_count(frames)
+    ids, learnt = np.repeat(ids, copies), np.repeat(learnt, copies)
+    targets = np.full(len(ids), -100, np.int32)
+    targets[:-1][learnt[1:]] = ids[1:][learnt[1:]]
+    return ids, targets, ids == audio_token_id

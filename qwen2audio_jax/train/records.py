@@ -1,0 +1,246 @@
+"""JSONL lines to checked records: what a conversation or a prompt is to teach, and the files of its clips."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from qwen2audio_jax.config_json import describe
+from qwen2audio_jax.conversation import Conversation, read_conversation
+from qwen2audio_jax.limits import LIMITS
+
+MARKER = "<audio>"
+"""Stands for the next of a record's `audios` in a content that is a string."""
+
+INERT = ("id", "task", "meta", "digits")
+"""Keys that change nothing here: an id for messages, and what evaluations keep beside a record."""
+CHAT_KEYS, RAW_KEYS, PAIR_KEYS = ("messages",), ("prompt", "response"), ("chosen", "rejected")
+KEYS = (*CHAT_KEYS, *RAW_KEYS, *PAIR_KEYS, "audios", *INERT)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line, checked.
+
+    Attributes:
+        id: its own, or else file and line.
+        where: "file:line", with which messages about it begin.
+        chat: the conversation, without the answers of a pair; None in the raw form.
+        prompt: the raw form's, with its control tokens written out; None in the chat form.
+        answers: the raw form's response, or a pair's chosen and rejected ones; none where `chat` holds the answers.
+        clips: paths of the clips, in order.
+    """
+
+    id: str
+    where: str
+    chat: Conversation | None
+    prompt: str | None
+    answers: tuple[str, ...]
+    clips: tuple[str, ...]
+
+
+def read_lines(path: str | PathLike[str]) -> Iterator[tuple[str, bytes]]:
+    """The lines of a JSONL file that are not blank, each with its "file:line".
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line
+    except OSError as error:
+        raise ValueError(f"cannot read the records {path}: {error.strerror}") from None
+
+
+def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
+    """One line of a JSONL file as a record.
+
+    The forms, each with `audios` where it has clips:
+    - `messages` of role and content, ending with the assistant's. A content is a string, in which every `<audio>`
+      stands for the next clip (where there is none in any message, the clips go before the first user message's text),
+      or a list of text and audio items (see `read_conversation`); an audio item without a source takes the next clip.
+    - `prompt` and `response`: text for a base model, with its control tokens written out.
+    - for preferences `messages` that end with the user's, or `prompt`, and `chosen` and `rejected` answers.
+
+    Args:
+        line: JSON.
+        where: "file:line".
+        audio_root: where relative paths start.
+        preferences: whether pairs are wanted, or single answers.
+
+    Raises:
+        ValueError: what is wrong, with `where` in front.
+    """
+    try:
+        return _read(line, where=where, audio_root=audio_root, preferences=preferences)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
+    if len(line) > LIMITS.json_bytes:
+        raise ValueError(f"the line has {len(line)} bytes; the limit is {LIMITS.json_bytes}. Split the record")
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is no UTF-8; write the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON at character {error.pos}: {error.msg}; write one object a line") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deep; write a flat record") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
+    if unknown := [key for key in value if key not in KEYS]:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
+    if ("messages" in value) == ("prompt" in value):
+        raise ValueError("a record has either messages or a prompt")
+    _check_answers(value, preferences=preferences)
+    audios = _paths(value.get("audios", []), root=audio_root)
+    answers = tuple(_text(value, key) for key in (PAIR_KEYS if preferences else RAW_KEYS[1:]) if key in value)
+    if preferences and answers[0] == answers[1]:
+        raise ValueError("chosen and rejected are the same text; leave the record out")
+    if "prompt" in value:
+        chat, prompt, clips = None, _text(value, "prompt"), audios
+    else:
+        chat, prompt = _read_chat(value["messages"], audios, preferences=preferences), None
+        clips = _paths([clip.source for clip in chat.clips], root=audio_root)
+    if len(clips) > LIMITS.clips_per_text:
+        raise ValueError(f"{len(clips)} clips; the limit is {LIMITS.clips_per_text}. Split the record")
+    id = value.get("id", where)
+    if isinstance(id, bool) or not isinstance(id, str | int):
+        raise ValueError(f"id is {describe(id)}; it must be text or a whole number")
+    return Record(str(id), where, chat, prompt, answers, clips)
+
+
+def _check_answers(value: Mapping[str, Any], *, preferences: bool) -> None:
+    pair = [key for key in PAIR_KEYS if key in value]
+    if preferences and (len(pair) < 2 or "response" in value):
+        raise ValueError("learning from preferences needs chosen and rejected, and no response")
+    if pair and not preferences:
+        raise ValueError(f'{pair[0]!r} belongs to preferences; set objective.kind = "dpo", or write the answer alone')
+    if "prompt" in value and not preferences and "response" not in value:
+        raise ValueError("the prompt has no response; add one")
+    if "messages" in value and "response" in value:
+        raise ValueError("response belongs to prompt; the last of the messages is the answer")
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    text = value[key]
+    # A transcript of silence is empty: that the response ends at once is something to learn.
+    if not isinstance(text, str) or not (text or key == "response"):
+        raise ValueError(f"{key} is {describe(text)}; it must be text{', and not empty' * (key != 'response')}")
+    return text
+
+
+def _paths(sources: Any, *, root: str | PathLike[str]) -> tuple[str, ...]:
+    """Absolute paths."""
+    if not isinstance(sources, list):
+        raise ValueError(f"audios is {describe(sources)}; it must be a list of paths")
+    for source in sources:
+        if not isinstance(source, str) or not source or "\0" in source:
+            raise ValueError(f"the clip {describe(source)} is no path; training reads clips from files")
+        if "://" in source[:32] or source[:5].lower() == "data:":
+            raise ValueError(f"the clip {describe(source)} is an address; download it and give its path")
+    return tuple(os.path.join(root, source) for source in sources)
+
+
+def _read_chat(messages: Any, audios: Sequence[str], *, preferences: bool) -> Conversation:
+    _check_roles(messages, preferences=preferences)
+    if not any(_places(message["content"]) for message in messages):
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        content = messages[first]["content"]
+        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if audios and isinstance(items, list):
+            front = [{"type": "audio", "audio": path} for path in audios]
+            messages = [*messages]
+            messages[first] = {**messages[first], "content": [*front, *items]}
+    else:
+        messages = _fill(messages, audios)
+    chat = read_conversation(messages)
+    for i, message in enumerate(chat.messages):
+        if message["role"] == "assistant":
+            _check_answer(message["content"], where=f"messages[{i}]")
+    return chat
+
+
+def _places(content: Any) -> int:
+    """How many clips a content takes from `audios` or names itself."""
+    if isinstance(content, str):
+        return content.count(MARKER)
+    items = content if isinstance(content, list) else []
+    texts = sum(not isinstance(item, Mapping) or item.get("type") == "text" or "text" in item for item in items)
+    return len(items) - texts
+
+
+def _fill(messages: Sequence[Mapping[str, Any]], audios: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages with the clips in the places that wait for one."""
+    filled, taken = [], 0
+
+    def take() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        return {"type": "audio", "audio": audios[taken - 1] if taken <= len(audios) else None}
+
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str) and MARKER in content:
+            first, *rest = content.split(MARKER)
+            content = [{"type": "text", "text": first}] if first else []
+            for text in rest:
+                content += [take(), {"type": "text", "text": text}] if text else [take()]
+        elif isinstance(content, list):
+            content = [take() if item == {"type": "audio"} else item for item in content]
+        filled.append({**message, "content": content})
+    if taken != len(audios):
+        raise ValueError(
+            f"{taken} places that wait for a clip ({MARKER}, or audio items without a path), but {len(audios)} audios"
+        )
+    return filled
+
+
+def _check_roles(messages: Any, *, preferences: bool) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages is {describe(messages)}; it must be a list of messages, and not empty")
+    expected = "user"
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"messages[{i}] is {describe(message)}; a message has a role and a content")
+        if extra := set(message) - {"role", "content"}:
+            raise ValueError(f"messages[{i}] has the unknown key {sorted(extra)[0]!r}; it has a role and a content")
+        if missing := {"role", "content"} - set(message):
+            raise ValueError(f"messages[{i}] has no {sorted(missing)[0]}")
+        role = message["role"]
+        if i == 0 and role == "system":
+            continue
+        if role != expected:
+            raise ValueError(
+                f"messages[{i}] has the role {describe(role)}, but it is the turn of {describe(expected)}: after a "
+                "first system message, user and assistant take turns"
+            )
+        expected = "assistant" if role == "user" else "user"
+    last = messages[-1]["role"]
+    if preferences and last != "user":
+        raise ValueError(
+            f"the messages end with {describe(last)}; before chosen and rejected they must end with the user's"
+        )
+    if not preferences and last != "assistant":
+        raise ValueError(
+            f"the messages end with {describe(last)}; without the assistant's answer there is nothing to learn"
+        )
+
+
+def _check_answer(content: Any, *, where: str) -> None:
+    if isinstance(content, str):
+        texts, clips = [content], content.count(MARKER)
+    else:
+        texts = [item["text"] for item in content if item["type"] == "text"]
+        clips = len(content) - len(texts)
+    if clips:
+        raise ValueError(f"{where} is an answer with a clip; clips belong into the messages of the user")
+    if not any(texts):
+        raise ValueError(f"{where} is an empty answer; leave the record out, or write what is to be learnt")

@@ -1,0 +1,190 @@
+"""Whole runs from a configuration file: killed and continued, with bad numbers, and what they leave behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from hf_layout import write_hf_checkpoint
+
+from qwen2audio_jax.train.loop import NotFinite, train
+from qwen2audio_jax.train.metrics import read_metrics
+from qwen2audio_jax.train.settings import read_settings
+
+STEPS = 12
+CONFIG = f"""
+model = "model"
+output = "run"
+steps = {STEPS}
+log_every = 1
+save_every = 3
+evaluate_every = 6
+[data]
+train = ["train.jsonl"]
+evaluate = ["held_out.jsonl"]
+rows = 4
+max_tokens = 128
+max_clips = 3
+frames = [60, 120]
+[augment]
+gain_db = [-6, 6]
+noise_probability = 0.5
+time_masks = 1
+[optimizer]
+learning_rate = 3e-3
+warmup_steps = 2
+[machine]
+data = 1
+dtype = "float32"
+remat = "none"
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny checkpoint, 40 records and their clips, and a configuration."""
+    folder = tmp_path_factory.mktemp("training")
+    write_hf_checkpoint(folder / "model", "gqa")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("held_out", 6)):
+        lines = []
+        for index in range(count):
+            clip = f"{name}{index}.wav"
+            soundfile.write(folder / clip, rng.normal(size=rng.integers(4000, 12000)) * 0.1, 16000)
+            answer = " ".join(rng.choice(["hello", "what", "the", "audio"], 3))
+            content = [{"type": "audio", "audio": clip}, {"type": "text", "text": "what"}]
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+            lines.append(json.dumps({"id": f"{name}-{index}", "messages": messages}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "run.toml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(place):
+    # One device: the tests' process has eight.
+    return read_settings(place / "run.toml", overrides={"output": str(place / "whole"), "machine.model": "1"})
+
+
+def on_one_device(monkeypatch):
+    import jax
+
+    from qwen2audio_jax.train import model as train_model
+
+    make = train_model.make_mesh
+    monkeypatch.setattr(
+        train_model, "make_mesh", lambda *, data, model: make(data=1, model=1, devices=jax.devices()[:1])
+    )
+
+
+def losses(folder, kind="train"):
+    return {line["step"]: line["loss"] for line in read_metrics(folder) if line["kind"] == kind}
+
+
+@pytest.fixture(scope="module")
+def whole(settings):
+    """The curve of a run that nothing interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        seen = []
+        train(settings, callbacks=[lambda step, metrics: seen.append(step)])
+    assert set(range(1, STEPS + 1)) <= set(seen)
+    return losses(settings.output), losses(settings.output, "evaluate")
+
+
+def command(place, output, *options):
+    """The command line in a process of its own, on one device."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "qwen2audio_jax", "train", str(place / "run.toml"), "--output", str(output), *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_run_writes_its_curve_and_its_result(whole, settings):
+    curve, held_out = whole
+    assert sorted(curve) == list(range(1, STEPS + 1))
+    assert sorted(held_out) == [6, STEPS]
+    assert curve[STEPS] < curve[1]
+    assert held_out[STEPS] < held_out[6] < curve[1]
+
+
+def test_killed_at_any_moment_it_continues_with_the_same_losses(place, whole, tmp_path):
+    """Killed while it starts, steps, saves or ends, over and over, until it is through."""
+    output, rng = tmp_path / "run", random.Random(0)
+    kills = 0
+    for _ in range(12):
+        process = command(place, output)
+        started = time.monotonic()
+        if kills < 4:
+            reach = rng.randrange(1, STEPS)
+            metrics = output / "metrics.jsonl"
+            while process.poll() is None and time.monotonic() - started < 120:
+                done = metrics.read_text().count('"train"') if metrics.exists() else 0
+                if done >= reach:
+                    time.sleep(rng.random() * 0.2)
+                    break
+                time.sleep(0.02)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        said = process.communicate()[0]
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+    assert kills
+    assert process.returncode == 0, said
+    curve, held_out = losses(output), losses(output, "evaluate")
+    assert sorted(curve) == list(range(1, STEPS + 1))
+    for step, loss in whole[0].items():
+        assert curve[step] == pytest.approx(loss, rel=1e-5), step
+    assert held_out == pytest.approx(whole[1], rel=1e-5)
+
+
+def test_told_to_end_it_saves_first(place, tmp_path, whole):
+    output = tmp_path / "run"
+    process = command(place, output, "--set", "steps=4000", "--set", "save_every=4000", "--set", "evaluate_every=0")
+    metrics = output / "metrics.jsonl"
+    for _ in range(6000):
+        if process.poll() is not None or (metrics.exists() and metrics.read_text().count('"train"') >= 3):
+            break
+        time.sleep(0.02)
+    process.terminate()
+    said = process.communicate(timeout=120)[0]
+    assert any(path.name.isdigit() for path in (output / "checkpoints").iterdir()), said
+
+
+def test_another_configuration_is_not_continued(place, whole, settings):
+    changed = replace(settings, optimizer=replace(settings.optimizer, learning_rate=1.0))
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        with pytest.raises(ValueError, match=r"learning_rate was 0.003 and is now 1.0.*another output folder"):
+            train(changed)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_records(settings, tmp_path):
+    wild = replace(
+        settings,
+        output=str(tmp_path / "run"),
+        optimizer=replace(settings.optimizer, learning_rate=1e30, clip_norm=0.0, warmup_steps=0),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        on_one_device(patch)
+        with pytest.raises(NotFinite, match=r"step \d+: loss nan.*train-\d+"):
+            train(wild)
+
+
+def test_rows_must_divide_over_the_mesh(settings):
+    wide = replace(settings, machine=replace(settings.machine, data=8))
+    with pytest.raises(ValueError, match=r"data.rows = 4 does not divide into 1 micro-batches over data = 8"):
+        train(wide)
