@@ -38,7 +38,7 @@ def main() -> None:
     if not src.exists():
         write_source(src, scale="1gb")
     shutil.rmtree(ckpt, ignore_errors=True)
-    from qwen2audio_jax.checkpoint import is_checkpoint, read_manifest
+    from qwen2audio_jax.checkpoint import is_checkpoint
     from qwen2audio_jax.convert import verify
 
     command = [sys.executable, "-m", "convert", str(src), str(ckpt), "--quiet", "--memory-gb", "0.6"]
@@ -59,13 +59,16 @@ def main() -> None:
             kills += 1
             done = finished(ckpt)
             print(f"kill {kills}: {done / 1e9:.3f} GB finished", flush=True)
-            if is_checkpoint(ckpt):  # killed between the manifest and the end of the process
-                read_manifest(ckpt)
+            if not (ckpt / "manifest.json").exists():
+                assert not is_checkpoint(ckpt)
+                assert done >= most, "finished work was lost"
+                most = done
                 continue
-            assert done >= most, "finished work was lost"
-            most = done
-            continue
-        assert process.returncode == 0, process.returncode
+            if done:  # between the manifest and the end: the same command tidies up
+                continue
+            # else after all of it, while the process was going
+        else:
+            assert process.returncode == 0, process.returncode
         assert is_checkpoint(ckpt)
         differences = verify(src, ckpt)
         assert not differences, differences

@@ -257,8 +257,8 @@ def new_checkpoint(
                 if created:
                     folder.rmdir()
             raise
-        records.path.unlink(missing_ok=True)
         (folder / MARKER).unlink()
+        records.path.unlink(missing_ok=True)  # last: with it, the same command still knows its own work
     finally:
         lock.release()
 
@@ -293,8 +293,8 @@ def was_just_finished(path: Path_, *, work: Work) -> bool:
         return False
     with suppress(Timeout), FileLock(folder / MARKER).acquire(timeout=0):
         same = Journal(folder, groups=folder / f"{PARAMS}{_PARTIAL}").work == work
-        (folder / journal.NAME).unlink()
         (folder / MARKER).unlink()
+        (folder / journal.NAME).unlink()
         return same
     return False
 
