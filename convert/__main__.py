@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 
 from . import commands
-from .progress import progress_bar
+from .listing import inspect
+from .progress import Clock, progress_bar
 from .to_orbax import CASTS, KEEP, convert
 
 
@@ -24,12 +25,14 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         epilog=f"Further commands, each with --help: {', '.join(commands.COMMANDS)}. A folder of such a name: ./verify",
     )
     parser.add_argument("src", metavar="SRC", help="folder with safetensors weights, or a hub id (extra: hub)")
-    parser.add_argument("dst", metavar="DST", help="folder to write: new or empty")
+    parser.add_argument("dst", metavar="DST", help="folder to write: new, empty, or a stopped conversion to go on with")
     parser.add_argument(
         "--dtype", choices=[KEEP, *CASTS], default=KEEP, help="cast the weights (default: keep their bytes)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--allow-non-finite", action="store_true", help="convert weights that hold NaN or Inf")
+    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the weights")
+    commands.add_running(parser)
     return parser
 
 
@@ -47,16 +50,21 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    with progress_bar("converting") as progress:
+    clock = Clock()
+    with progress_bar("converting", quiet=options.quiet) as progress:
         convert(
             options.src,
             options.dst,
             dtype=options.dtype,
             revision=options.revision,
             non_finite="allow" if options.allow_non_finite else "refuse",
-            progress=progress,
+            adapter=options.adapter,
+            memory_gb=options.memory_gb,
+            on_progress=clock.watch(progress),
         )
-    print(f"{options.dst}: converted", file=sys.stderr)
+    if not options.quiet:
+        tensors = inspect(options.dst)["totals"]["tensors"]
+        print(f"{options.dst}: converted {tensors} tensors, {clock.summary()}", file=sys.stderr)
     return 0
 
 

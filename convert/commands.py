@@ -6,7 +6,8 @@ from typing import NoReturn
 
 from .listing import as_json, as_table, inspect
 from .mapping import NAMINGS
-from .progress import progress_bar
+from .memory import MEMORY_GB
+from .progress import Clock, progress_bar
 from .to_safetensors import export, parse_size
 from .verify import verify
 
@@ -19,6 +20,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that takes its time."""
+    parser.add_argument(
+        "--memory-gb",
+        metavar="GB",
+        type=float,
+        default=MEMORY_GB,
+        help=f"bound on memory, beyond what the largest tensor alone needs (default: {MEMORY_GB:g})",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary: errors alone")
+
+
 COMMANDS = ("verify", "export", "inspect")
 
 
@@ -29,10 +42,12 @@ def build_parser(command: str, *, prog: str) -> Parser:
         parser.add_argument("src", metavar="SRC", help="what was converted: a folder, or a hub id (extra: hub)")
         parser.add_argument("dst", metavar="DST", help="the checkpoint")
         parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+        parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter that it was converted with")
+        add_running(parser)
     elif command == "export":
         parser = Parser(prog=prog, description="Write a checkpoint as a Hugging Face folder with safetensors files.")
         parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
-        parser.add_argument("dst", metavar="DST", help="folder to write: new or empty")
+        parser.add_argument("dst", metavar="DST", help="folder to write: new, empty, or a stopped export to go on with")
         parser.add_argument(
             "--names",
             choices=NAMINGS,
@@ -40,6 +55,7 @@ def build_parser(command: str, *, prog: str) -> Parser:
             help="tensor names: of the published weights (default), or of the modules in transformers >= 5.10",
         )
         parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest file (default: 5GB)")
+        add_running(parser)
     else:
         parser = Parser(prog=prog, description="List a checkpoint's parameters: name, shape, dtype, bytes.")
         parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
@@ -59,20 +75,38 @@ def run(command: str, options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    size = parse_size(options.max_shard_size)
-    with progress_bar("exporting") as progress:
-        export(options.checkpoint, options.dst, names=options.names, max_shard_bytes=size, progress=progress)
-    print(f"{options.dst}: exported", file=sys.stderr)
+    shard_bytes = parse_size(options.max_shard_size)
+    clock = Clock()
+    with progress_bar("exporting", quiet=options.quiet) as progress:
+        export(
+            options.checkpoint,
+            options.dst,
+            names=options.names,
+            max_shard_bytes=shard_bytes,
+            memory_gb=options.memory_gb,
+            on_progress=clock.watch(progress),
+        )
+    if not options.quiet:
+        print(f"{options.dst}: exported {clock.summary()}", file=sys.stderr)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with progress_bar("verifying") as progress:
-        differences = verify(options.src, options.dst, revision=options.revision, progress=progress)
+    clock = Clock()
+    with progress_bar("verifying", quiet=options.quiet) as progress:
+        differences = verify(
+            options.src,
+            options.dst,
+            revision=options.revision,
+            adapter=options.adapter,
+            memory_gb=options.memory_gb,
+            on_progress=clock.watch(progress),
+        )
     for difference in differences:
         print(difference)
     if differences:
         print(f"{options.dst}: {len(differences)} differences from {options.src}", file=sys.stderr)
         return 1
-    print(f"{options.dst}: verified, every bit as in {options.src}", file=sys.stderr)
+    if not options.quiet:
+        print(f"{options.dst}: verified, every bit as in {options.src}: {clock.summary()}", file=sys.stderr)
     return 0

@@ -5,6 +5,7 @@ links into the `blobs` of the same repository, and nothing else may be linked to
 """
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -144,10 +145,13 @@ def inside(folder: Path, name: str) -> Path:
     real = Path(os.path.realpath(path))
     if real.parent != Path(os.path.realpath(folder)) and real.parent != _blobs(folder):
         raise ValueError(f"{path}: is a link to outside its folder ({real}); copy the file itself there")
-    if not real.is_file():
-        raise ValueError(
-            f"{path}: {'is not a regular file' if real.exists() else 'no such file'}; copy the whole folder"
-        )
+    try:
+        mode = real.stat().st_mode
+    except OSError as error:  # Among them: a name too long for the file system.
+        what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ValueError(f"{path}: {what}; copy the whole folder") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: is not a regular file; copy the whole folder")
     return path
 
 

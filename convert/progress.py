@@ -1,21 +1,113 @@
-"""A progress bar on stderr for `convert`."""
+"""How far it is: callbacks for Python, a bar for terminals, a line a minute for logs; all on stderr."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from .to_orbax import Progress
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+LINE_SECONDS = 60.0
+"""How often a log gets a line."""
+
+
+class Report:
+    """Counts bytes and tells a `Progress` of them."""
+
+    def __init__(self, on_progress: Progress | None, total: int, *, done: int = 0):
+        self._tell = on_progress
+        self._total = total
+        self._done = done
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """So many more bytes are done."""
+        self._done += count
+        if self._tell is not None:
+            self._tell(self._done, self._total)
+
+    def finish(self) -> None:
+        """All is done, and safe."""
+        if self._tell is not None:
+            self._tell(self._total, self._total)
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Progress]:
-    """What `convert` takes as `progress`: draws a bar of bytes on stderr."""
+def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """What `convert` takes as `on_progress`: bytes, rate and time left on stderr.
+
+    On a terminal it is a bar; elsewhere a line every `LINE_SECONDS`. With `quiet`, nothing.
+    """
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(label).show
+        return
     with tqdm(desc=label, unit="B", unit_scale=True, file=sys.stderr, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
-            bar.total = total
+            if bar.total != total:
+                bar.reset(total)
+                bar.initial = bar.n = bar.last_print_n = done  # what was done before does not count for the rate
             bar.update(done - bar.n)
 
         yield show
+
+
+class _Lines:
+    """A line on stderr every `LINE_SECONDS`."""
+
+    def __init__(self, label: str):
+        self._label = label
+        self._start: tuple[float, int] | None = None
+        self._last = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        if now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        began, before = self._start
+        rate = (done - before) / max(now - began, 1e-9)
+        left = tqdm.format_interval(round((total - done) / rate)) if rate > 0 else "?"
+        print(f"{self._label}: {size(done)} of {size(total)}, {size(rate)}/s, {left} left", file=sys.stderr, flush=True)
+
+
+def size(count: float) -> str:
+    """A number of bytes for the eye: "1.68GB"."""
+    return tqdm.format_sizeof(count, "B")
+
+
+class Clock:
+    """What is said at the end: bytes, time, rate."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before: int | None = None
+        self._done = 0
+
+    def watch(self, on_progress: Progress | None) -> Progress:
+        """An `on_progress` that counts, and passes on."""
+
+        def show(done: int, total: int) -> None:
+            if self._before is None:
+                self._before = done
+            self._done = done
+            if on_progress is not None:
+                on_progress(done, total)
+
+        return show
+
+    def summary(self) -> str:
+        """For example "16.8GB in 01:43, 163MB/s"."""
+        seconds = time.monotonic() - self._began
+        before = self._before or 0
+        rate = (self._done - before) / max(seconds, 1e-9)
+        earlier = f" ({size(before)} of it were there already)" if before else ""
+        return f"{size(self._done)}{earlier} in {tqdm.format_interval(round(seconds))}, {size(rate)}/s"

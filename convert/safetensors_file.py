@@ -62,6 +62,8 @@ class SafetensorsFile:
             status = os.fstat(self._file)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{path}: is not a regular file")
+            self.stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            """Length, and times of the last change: one of them differs if the file does."""
             self.entries = self._read_header(status.st_size)
         except BaseException:
             os.close(self._file)

@@ -31,6 +31,26 @@ class Planned:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def _header(tensors: Sequence[Planned]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def file_bytes(tensors: Sequence[Planned]) -> int:
+    """The length of the file that `SafetensorsWriter` makes of `tensors`."""
+    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors)
+
+
 class SafetensorsWriter:
     """A new file for `tensors`, whose values must follow through `write` in the same order.
 
@@ -40,19 +60,8 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, tensors: Sequence[Planned]):
         self._left = sum(tensor.nbytes for tensor in tensors)
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for tensor in tensors:
-            header[tensor.name] = {
-                "dtype": _NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.nbytes],
-            }
-            offset += tensor.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # so that the tensors are aligned
         self._file = open(path, "xb")  # noqa: SIM115 closed by `finish` or `close`
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._file.write(_header(tensors))
 
     def write(self, blocks: Iterable[np.ndarray]) -> None:
         """Append the next values: contiguous blocks of rows."""

@@ -1,29 +1,32 @@
 """Hugging Face checkpoint to Orbax checkpoint: match every stored tensor with a parameter, then stream them over.
 
-All differences are found from the files' headers, before anything is written. Then one tensor at a time passes through:
-its rows are read, checked, cast and laid out into the parameter's array, which the writer stores in groups.
+All differences are found from the files' headers, before anything is written. Then tensors pass through within a bound
+on memory: while one is read, checked, cast and laid out into its parameter's array, others are being stored.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from qwen2audio_jax import hub
-from qwen2audio_jax.checkpoint import check_destination, new_checkpoint
+from qwen2audio_jax.checkpoint_writer import check_destination, new_checkpoint, unfinished_bytes, was_just_finished
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import inert_values
-from qwen2audio_jax.model import parameter_specs
 
 from .disk import check_disk
-from .hf_folder import INDEX, SETTINGS, StoredTensor, StoredWeights, inside, open_weights, read_settings
-from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
+from .hf_folder import INDEX, SETTINGS, StoredTensor, inside, open_weights, read_settings
+from .mapping import Target
+from .matching import match
+from .memory import MEMORY_GB, group_bytes, stream
+from .merging import Merge
+from .progress import Progress, Report
+from .reading import bits, check_finite, read_parameter
 from .safetensors_file import DTYPES
 
 KEEP = "keep"
@@ -33,14 +36,19 @@ CASTS = {
     "float32": np.dtype(np.float32),
 }
 
-_EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
-"""All exponent bits: Inf and NaN have every one of them set, finite numbers do not."""
 
-_STRIP_ROWS = 16
-"""Rows transposed at once: few enough that the strip's cache lines stay in cache while its columns are written."""
+@dataclass(frozen=True)
+class _Task:
+    """One parameter that is to be made."""
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes of the source done, bytes in all)."""
+    tensor: StoredTensor
+    target: Target
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of the parameter."""
+        return self.tensor.entry.nbytes // DTYPES[self.tensor.entry.dtype].itemsize * self.dtype.itemsize
 
 
 def convert(
@@ -50,56 +58,102 @@ def convert(
     dtype: str = KEEP,
     revision: str | None = None,
     non_finite: str = "refuse",
-    progress: Progress | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
 ) -> None:
     """Convert a checkpoint saved by transformers (old or new tensor names) into an Orbax checkpoint.
 
+    Stopped by a signal, a full disk or a crash, the same call goes on where it was: parameters that are stored are not
+    made again. That their source is still the same is told from its files' sizes and times, or, where these changed,
+    by hashing their tensors again.
+
     Args:
         src: a folder with safetensors weights and config.json, or a hub id such as "Qwen/Qwen2-Audio-7B".
-        dst: a folder that does not exist or is empty; see `checkpoint.new_checkpoint`.
+        dst: a folder that does not exist, is empty, or holds this conversion unfinished.
         dtype: "keep" stores each tensor's own bytes; "bfloat16", "float16" or "float32" casts all.
         revision: branch, tag or commit of a hub id.
         non_finite: "refuse" or "allow" weights that hold NaN or Inf.
-        progress: told how far it is.
+        adapter: a LoRA adapter in PEFT's format (folder or hub id) that is added to the weights, in float32; the sum
+            is rounded to their dtype.
+        memory_gb: bound in GB (10^9 bytes) on the memory that is used, beyond what the largest tensor alone needs.
+        on_progress: called with (bytes of the source done, bytes in all).
 
     Raises:
         ValueError: the source is not a complete, consistent checkpoint (missing, unexpected, duplicate and misshapen
             tensors are all listed), holds NaN or Inf (also from a cast), or the destination cannot be used. Nothing is
-            left there.
-        OSError: the disk is full or fails.
+            left there. Or the source is not the one that an unfinished conversion began with: that is left as it is.
+        OSError: the disk is full or fails. What is finished is left, to go on from.
     """
     if dtype != KEEP and dtype not in CASTS:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join([KEEP, *CASTS])}")
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
-    check_destination(dst)
+    group = group_bytes(memory_gb)
     folder = source_folder(src, revision=revision)
     config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
+    merge = None if adapter is None else Merge(adapter, config=config)
+    work = {
+        "dtype": dtype,
+        "non-finite weights": non_finite,
+        "adapter": None if merge is None else merge.record["sha256"],
+    }
+    if was_just_finished(dst, work=work):
+        return
+    check_destination(dst)
     settings = read_settings(folder)
     with open_weights(folder) as weights:
         pairs = match(weights, config=config, folder=folder)
-        sizes = [tensor.entry.nbytes for tensor, _ in pairs]
-        casts = [CASTS.get(dtype, DTYPES[tensor.entry.dtype]) for tensor, _ in pairs]
-        needed = sum(
-            size // DTYPES[tensor.entry.dtype].itemsize * cast.itemsize
-            for (tensor, _), size, cast in zip(pairs, sizes, casts, strict=True)
-        )
-        check_disk(Path(dst), needed=needed + sum(map(len, settings.values())))
-        config = replace(config, dtype=_config_dtype(config, dtype=dtype, stored={str(cast) for cast in casts}))
-        with new_checkpoint(dst) as writer:
-            for i, ((tensor, target), cast) in enumerate(zip(pairs, casts, strict=True)):
-                if progress is not None:
-                    progress(sum(sizes[:i]), sum(sizes))
-                digest = hashlib.sha256()
-                parameter = read_parameter(tensor, target, dtype=cast, non_finite=non_finite, digest=digest)
-                writer.add(target.parameter, parameter, origin=_origin(tensor, sha256=digest.hexdigest()))
+        tasks = [_Task(tensor, target, CASTS.get(dtype, DTYPES[tensor.entry.dtype])) for tensor, target in pairs]
+        needed = sum(task.nbytes for task in tasks) + sum(map(len, settings.values()))
+        check_disk(Path(dst), needed=max(0, needed - unfinished_bytes(dst)))
+        stored = {str(task.dtype) for task in tasks}
+        config = replace(config, dtype=_config_dtype(config, dtype=dtype, stored=stored))
+        with new_checkpoint(
+            dst, work=work, accept=lambda finished: _check_source(finished, tasks, dst=dst), group_bytes=group
+        ) as writer:
+            left = [task for task in tasks if task.target.parameter not in writer.finished]
+            total = sum(task.tensor.entry.nbytes for task in tasks)
+            report = Report(on_progress, total, done=total - sum(task.tensor.entry.nbytes for task in left))
+            for task, (parameter, sha256, source_sha256) in stream(
+                left,
+                lambda task: _make(task, non_finite=non_finite, merge=merge),
+                memory_gb=memory_gb,
+                held=lambda: writer.held_bytes,
+                wait=writer.wait,
+            ):
+                writer.add(
+                    task.target.parameter,
+                    parameter,
+                    origin=_origin(task.tensor, sha256=source_sha256),
+                    sha256=sha256,
+                    note=task.tensor.file.stamp,
+                )
+                del parameter
+                report.add(task.tensor.entry.nbytes)
             config.save_pretrained(writer.folder)
             for name, content in settings.items():
                 (writer.folder / name).write_bytes(content)
             commit = None if Path(src).is_dir() else folder.name  # a hub id's snapshot is named for its commit
             writer.source = {"source": os.fspath(src), "revision": revision, "commit": commit, "dtype": dtype}
-            if progress is not None:
-                progress(sum(sizes), sum(sizes))
+            if merge is not None:
+                writer.source["adapter"] = merge.record
+    report.finish()
+
+
+def _make(task: _Task, *, non_finite: str, merge: Merge | None) -> tuple[np.ndarray, str, str]:
+    """A parameter, its SHA-256 and that of the tensor it was made from."""
+    source = hashlib.sha256()
+    name = task.target.parameter
+    parameter = read_parameter(task.tensor, task.target, dtype=task.dtype, non_finite=non_finite, digest=source)
+    same = task.target.transform == "same" and task.dtype == DTYPES[task.tensor.entry.dtype]
+    if merge is not None and merge.touches(name):
+        merge.add(name, parameter)
+        if non_finite == "refuse":
+            check_finite(parameter, what=f"{task.tensor.name} with the adapter added")
+        same = False
+    stored = source if same else hashlib.sha256(bits(parameter).reshape(-1))
+    return parameter, stored.hexdigest(), source.hexdigest()
 
 
 def source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
@@ -114,59 +168,6 @@ def source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
     return hub.download(os.fspath(src), revision=revision, patterns=patterns)
 
 
-def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> list[tuple[StoredTensor, Target]]:
-    """Pair every stored tensor with the parameter that it fills, in the order in which they lie on disk.
-
-    Raises:
-        ValueError: listing every tensor that is missing, unexpected, duplicate, misshapen or of another dtype, and a
-            head that differs from the embeddings it is tied to.
-    """
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(parameter_specs(config), sep="/").items()}
-    targets = expected_tensors(shapes)
-    tied = HEAD not in targets
-    problems = list(weights.problems)
-    found: dict[str, StoredTensor] = {}
-    for tensor in weights.tensors:
-        name = canonical_name(tensor.name)
-        if any(pattern.fullmatch(name) for pattern in IGNORED):
-            continue
-        if name in found:
-            if found[name].name != tensor.name:
-                problems.append(f"duplicate {name}: stored as {found[name].name} and as {tensor.name}")
-            continue
-        found[name] = tensor
-        if name not in targets and not (tied and name == HEAD):
-            problems.append(f"unexpected {tensor.name} {tensor.entry.shape}: the configuration has no such parameter")
-            continue
-        expected = targets[EMBEDDING if name not in targets else name].stored_shape
-        if tensor.entry.shape != expected:
-            problems.append(f"misshapen {tensor.name}: stored {tensor.entry.shape}, the configuration needs {expected}")
-        if tensor.entry.dtype not in DTYPES:
-            problems.append(
-                f"{tensor.name} is stored as {tensor.entry.dtype}; weights are read from {', '.join(DTYPES)}"
-            )
-    for name, target in targets.items():
-        if name not in found:
-            hint = ", and the configuration does not tie it to the embeddings" if name == HEAD else ""
-            problems.append(f"missing {name} {target.stored_shape}{hint}")
-    if tied and not problems and HEAD in found and not same_values(found[HEAD], found[EMBEDDING]):
-        problems.append(
-            f"{found[HEAD].name} differs from {found[EMBEDDING].name}, but the configuration says "
-            "tie_word_embeddings: set it to false, or drop the head if it is not meant"
-        )
-    if problems:
-        raise ValueError(f"{folder}: the weights do not match config.json:\n  " + "\n  ".join(problems))
-    pairs = [(found[name], target) for name, target in targets.items()]
-    return sorted(pairs, key=lambda pair: (pair[0].file.path, pair[0].entry.offset))
-
-
-def same_values(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors of one shape are the same bit for bit."""
-    return a.entry.dtype == b.entry.dtype and all(
-        np.array_equal(bits(block), bits(other)) for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
-    )
-
-
 def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
     """What the manifest records of the tensor that a parameter was made from."""
     entry = tensor.entry
@@ -179,58 +180,34 @@ def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
     }
 
 
-def read_parameter(
-    tensor: StoredTensor, target: Target, *, dtype: np.dtype, non_finite: str, digest: "hashlib._Hash"
-) -> np.ndarray:
-    """Read a tensor into a parameter's array.
-
-    Args:
-        tensor: what to read.
-        target: what it fills.
-        dtype: of the result; bytes are unaltered where it is the tensor's own.
-        non_finite: "refuse" or "allow".
-        digest: takes in the tensor's bytes as they are read.
-
-    Raises:
-        ValueError: it holds NaN or Inf, or a value that is Inf after the cast.
-    """
-    parameter = np.empty(target.shape, dtype)
-    reverse = target.transform == "reversed"
-    # Plain integers of the same width: numpy copies its own types several times faster than bfloat16.
-    view = bits(parameter)
-    for start, block in tensor.blocks():
-        digest.update(bits(block).reshape(-1))
-        if non_finite == "refuse":
-            _check_finite(tensor, block, kind=tensor.entry.dtype)
-        if block.dtype != dtype:
-            with np.errstate(over="ignore"):
-                block = block.astype(dtype)
-            if non_finite == "refuse":
-                _check_finite(tensor, block, kind=next(kind for kind, each in DTYPES.items() if each == dtype))
-        rows = bits(block)
-        if not reverse:
-            view[start : start + len(rows)] = rows
+def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[_Task], *, dst: object) -> None:
+    """Raise a `ValueError` unless parameters that are finished are those which the source would give now."""
+    left = dict(finished)
+    for task in tasks:
+        record = left.pop(task.target.parameter, None)
+        if record is None:
             continue
-        for first in range(0, len(rows), _STRIP_ROWS):
-            strip = rows[first : first + _STRIP_ROWS]
-            view[..., start + first : start + first + len(strip)] = strip.T
-    return parameter
-
-
-def _check_finite(tensor: StoredTensor, block: np.ndarray, *, kind: str) -> None:
-    mask = _EXPONENTS[kind]
-    values = bits(block)
-    if values.size and int((values & values.dtype.type(mask)).max()) == mask:
-        cast = "" if kind == tensor.entry.dtype else f" after the cast from {tensor.entry.dtype} to {kind}"
+        made = (list(task.target.shape), str(task.dtype), task.tensor.file.path.name, task.tensor.name)
+        origin = record["origin"]
+        unchanged = (record["shape"], record["dtype"], origin["file"], origin["tensor"]) == made
+        if unchanged and (record["note"] == task.tensor.file.stamp or _sha256(task.tensor) == origin["sha256"]):
+            continue
         raise ValueError(
-            f"{tensor.file.path}: {tensor.name} holds NaN or Inf{cast}; mend the checkpoint, or allow it with "
-            "non_finite='allow' (--allow-non-finite)"
+            f"{task.tensor.file.path}: {task.tensor.name} is not what it was when the conversion into {dst} began; "
+            f"bring the source back, or remove {dst} to convert the new one"
+        )
+    if left:
+        raise ValueError(
+            f"{dst}: its unfinished checkpoint has {next(iter(left))}, which the source does not have; it is another "
+            f"model's: remove {dst}, or choose another folder"
         )
 
 
-def bits(array: np.ndarray) -> np.ndarray:
-    """A view of an array as plain integers of the same width."""
-    return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
+def _sha256(tensor: StoredTensor) -> str:
+    digest = hashlib.sha256()
+    for _, block in tensor.blocks():
+        digest.update(bits(block).reshape(-1))
+    return digest.hexdigest()
 
 
 def _config_dtype(config: Qwen2AudioConfig, *, dtype: str, stored: set[str]) -> str:

@@ -1,15 +1,15 @@
 """Orbax checkpoint to Hugging Face folder: safetensors files, their index, and the settings beside them.
 
-One parameter at a time is read, checked against the manifest, laid out as torch has it and appended to its file. A file
-gets its name when it is whole, config.json comes last: without it nobody takes the folder for a checkpoint. Training
-writes its result through the same `plan_files` and `write_folder`.
+Parameters are read, checked against the manifest, laid out as torch has them and appended to their file, a few at once
+within a bound on memory. A file gets its name when it is whole, config.json comes last: without it nobody takes the
+folder for a checkpoint. Training writes its result through the same `plan_files` and `write_folder`.
 """
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,22 +18,23 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax.checkpoint import check_files, read_manifest
+from qwen2audio_jax.checkpoint import MANIFEST, check_files, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.model import parameter_specs
 
 from .disk import check_disk
+from .export_folder import check_folder, export_folder
 from .hf_folder import INDEX, WEIGHTS, read_settings
 from .mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
+from .memory import MEMORY_GB, THREADS, stream, tensor_bytes
+from .progress import Progress, Report
+from .reading import bits, reversed_axes
 from .safetensors_file import DTYPES
-from .safetensors_writer import Planned, SafetensorsWriter
-from .stored import read_stored
-from .to_orbax import Progress, bits
+from .safetensors_writer import Planned, SafetensorsWriter, file_bytes
+from .stored import StoredParameters
 
 SHARD_BYTES = 5 * 10**9
 """What transformers took as the largest file when the weights were published."""
-BLOCK_BYTES = 1 << 20
-"""How much of a tensor is laid out at once."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -44,6 +45,11 @@ class TensorExport:
 
     planned: Planned
     target: Target
+
+    @property
+    def nbytes(self) -> int:
+        """As it is stored, and as it is written."""
+        return 2 * self.planned.nbytes
 
 
 def parse_size(text: str) -> int:
@@ -64,7 +70,8 @@ def export(
     *,
     names: str = "hub",
     max_shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
 ) -> None:
     """Write an Orbax checkpoint as a folder that transformers loads; what `convert` kept gets its old bytes back.
 
@@ -72,37 +79,41 @@ def export(
 
     Args:
         checkpoint: a finished checkpoint with its config.json.
-        dst: a folder that does not exist or is empty.
+        dst: a folder that does not exist, is empty, or holds this export unfinished.
         names: "hub" (those of the published weights) or "current" (those of the modules in transformers >= 5.10).
         max_shard_bytes: tensors in one file at most, unless one alone is larger.
-        progress: told how far it is.
+        memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
+        on_progress: called with (bytes done, bytes in all).
 
     Raises:
         ValueError: no finished checkpoint, or a damaged one (the parameter is named), or one that does not match its
             config.json, or `dst` cannot be used. Nothing is left there.
-        OSError: the disk is full or fails; nothing is left there either.
+        OSError: the disk is full or fails. Finished files are left, and the same call goes on from there.
     """
     if names not in NAMINGS:
         raise ValueError(f"names is {names!r}; it must be one of {', '.join(NAMINGS)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
+    tensor_bytes(memory_gb)  # refuses what is no size
     folder, out = Path(checkpoint), Path(dst)
     if "://" in os.fspath(dst):
         raise ValueError(f"{os.fspath(dst)}: only local folders can be written; write to one and copy it there")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: is {'not empty' if out.is_dir() else 'a file'}; choose a new or empty folder")
+    check_folder(out)
     manifest = read_manifest(folder)
     check_files(folder, listed=manifest["files"])
     config = Qwen2AudioConfig.from_pretrained(folder)
-    settings = read_settings(folder)
+    settings = {**read_settings(folder), "config.json": (folder / "config.json").read_bytes()}
     listed = manifest["parameters"]
-    shards = plan_files(folder, config=config, listed=listed, names=names, max_shard_bytes=max_shard_bytes)
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     write_folder(
         out,
-        shards,
-        read=lambda name: read_stored(folder, name, record=listed[name]),
-        settings={**settings, "config.json": (folder / "config.json").read_bytes()},
-        progress=progress,
+        plan_files(folder, config=config, listed=listed, names=names, max_shard_bytes=max_shard_bytes),
+        read=StoredParameters(folder, records=listed).read,
+        settings=settings,
+        work={"manifest": digest, "names": names, "max_shard_bytes": max_shard_bytes},
+        threads=THREADS,
+        memory_gb=memory_gb,
+        on_progress=on_progress,
     )
 
 
@@ -135,56 +146,57 @@ def write_folder(
     *,
     read: Callable[[str], np.ndarray],
     settings: Mapping[str, bytes],
-    progress: Progress | None = None,
+    work: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
 ) -> None:
     """Write planned tensors, their index and the files beside them.
 
     Args:
-        out: a folder that does not exist or is empty.
+        out: a folder that does not exist, is empty, or holds the same work unfinished.
         shards: from `plan_files`.
         read: gives a parameter by its path, in the planned dtype and the parameter's own shape.
         settings: files beside the weights: name -> content; written in this order, config.json last.
-        progress: told how far it is.
+        work: what is being done, as JSON values, if it may be gone on with after it was stopped.
+        threads: that call `read` at once; with one, the calls come in the planned order.
+        memory_gb: as for `export`.
+        on_progress: called with (bytes done, bytes in all).
 
     Raises:
-        ValueError: the disk has no room for it. Nothing is left there.
-        OSError: the disk is full or fails; nothing is left there either.
+        ValueError: the disk has no room for it, or `out` cannot be used, or `read` raises it. Nothing is left there.
+        OSError: the disk is full or fails. Without `work`, nothing is left there either.
     """
     total = sum(each.planned.nbytes for shard in shards for each in shard)
-    check_disk(out, needed=total + sum(map(len, settings.values())))
-    created = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
+    there = sum(path.stat().st_size for path in out.glob("*.safetensors")) if out.is_dir() else 0
+    check_disk(out, needed=max(0, total + sum(map(len, settings.values())) - there))
+    with export_folder(out, work=work) as target:
+        files = {
+            WEIGHTS if len(shards) == 1 else f"model-{k + 1:05}-of-{len(shards):05}.safetensors": shard
+            for k, shard in enumerate(shards)
+        }
+        left = {
+            name: shard
+            for name, shard in files.items()
+            if target.finished.get(name) != file_bytes([each.planned for each in shard])
+        }
+        done = sum(each.planned.nbytes for name, shard in files.items() if name not in left for each in shard)
+        report = Report(on_progress, total, done=done)
 
-    def write(name: str, fill: Callable[[Path], object]) -> None:
-        draft = out / f".{name}.incomplete"
-        written.extend((draft, out / name))
-        fill(draft)
-        os.replace(draft, out / name)
+        def tensor(each: TensorExport) -> np.ndarray:
+            values = bits(read(each.target.parameter))
+            return reversed_axes(values) if each.target.transform == "reversed" else values
 
-    try:
-        done = 0
-        weight_map: dict[str, str] = {}
-        for k, shard in enumerate(shards):
-            name = WEIGHTS if len(shards) == 1 else f"model-{k + 1:05}-of-{len(shards):05}.safetensors"
-            tell = None if progress is None else partial(_tell, progress, before=done, total=total)
-            write(name, partial(_write_shard, shard=shard, read=read, tell=tell))
-            weight_map |= {each.planned.name: name for each in shard}
-            done += sum(each.planned.nbytes for each in shard)
+        for name, shard in left.items():
+            tensors = stream(shard, tensor, memory_gb=memory_gb, threads=threads)
+            target.write(name, partial(_write_shard, shard=shard, tensors=tensors, report=report))
         if len(shards) > 1:
+            weight_map = {each.planned.name: name for name, shard in files.items() for each in shard}
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            write(INDEX, lambda path: path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
+            target.write(INDEX, lambda path: path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8"))
         for name, content in settings.items():
-            write(name, partial(_write_bytes, content=content))
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        if created:
-            with suppress(OSError):  # Somebody else has put something there.
-                out.rmdir()
-        raise
-    if progress is not None:
-        progress(total, total)
+            target.write(name, partial(_write_bytes, content=content))
+    report.finish()
 
 
 def _plan(
@@ -233,35 +245,14 @@ def _write_bytes(path: Path, *, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _tell(progress: Progress, here: int, *, before: int, total: int) -> None:
-    progress(before + here, total)
-
-
 def _write_shard(
-    path: Path,
-    *,
-    shard: list[TensorExport],
-    read: Callable[[str], np.ndarray],
-    tell: Callable[[int], None] | None,
+    path: Path, *, shard: list[TensorExport], tensors: Iterator[tuple[TensorExport, np.ndarray]], report: Report
 ) -> None:
     writer = SafetensorsWriter(path, [each.planned for each in shard])
     try:
-        done = 0
-        for each in shard:
-            if tell is not None:
-                tell(done)
-            writer.write(_rows(read(each.target.parameter), each.target))
-            done += each.planned.nbytes
+        for each, tensor in tensors:
+            writer.write([tensor])
+            report.add(each.planned.nbytes)
         writer.finish()
     finally:
         writer.close()
-
-
-def _rows(parameter: np.ndarray, target: Target) -> Iterator[np.ndarray]:
-    """The tensor that filled a parameter, in blocks of its rows."""
-    view = bits(parameter)
-    if target.transform == "reversed":
-        view = view.T
-    rows = max(1, BLOCK_BYTES // max(1, view[:1].nbytes))
-    for start in range(0, len(view), rows):
-        yield np.ascontiguousarray(view[start : start + rows])

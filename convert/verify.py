@@ -1,6 +1,6 @@
 """Is an Orbax checkpoint what a Hugging Face checkpoint becomes? Both are read again and compared bit for bit.
 
-One parameter and one block of its source are in memory at a time.
+Few parameters are in memory at a time, within the same bound as in a conversion.
 """
 
 import hashlib
@@ -16,9 +16,14 @@ from qwen2audio_jax.config import Qwen2AudioConfig
 
 from .hf_folder import StoredTensor, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
+from .matching import same_values
+from .memory import MEMORY_GB, stream, tensor_bytes
+from .merging import Merge
+from .progress import Progress, Report
+from .reading import bits, read_parameter
 from .safetensors_file import DTYPES
-from .stored import read_stored
-from .to_orbax import KEEP, Progress, bits, same_values, source_folder
+from .stored import StoredParameters
+from .to_orbax import KEEP, source_folder
 
 _STATED_DTYPES = ("torch_dtype", "dtype")
 
@@ -30,24 +35,34 @@ class _Pair:
     target: Target
     tensor: StoredTensor
 
+    @property
+    def nbytes(self) -> int:
+        """Of the parameter."""
+        return self.record["bytes"]
+
 
 def verify(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    progress: Progress | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    memory_gb: float = MEMORY_GB,
+    on_progress: Progress | None = None,
 ) -> list[str]:
     """Compare a converted checkpoint with its source.
 
     Every stored parameter must have the source tensor's bits, after the cast that the manifest states if it states one,
-    and the manifest's sha256; the settings files must be the same, and config.json must mean the same.
+    and the manifest's sha256; where an adapter was added, the last bit of the sum is free. The settings files must be
+    the same, and config.json must mean the same.
 
     Args:
         src: what was converted: a folder with safetensors weights, or a hub id.
         dst: the checkpoint.
         revision: branch, tag or commit of a hub id.
-        progress: told how far it is.
+        adapter: the adapter that was added to the weights, if one was.
+        memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
+        on_progress: called with (bytes done, bytes in all).
 
     Returns:
         Every difference in words, each naming its tensor or file; none if the checkpoint is right.
@@ -63,19 +78,22 @@ def verify(
         check_files(ours, listed=manifest["files"])
     except ValueError as error:
         differences.append(" ".join(str(error).split()))
+    tensor_bytes(memory_gb)  # refuses what is no size
     stated = manifest.get("source", {}).get("dtype", KEEP)
+    merge = _merge(adapter, manifest=manifest, dst=ours)
     with open_weights(folder) as weights:
         differences += weights.problems
         pairs, unpaired = _pair(weights.tensors, manifest["parameters"])
         differences += unpaired
-        total, done = sum(pair.tensor.entry.nbytes for pair in pairs), 0
-        for pair in pairs:
-            if progress is not None:
-                progress(done, total)
-            differences += _compare(pair, folder=ours, stated=stated)
-            done += pair.tensor.entry.nbytes
-        if progress is not None:
-            progress(done, total)
+        total = sum(pair.tensor.entry.nbytes for pair in pairs)
+        report = Report(on_progress, total)
+        stored = StoredParameters(ours, records=manifest["parameters"])
+        for pair, found in stream(
+            pairs, lambda pair: _compare(pair, stored, stated=stated, merge=merge), memory_gb=memory_gb
+        ):
+            differences += found
+            report.add(pair.tensor.entry.nbytes)
+        report.finish()
     return differences
 
 
@@ -125,7 +143,7 @@ def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list
     return pairs, differences
 
 
-def _compare(pair: _Pair, *, folder: Path, stated: str) -> list[str]:
+def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str, merge: Merge | None) -> list[str]:
     source = DTYPES[pair.tensor.entry.dtype]
     expected = str(source) if stated == KEEP else stated
     if pair.record["dtype"] != expected:
@@ -133,19 +151,20 @@ def _compare(pair: _Pair, *, folder: Path, stated: str) -> list[str]:
         return [f"{pair.name}: stored as {pair.record['dtype']} from {source}, but the manifest states {how}"]
     differences = []
     try:
-        stored = bits(read_stored(folder, pair.name, record=pair.record))
+        stored = bits(parameters.read(pair.name))
     except ValueError as error:
         return [str(error)]
     digest = hashlib.sha256()
-    unequal = 0
-    for start, block in pair.tensor.blocks():
-        digest.update(bits(block).reshape(-1))
-        with np.errstate(over="ignore"):
-            rows = bits(block.astype(expected, copy=False))
-        if pair.target.transform == "reversed":
-            unequal += int(np.count_nonzero(stored[..., start : start + len(rows)] != rows.T))
-        else:
-            unequal += int(np.count_nonzero(stored[start : start + len(rows)] != rows))
+    if merge is not None and merge.touches(pair.name):
+        made = read_parameter(pair.tensor, pair.target, dtype=np.dtype(expected), non_finite="allow", digest=digest)
+        merge.add(pair.name, made)
+        # Another processor may sum the product in another order: the last bit is free there.
+        unequal = sum(
+            int(np.count_nonzero(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)) > 1))
+            for ours, theirs in zip(stored, bits(made), strict=True)
+        )
+    else:
+        unequal = _count_unequal(pair, stored, dtype=expected, digest=digest)
     if unequal:
         differences.append(
             f"{pair.name}: {unequal} of {stored.size} values differ from the source's {pair.tensor.name}"
@@ -154,6 +173,35 @@ def _compare(pair: _Pair, *, folder: Path, stated: str) -> list[str]:
     if recorded not in (None, digest.hexdigest()):
         differences.append(f"{pair.name}: the source's {pair.tensor.name} is not the one that was converted (sha256)")
     return differences
+
+
+def _count_unequal(pair: _Pair, stored: np.ndarray, *, dtype: str, digest: "hashlib._Hash") -> int:
+    """How many values differ, of a parameter that nothing was added to."""
+    unequal = 0
+    for start, block in pair.tensor.blocks():
+        digest.update(bits(block).reshape(-1))
+        with np.errstate(over="ignore"):
+            rows = bits(block.astype(dtype, copy=False))
+        if pair.target.transform == "reversed":
+            unequal += int(np.count_nonzero(stored[..., start : start + len(rows)] != rows.T))
+        else:
+            unequal += int(np.count_nonzero(stored[start : start + len(rows)] != rows))
+    return unequal
+
+
+def _merge(adapter: str | os.PathLike[str] | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
+    """The adapter that a checkpoint was made with."""
+    stated = manifest.get("source", {}).get("adapter")
+    if adapter is None and stated is None:
+        return None
+    if stated is None:
+        raise ValueError(f"{dst}: was converted without an adapter, but {os.fspath(adapter or '')} is given")
+    if adapter is None:
+        raise ValueError(f"{dst}: was converted with the adapter {stated['source']}; give it, by adapter= (--adapter)")
+    merge = Merge(adapter, config=Qwen2AudioConfig.from_pretrained(dst))
+    if merge.record["sha256"] != stated["sha256"]:
+        raise ValueError(f"{os.fspath(adapter)}: is not the adapter that {dst} was converted with (sha256)")
+    return merge
 
 
 def _compare_settings(folder: Path, ours: Path) -> list[str]:

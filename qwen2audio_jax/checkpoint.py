@@ -2,14 +2,12 @@
 
 `manifest.json` is written last, so a folder without it is not a checkpoint, whatever stopped its writer; nothing is
 renamed into place, which object stores cannot do. Stored shapes are the model's own: a vocabulary padded for a mesh is
-padded when it is restored. The converter and training write through `new_checkpoint`; models read by `restore_params`.
+padded when it is restored. `checkpoint_writer` writes them; models are read by `restore_params`.
 """
 
-import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from filelock import FileLock, Timeout
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import read_json_object
-from qwen2audio_jax.manifest import describe, totals
 
 MANIFEST = "manifest.json"
 PARAMS = "params"
@@ -33,11 +27,6 @@ MARKER = ".qwen2audio_jax_incomplete"
 
 FORMAT = "qwen2audio_jax checkpoint"
 VERSION = 2
-
-GROUP_BYTES = 512 << 20
-"""Parameters handed to Orbax at once, unless one alone is larger."""
-CHUNK_BYTES = 32 << 20
-"""Largest stored chunk: a device of another mesh reads whole chunks for its part of a parameter."""
 
 READ_BYTES = 1 << 30
 """Stored parameters in memory at once, beyond those that are on their devices already."""
@@ -208,150 +197,3 @@ def _fits(name: str, *, stored: tuple[int, ...], shape: tuple[int, ...]) -> bool
     if axis is None or len(stored) != len(shape) or shape[axis] < stored[axis]:
         return False
     return all(a == b for i, (a, b) in enumerate(zip(stored, shape, strict=True)) if i != axis)
-
-
-class CheckpointWriter:
-    """Takes a new checkpoint's parameters; see `new_checkpoint`."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        """Where settings files go, straight beside `params/`."""
-        self._group: dict[str, Any] = {}
-        self._parameters: dict[str, dict[str, Any]] = {}
-        self._context = ocp.Context()
-        # Weights hardly compress. A copy of what is written would double the memory: `add` takes the array over.
-        self._context.array_options.saving.use_compression = False
-        self._context.array_options.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-        self._context.memory_options.deepcopy_host_arrays = False
-        self.source: dict[str, Any] = {}
-        """Where the parameters come from: recorded in the manifest."""
-
-    def add(self, name: str, array: np.ndarray | jax.Array, *, origin: Mapping[str, Any] | None = None) -> None:
-        """Store the parameter at path `name` ("encoder/conv1/bias"). The array must not change afterwards.
-
-        `origin` tells the manifest what it was made from.
-        """
-        if name in self._parameters:
-            raise ValueError(f"parameter {name} was added twice")
-        self._parameters[name] = {**describe(array), **({"origin": dict(origin)} if origin else {})}
-        if self._group and array.nbytes + sum(each.nbytes for each in self._group.values()) > GROUP_BYTES:
-            self._flush()
-        self._group[name] = array
-
-    def _flush(self) -> None:
-        if self._group:
-            with self._context:
-                ocp.partial.save(self.folder / PARAMS, unflatten_dict(self._group, sep="/"))
-            self._group = {}
-
-    def finish(self) -> None:
-        """Write what is pending, then the manifest: from here on it is a checkpoint."""
-        if not self._parameters:
-            raise ValueError(f"{self.folder}: a checkpoint needs at least one parameter")
-        from qwen2audio_jax import __version__  # the package's own module imports this one
-
-        self._flush()
-        with self._context:
-            ocp.partial.finalize(self.folder / PARAMS)
-        stored = sorted(path for path in (self.folder / PARAMS).rglob("*") if path.is_file())
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tool": f"qwen2audio_jax {__version__}",
-            "source": self.source,
-            "totals": totals(self._parameters),
-            "parameters": self._parameters,
-            "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in stored},
-        }
-        whole = self.folder / f".{MANIFEST}"
-        with open(whole, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, self.folder / MANIFEST)
-
-
-@contextmanager
-def new_checkpoint(path: Path_) -> Iterator[CheckpointWriter]:
-    """Write a checkpoint folder: it is complete when the block ends, and removed when the block raises.
-
-    A folder that a killed writer left unfinished is cleared and written anew.
-
-    Args:
-        path: a folder that does not exist, is empty, or holds an unfinished checkpoint.
-
-    Raises:
-        ValueError: the folder holds something else, or another process is writing it.
-    """
-    if "://" in os.fspath(path):
-        raise ValueError(f"{os.fspath(path)}: only local folders can be written; write to one and copy it there")
-    folder = Path(path).absolute()
-    check_destination(folder)
-    created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / MARKER)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{folder}: another process is writing this checkpoint; wait for it to end") from None
-    try:
-        try:
-            check_destination(folder)  # Another process may have finished between the first look and the lock.
-        except ValueError:
-            (folder / MARKER).unlink()
-            raise
-        _clear(folder)
-        try:
-            writer = CheckpointWriter(folder)
-            yield writer
-            writer.finish()
-        except BaseException:
-            _clear(folder)
-            (folder / MARKER).unlink(missing_ok=True)
-            if created:
-                folder.rmdir()
-            raise
-        (folder / MARKER).unlink()
-    finally:
-        lock.release()
-
-
-def check_destination(path: Path_) -> None:
-    """Raise a `ValueError` unless a new checkpoint may be written to `path`."""
-    folder = Path(path)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; name a folder that does not exist yet")
-    if (folder / MANIFEST).exists():
-        raise ValueError(f"{folder}: already holds a checkpoint; remove it or choose another folder")
-    if not (folder / MARKER).exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty and not an unfinished checkpoint; choose another folder")
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.name == MARKER:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def save_params(path: Path_, params: Mapping[str, Any], *, config: Qwen2AudioConfig | None = None) -> None:
-    """Write an in-memory tree as a checkpoint, with `config.json` beside it when `config` is given.
-
-    Args:
-        path: see `new_checkpoint`.
-        params: nested dict of arrays with the model's own (unpadded) shapes.
-        config: what the parameters belong to.
-
-    Raises:
-        ValueError: see `new_checkpoint`.
-    """
-    with new_checkpoint(path) as writer:
-        for name, array in flatten_dict(dict(params), sep="/").items():
-            writer.add(name, array)
-        if config is not None:
-            config.save_pretrained(writer.folder)

@@ -218,7 +218,7 @@ def _converted(folder: Path, cache: Path, *, label: str, where: str, what: str) 
                 _tidy(place)
                 print(f"{folder}: converting once into {place}", file=sys.stderr)
                 with progress_bar("converting") as progress:
-                    convert(folder, place, progress=progress)
+                    convert(folder, place, on_progress=progress)
     except PermissionError as error:
         raise ValueError(
             f"{cache}: the cache folder cannot be written ({error.strerror}); point QWEN2AUDIO_CACHE at one that can"

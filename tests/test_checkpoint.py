@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import qwen2audio_jax
-from qwen2audio_jax import checkpoint
-from qwen2audio_jax.checkpoint import is_checkpoint, new_checkpoint, read_manifest, restore_params, save_params
+from qwen2audio_jax import checkpoint, checkpoint_writer
+from qwen2audio_jax.checkpoint import is_checkpoint, read_manifest, restore_params
+from qwen2audio_jax.checkpoint_writer import new_checkpoint, save_params
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.sharding import make_mesh
 
@@ -248,8 +249,8 @@ def test_two_writers(tmp_path):
 
 
 def test_larger_than_a_group_and_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 200)
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(checkpoint_writer, "GROUP_BYTES", 200)
+    monkeypatch.setattr(checkpoint_writer, "CHUNK_BYTES", 64)
     params = tree()
     save_params(tmp_path / "a", params)
     mesh = make_mesh(data=1, model=8)

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,18 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax import checkpoint
+from qwen2audio_jax import checkpoint, checkpoint_writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, hf_folder, mapping, safetensors_file
+from qwen2audio_jax.convert import convert, hf_folder, mapping, memory, safetensors_file
 from qwen2audio_jax.model import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def memory_gb(tensor_bytes: int) -> float:
+    """The bound that leaves so much to tensors: a tiny model passes through in many groups."""
+    return (memory._BASE_BYTES + 2 * tensor_bytes + 1) / 1e9
 
 
 def restore(path) -> dict[str, np.ndarray]:
@@ -127,17 +131,16 @@ def test_dtype_of_the_weights_is_recorded_where_the_config_states_none(tmp_path)
 
 def test_long_tensors_pass_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 40_000)
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(checkpoint_writer, "CHUNK_BYTES", 512)
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "mels80", dtype="bfloat16")
-    convert(tmp_path / "hf", tmp_path / "orbax")
+    convert(tmp_path / "hf", tmp_path / "orbax", memory_gb=memory_gb(200_000))
     assert_same(restore(tmp_path / "orbax"), expected_parameters(tensors))
 
 
 def test_progress_counts_every_byte(tmp_path):
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
     seen = []
-    convert(tmp_path / "hf", tmp_path / "orbax", progress=lambda done, total: seen.append((done, total)))
+    convert(tmp_path / "hf", tmp_path / "orbax", on_progress=lambda done, total: seen.append((done, total)))
     total = sum(value.nbytes for value in tensors.values())
     assert seen[0] == (0, total)
     assert seen[-1] == (total, total)
@@ -258,7 +261,7 @@ def test_cast_that_overflows(tmp_path):
     refused(
         tmp_path / "hf",
         tmp_path / "no",
-        match="conv1.bias holds NaN or Inf after the cast from F32 to F16",
+        match="conv1.bias after the cast from F32 to float16 holds NaN or Inf",
         dtype="float16",
     )
 
@@ -497,68 +500,12 @@ def test_destinations(tmp_path):
     assert checkpoint.is_checkpoint(tmp_path / "empty")
 
 
-def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
-    monkeypatch.setattr(checkpoint, "GROUP_BYTES", 1000)
-
-    def fail(done, total):
-        if done > total // 2:
-            raise OSError("disk on fire")
-
-    with pytest.raises(OSError, match="disk on fire"):
-        convert(tmp_path / "hf", tmp_path / "orbax", progress=fail)
-    assert not (tmp_path / "orbax").exists()
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match="disk on fire"):
-        convert(tmp_path / "hf", tmp_path / "empty", progress=fail)
-    assert list((tmp_path / "empty").iterdir()) == []
-
-
 def test_full_disk_is_seen_before(tmp_path, monkeypatch):
     hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     refused(tmp_path / "hf", tmp_path / "deep" / "no", match=r"needs 0\.00 GB and the disk has 0\.00 GB free")
     assert not (tmp_path / "deep").exists()
-
-
-KILLED = """
-import sys, time
-sys.path.insert(0, {root!r})
-import qwen2audio_jax
-qwen2audio_jax.__path__.append({root!r})
-from qwen2audio_jax import checkpoint
-from qwen2audio_jax.convert import convert
-checkpoint.GROUP_BYTES = 1000
-def hang(done, total):
-    if done > total // 2:
-        print("half", flush=True)
-        time.sleep(60)
-convert({src!r}, {dst!r}, progress=hang)
-"""
-
-
-def test_killed_conversion_is_no_checkpoint_and_starts_again(tmp_path):
-    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
-    dst = tmp_path / "orbax"
-    code = KILLED.format(root=str(ROOT), src=str(tmp_path / "hf"), dst=str(dst))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-    )
-    assert process.stdout.readline() == "half\n"
-    assert any(dst.rglob("ocdbt*"))
-    with pytest.raises(ValueError, match="another process is writing this checkpoint"):
-        convert(tmp_path / "hf", dst)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not checkpoint.is_checkpoint(dst)
-    with pytest.raises(ValueError, match=r"unfinished checkpoint .*run the same conversion again"):
-        checkpoint.restore_params(dst, specs={})
-    convert(tmp_path / "hf", dst)
-    assert_same(restore(dst), expected_parameters(tensors))
-    assert not (dst / checkpoint.MARKER).exists()
-    assert not any(".partial_save" in path.name for path in dst.rglob("*"))
 
 
 # The command.
@@ -569,7 +516,7 @@ def test_command(tmp_path, capfd):
     assert command.main([str(tmp_path / "hf"), str(tmp_path / "orbax"), "--dtype", "bfloat16"]) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.endswith(f"{tmp_path / 'orbax'}: converted\n")
+    assert re.search(f"{tmp_path / 'orbax'}: converted {len(tensors)} tensors, [0-9.]+kB in 00:\\d\\d, .*B/s\n$", err)
     cast = {key: value.astype("bfloat16") for key, value in tensors.items()}
     assert_same(restore(tmp_path / "orbax"), expected_parameters(cast))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import hf_layout
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from qwen2audio_jax import checkpoint
+from qwen2audio_jax import checkpoint_writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, export, hf_folder, mapping, safetensors_writer, to_safetensors, verify
@@ -33,8 +34,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize(("names", "naming", "dtype"), [("hub", "old", "bfloat16"), ("current", "new", "float16")])
-def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype, monkeypatch):
-    monkeypatch.setattr(to_safetensors, "BLOCK_BYTES", 1000)
+def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype):
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", name, naming="new", dtype=dtype)
     convert(tmp_path / "hf", tmp_path / "orbax")
     export(tmp_path / "orbax", tmp_path / "back", names=names)
@@ -55,7 +55,7 @@ def test_shards_and_index(tmp_path, capfd):
     assert command.main(arguments) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.endswith(f"{tmp_path / 'back'}: exported\n")
+    assert re.search(f"{tmp_path / 'back'}: exported [0-9.]+kB in 00:\\d\\d, .*B/s\n$", err)
     index = json.loads((tmp_path / "back" / hf_folder.INDEX).read_text())
     tensors = exported(tmp_path / "back")
     assert_same(tensors, exported(tmp_path / "hf"))
@@ -110,7 +110,7 @@ def test_mixed_dtypes_are_aligned(tmp_path):
 def test_trained_parameters_are_exported(tmp_path):
     """A checkpoint that no conversion wrote."""
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])
-    checkpoint.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
+    checkpoint_writer.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
     export(tmp_path / "trained", tmp_path / "back")
     assert verify(tmp_path / "back", tmp_path / "trained") == []
 
@@ -170,25 +170,78 @@ def test_damage_is_named_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_failure_leaves_nothing_and_an_unfinished_export_is_no_checkpoint(tmp_path, monkeypatch):
+def test_early_failure_leaves_nothing(tmp_path, monkeypatch):
     hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa")
     convert(tmp_path / "hf", tmp_path / "orbax")
     (tmp_path / "empty").mkdir()
-    seen = []
 
-    def fail(done, total):
-        if done > total // 2:
-            present = {path.name for path in (tmp_path / "empty").iterdir()}
-            seen.append(present)
-            raise OSError("disk on fire")
+    def fail(number):
+        raise OSError("disk on fire")
 
-    with pytest.raises(OSError, match="disk on fire"):
-        export(tmp_path / "orbax", tmp_path / "empty", max_shard_bytes=50_000, progress=fail)
-    (present,) = seen
-    assert len(present) > 2
-    assert not present & {"config.json", hf_folder.INDEX, hf_folder.WEIGHTS}
+    monkeypatch.setattr(safetensors_writer.os, "fsync", fail)
+    for place in (tmp_path / "empty", tmp_path / "new"):
+        with pytest.raises(OSError, match="disk on fire"):
+            export(tmp_path / "orbax", place)
     assert list((tmp_path / "empty").iterdir()) == []
-    monkeypatch.setattr(safetensors_writer.os, "fsync", lambda number: fail(1, 1))
-    with pytest.raises(OSError, match="disk on fire"):
-        export(tmp_path / "orbax", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+class Stopped(OSError):
+    pass
+
+
+def stop_export(orbax, dst, *, share=0.5, **options) -> None:
+    def stop(done, total):
+        if done > share * total:
+            raise Stopped("disk on fire")
+
+    with pytest.raises(Stopped):
+        export(orbax, dst, max_shard_bytes=20_000, on_progress=stop, **options)
+
+
+@pytest.fixture
+def orbax(tmp_path):
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", naming="old", dtype="bfloat16")
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    return tmp_path / "orbax"
+
+
+def test_stopped_export_goes_on(tmp_path, orbax):
+    stop_export(orbax, tmp_path / "back")
+    present = {path.name: path.stat().st_ino for path in (tmp_path / "back").glob("*.safetensors")}
+    assert len(present) > 3
+    names = {path.name for path in (tmp_path / "back").iterdir()}
+    assert not names & {"config.json", hf_folder.INDEX, hf_folder.WEIGHTS}
+    stop_export(orbax, tmp_path / "back", share=0.8)
+    largest = max((tmp_path / "back").glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)  # cut: written again
+    seen = []
+    export(orbax, tmp_path / "back", max_shard_bytes=20_000, on_progress=lambda done, total: seen.append((done, total)))
+    assert 0 < seen[0][0] < seen[-1][0] == seen[-1][1]
+    for name, number in present.items():
+        assert name == largest.name or (tmp_path / "back" / name).stat().st_ino == number
+    assert_same(exported(tmp_path / "back"), exported(tmp_path / "hf"))
+    assert verify(tmp_path / "back", orbax) == []
+    assert not any(path.name.startswith(".") for path in (tmp_path / "back").iterdir())
+
+
+def test_stopped_export_is_not_mixed_with_another(tmp_path, orbax, capfd):
+    stop_export(orbax, tmp_path / "back")
+    message = "holds an unfinished export of another checkpoint, or with other options"
+    for options in (["--names", "current"], ["--max-shard-size", "5GB"]):
+        refused(orbax, tmp_path / "back", *options, capfd=capfd, message=message)
+    hf_layout.write_hf_checkpoint(tmp_path / "other", "gqa", naming="old", dtype="bfloat16", seed=99)
+    convert(tmp_path / "other", tmp_path / "orbax2")
+    refused(tmp_path / "orbax2", tmp_path / "back", "--max-shard-size", "20KB", capfd=capfd, message=message)
+    export(orbax, tmp_path / "back", max_shard_bytes=20_000)
+    assert verify(tmp_path / "back", orbax) == []
+
+
+def test_one_export_at_a_time(tmp_path, orbax, capfd):
+    def second(done, total):
+        if done < total:
+            with pytest.raises(ValueError, match="another process is writing this export; wait for it to end"):
+                export(orbax, tmp_path / "back")
+
+    export(orbax, tmp_path / "back", on_progress=second)
+    assert verify(tmp_path / "back", orbax) == []

@@ -16,7 +16,8 @@ FLOORS = (
     {"limits", "lengths", "hub", "embedded"},
     {"config_json", "config_encoder", "config_text", "config", "stopping", "text_stream", "generation_config"},
     {"sharding"},
-    {"layers", "cache", "buckets", "sampling", "loss", "manifest", "checkpoint", "audio", "outputs"},
+    {"layers", "cache", "buckets", "sampling", "loss", "manifest", "journal", "checkpoint", "audio", "outputs"},
+    {"checkpoint_writer"},
     {"attention"},
     {"encoder", "decoder"},
     {"model", "inputs", "lora"},
@@ -91,15 +92,8 @@ def test_imports_run_one_way(path):
         elif module == "convert":
             # The converter stands on the lower floors: parameter declarations, configuration, checkpoint.
             assert other in {
-                "config",
-                "config_json",
-                "checkpoint",
-                "manifest",
-                "hub",
-                "model",
-                "lora",
-                "limits",
-                "sharding",
+                *("config", "config_json", "checkpoint", "checkpoint_writer"),
+                *("manifest", "hub", "model", "lora", "limits", "sharding"),
             }, f"{path}: {name}"
         else:
             assert FLOOR[other] <= FLOOR[module], f"{path} reaches up to {name}"

@@ -81,7 +81,9 @@ def test_a_right_checkpoint_verifies(tmp_path, name, naming, stored, dtype):
     hf_layout.write_hf_checkpoint(tmp_path / "hf", name, naming=naming, dtype=stored, shards=2)
     convert(tmp_path / "hf", tmp_path / "orbax", dtype=dtype)
     seen = []
-    differences = verify(tmp_path / "hf", tmp_path / "orbax", progress=lambda done, total: seen.append((done, total)))
+    differences = verify(
+        tmp_path / "hf", tmp_path / "orbax", on_progress=lambda done, total: seen.append((done, total))
+    )
     assert differences == []
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 0

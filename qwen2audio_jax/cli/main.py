@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from qwen2audio_jax import __version__
 from qwen2audio_jax.cli.options import (
     Parser,
+    add_doctor_options,
     add_evaluate_options,
     add_generation_options,
     add_input_options,
@@ -26,6 +27,9 @@ GENERATE = """\
 Answer one prompt about the given clips; the answer goes to stdout as it is made, everything else to stderr.
 Without a prompt the clips are the message (voice chat)."""
 CHAT = "Hold a conversation; in it, /help lists the commands."
+DOCTOR = """\
+Check a checkpoint: its files, names, shapes, every stored byte, finite weights, the tokenizer. Exit code 1 if something
+is wrong with it."""
 TRAIN = """\
 Fine-tune a model as a configuration says. The output folder gets checkpoints, metrics.jsonl, TensorBoard events
 (tensorboard --logdir DIR/tensorboard) and a picture of the loss. A run that was stopped, or killed, continues from its
@@ -49,6 +53,7 @@ def build_parser() -> Parser:
     add_model_options(evaluate)
     add_evaluate_options(evaluate)
     commands.add_parser("convert", help="convert a checkpoint", add_help=False)
+    add_doctor_options(commands.add_parser("doctor", help="check a checkpoint", description=DOCTOR))
     for command in (generate, chat):
         add_model_options(command)
         add_input_options(command, single_prompt=command is generate)
@@ -69,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: --help and --version need neither.
     if options.command == "generate":
         from qwen2audio_jax.cli.generate import run
+    elif options.command == "doctor":
+        from qwen2audio_jax.cli.doctor import examine
     elif options.command == "train":
         from qwen2audio_jax.cli.train import run
     elif options.command == "evaluate":
@@ -79,9 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets its number; the answer goes on.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        run(options)
+        code = 0
+        if options.command == "doctor":
+            code = examine(options)
+        else:
+            run(options)
         sys.stdout.flush()
-        return 0
+        return code
     except BrokenPipeError:
         # Whoever read the answer has left; the interpreter's own last flush is not to complain about it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

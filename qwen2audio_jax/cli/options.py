@@ -159,3 +159,19 @@ def mesh_sizes(text: str) -> dict[str, Any]:
             )
         sizes[name] = int(size)
     return sizes
+
+
+def add_doctor_options(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and the clip."""
+    parser.add_argument(
+        "--model", metavar="DIR", required=True, help="converted checkpoint, Hugging Face folder, or hub id"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
+    parser.add_argument(
+        "--glass-clip",
+        metavar="FILE",
+        help="the documentation's glass-breaking-151256.mp3, of which the base model is known to say "
+        '"Glass is breaking.": answers it and compares',
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -1,0 +1,114 @@
+"""Is a checkpoint whole? Its files, its names and shapes, and every stored byte, without its source."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from qwen2audio_jax.checkpoint import check_files, read_manifest
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.manifest import totals
+from qwen2audio_jax.model import parameter_specs
+
+from .memory import MEMORY_GB, stream, tensor_bytes
+from .progress import Progress, Report
+from .reading import check_finite
+from .stored import StoredParameters
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: all is well if there are no problems."""
+
+    checked: str
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    name: str
+    nbytes: int
+
+
+def check(
+    checkpoint: str | os.PathLike[str], *, memory_gb: float = MEMORY_GB, on_progress: Progress | None = None
+) -> list[Finding]:
+    """Check a finished checkpoint.
+
+    Args:
+        checkpoint: the folder.
+        memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
+        on_progress: called with (bytes done, bytes in all).
+
+    Returns:
+        A finding for each of: files, names and shapes against config.json, stored bytes against their SHA-256, finite
+        weights.
+
+    Raises:
+        ValueError: `checkpoint` holds no finished checkpoint, or its config.json cannot be used.
+    """
+    tensor_bytes(memory_gb)  # refuses what is no size
+    folder = Path(checkpoint)
+    manifest = read_manifest(folder)
+    records = manifest["parameters"]
+    config = Qwen2AudioConfig.from_pretrained(folder)
+    total = totals(records)
+    findings = [
+        Finding(f"files: all {len(manifest['files'])} there, whole", _lines(partial(_files, folder, manifest))),
+        Finding(
+            f"names and shapes: {total['tensors']} tensors, {total['parameters']} weights, as config.json has them",
+            _name_problems(records, config),
+        ),
+    ]
+    damaged: list[str] = []
+    wild: list[str] = []
+    parameters = StoredParameters(folder, records=records)
+    report = Report(on_progress, total["bytes"])
+    tasks = [_Stored(name, record["bytes"]) for name, record in records.items()]
+    for task, (damage, strange) in stream(tasks, lambda task: _read(task.name, parameters), memory_gb=memory_gb):
+        damaged += damage
+        wild += strange
+        report.add(task.nbytes)
+    findings.append(Finding("bytes: every parameter has its SHA-256", damaged))
+    findings.append(Finding("values: all finite", wild))
+    return findings
+
+
+def _lines(run: Callable[[], object]) -> list[str]:
+    try:
+        run()
+    except ValueError as error:
+        return [" ".join(str(error).split())]
+    return []
+
+
+def _files(folder: Path, manifest: dict[str, Any]) -> None:
+    check_files(folder, listed=manifest["files"])
+
+
+def _name_problems(records: dict[str, Any], config: Qwen2AudioConfig) -> list[str]:
+    shapes = {name: list(leaf.shape) for name, leaf in flatten_dict(parameter_specs(config), sep="/").items()}
+    missing = [f"missing {name} {tuple(shape)}" for name, shape in shapes.items() if name not in records]
+    unexpected = [f"unexpected {name}" for name in records if name not in shapes]
+    misshapen = [
+        f"misshapen {name}: {tuple(records[name]['shape'])}, config.json needs {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in records and records[name]["shape"] != shape
+    ]
+    return missing + unexpected + misshapen
+
+
+def _read(name: str, parameters: StoredParameters) -> tuple[list[str], list[str]]:
+    try:
+        array = parameters.read(name)
+    except ValueError as error:
+        return [str(error)], []
+    try:
+        check_finite(array, what=name)
+    except ValueError:
+        return [], [f"{name} holds NaN or Inf"]
+    return [], []

@@ -1,0 +1,96 @@
+"""A Hugging Face folder while it is written: one writer, whole files only, and a stopped export goes on.
+
+A file gets its name when it is whole and on the disk. Until all are there a marker stands beside them, locked by its
+writer, and a note of what is being exported.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from qwen2audio_jax.config_json import read_json_object
+
+MARKER = ".qwen2audio_jax_export"
+NOTE = f"{MARKER}.json"
+
+
+class ExportFolder:
+    """See `export_folder`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.finished = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
+        """Weight files of an earlier attempt, and their lengths."""
+        self._written = [folder / name for name in self.finished]
+
+    def write(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Let `fill` write a file to the path that it is given, then call that file `name`."""
+        draft = self._folder / f".{name}.incomplete"
+        self._written += [draft, self._folder / name]
+        draft.unlink(missing_ok=True)
+        fill(draft)
+        os.replace(draft, self._folder / name)
+
+    def remove(self) -> None:
+        """Remove everything that was written."""
+        for path in self._written:
+            path.unlink(missing_ok=True)
+
+    def has_weights(self) -> bool:
+        """Whether a weight file is finished."""
+        return any(self._folder.glob("*.safetensors"))
+
+
+def check_folder(out: Path) -> None:
+    """Raise a `ValueError` unless an export may be written to `out`."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):
+        raise ValueError(f"{out}: is {'not empty' if out.is_dir() else 'a file'}; choose a new or empty folder")
+
+
+@contextmanager
+def export_folder(out: Path, *, work: Mapping[str, Any] | None) -> Iterator[ExportFolder]:
+    """Write a folder: it is complete when the block ends.
+
+    When the block raises a `ValueError`, or `work` is None, the folder is emptied. Other errors (a full disk, an
+    interruption) leave its finished weight files, as being killed does, and the same `work` goes on from there.
+
+    Raises:
+        ValueError: `out` holds something else, or another export, or another process is writing it.
+    """
+    check_folder(out)
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / MARKER)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out}: another process is writing this export; wait for it to end") from None
+    try:
+        if any(out.glob("*.safetensors")) and ((out / NOTE).exists() and read_json_object(out / NOTE)) != work:
+            raise ValueError(
+                f"{out}: holds an unfinished export of another checkpoint, or with other options; finish it as it was "
+                "begun, remove the folder, or choose another"
+            )
+        folder = ExportFolder(out)
+        try:
+            for draft in out.glob(".*.incomplete"):
+                draft.unlink()
+            folder.write(NOTE, lambda path: path.write_text(json.dumps(work), encoding="utf-8"))
+            yield folder
+        except BaseException as error:
+            if isinstance(error, ValueError) or work is None or not folder.has_weights():
+                folder.remove()
+                (out / MARKER).unlink()
+                if created:
+                    with suppress(OSError):  # Somebody else has put something there.
+                        out.rmdir()
+            raise
+        (out / NOTE).unlink()
+        (out / MARKER).unlink()
+    finally:
+        lock.release()

@@ -1,0 +1,57 @@
+"""A LoRA adapter added to the weights while they are converted: kernel + scale * a . b in float32, then cast back."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from qwen2audio_jax import hub
+from qwen2audio_jax.config import Qwen2AudioConfig
+
+from .adapter import CONFIG, WEIGHTS, load_adapter
+
+_BLOCK_BYTES = 8 << 20
+"""How much of a kernel is in float32 at once."""
+
+
+class Merge:
+    """An adapter in PEFT's format: a folder, or a hub id.
+
+    Raises:
+        ValueError: see `adapter.load_adapter`.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], *, config: Qwen2AudioConfig):
+        folder = Path(source)
+        if not folder.is_dir():
+            if not hub.is_hub_id(source):
+                raise ValueError(
+                    f"{os.fspath(source)}: no such adapter folder, nor a hub id of the form owner/name; give a folder "
+                    f"with {CONFIG} and {WEIGHTS}"
+                )
+            folder = hub.download(os.fspath(source), revision=None, patterns=[CONFIG, WEIGHTS])
+        tree, self._scale = load_adapter(folder, config=config)
+        self._pairs: dict[str, dict[str, np.ndarray]] = {}
+        for (*path, side), array in flatten_dict(tree).items():
+            self._pairs.setdefault("/".join([*path, "kernel"]), {})[side] = np.asarray(array, np.float32)
+        digest = hashlib.sha256()
+        for name in (CONFIG, WEIGHTS):
+            digest.update((folder / name).read_bytes())
+        self.record: dict[str, Any] = {"source": os.fspath(source), "sha256": digest.hexdigest()}
+        """What the manifest says of it; the hash is over both of its files."""
+
+    def touches(self, parameter: str) -> bool:
+        """Whether the parameter at this path gets anything added."""
+        return parameter in self._pairs
+
+    def add(self, parameter: str, kernel: np.ndarray) -> None:
+        """Add to a kernel [in, out], in place and in its dtype."""
+        a, b = self._pairs[parameter]["lora_a"], self._pairs[parameter]["lora_b"]
+        rows = max(1, _BLOCK_BYTES // (4 * kernel.shape[1]))
+        for start in range(0, len(kernel), rows):
+            block = kernel[start : start + rows]
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the sum
+                block[...] = block.astype(np.float32) + np.float32(self._scale) * (a[start : start + rows] @ b)

@@ -1,0 +1,81 @@
+"""One stored tensor to one parameter's array: read in blocks, hashed, checked, cast and laid out."""
+
+import hashlib
+
+import numpy as np
+
+from .hf_folder import StoredTensor
+from .mapping import Target
+from .safetensors_file import DTYPES
+
+_EXPONENTS = {DTYPES["BF16"]: 0x7F80, DTYPES["F16"]: 0x7C00, DTYPES["F32"]: 0x7F800000}
+"""All exponent bits: Inf and NaN have every one of them set, finite numbers do not."""
+
+_STRIP_ROWS = 16
+"""Rows transposed at once: few enough that the strip's cache lines stay in cache while its columns are written."""
+
+
+def read_parameter(
+    tensor: StoredTensor, target: Target, *, dtype: np.dtype, non_finite: str, digest: "hashlib._Hash"
+) -> np.ndarray:
+    """Read a tensor into a parameter's array.
+
+    Args:
+        tensor: what to read.
+        target: what it fills.
+        dtype: of the result; bytes are unaltered where it is the tensor's own.
+        non_finite: "refuse" or "allow".
+        digest: takes in the tensor's bytes as they are read.
+
+    Raises:
+        ValueError: it holds NaN or Inf, or a value that is Inf after the cast.
+    """
+    parameter = np.empty(target.shape, dtype)
+    reverse = target.transform == "reversed"
+    # Plain integers of the same width: numpy copies its own types several times faster than bfloat16.
+    view = bits(parameter)
+    for start, block in tensor.blocks():
+        digest.update(bits(block).reshape(-1))
+        if non_finite == "refuse":
+            check_finite(block, what=f"{tensor.file.path}: {tensor.name}")
+        if block.dtype != dtype:
+            with np.errstate(over="ignore"):
+                block = block.astype(dtype)
+            if non_finite == "refuse":
+                cast = f"after the cast from {tensor.entry.dtype} to {dtype}"
+                check_finite(block, what=f"{tensor.file.path}: {tensor.name} {cast}")
+        rows = bits(block)
+        if reverse:
+            copy_reversed(rows, view[..., start : start + len(rows)])
+        else:
+            view[start : start + len(rows)] = rows
+    return parameter
+
+
+def copy_reversed(rows: np.ndarray, out: np.ndarray) -> None:
+    """Write an array into one of the reversed shape, with all its axes reversed."""
+    for first in range(0, len(rows), _STRIP_ROWS):
+        strip = rows[first : first + _STRIP_ROWS]
+        out[..., first : first + len(strip)] = strip.T
+
+
+def reversed_axes(array: np.ndarray) -> np.ndarray:
+    """A contiguous array with all axes reversed."""
+    out = np.empty(array.shape[::-1], array.dtype)
+    copy_reversed(array, out)
+    return out
+
+
+def check_finite(array: np.ndarray, *, what: str) -> None:
+    """Raise a `ValueError` if an array holds NaN or Inf."""
+    values = bits(array)
+    mask = _EXPONENTS[array.dtype]
+    if values.size and int((values & values.dtype.type(mask)).max()) == mask:
+        raise ValueError(
+            f"{what} holds NaN or Inf; mend the checkpoint, or allow it with non_finite='allow' (--allow-non-finite)"
+        )
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """A view of an array as plain integers of the same width."""
+    return array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint32)
