@@ -103,9 +103,7 @@ class Encoder(nnx.Module):
         width = ("audio_width", config.d_model)
         self.conv1 = Conv(("mels", config.num_mel_bins), width, stride=1, rngs=rngs)
         self.conv2 = Conv(width, width, stride=2, rngs=rngs)
-        self.embed_positions = Embedding(
-            ("position", config.max_source_positions), width, rngs=rngs, init=sinusoids
-        )
+        self.embed_positions = Embedding(("position", config.max_source_positions), width, rngs=rngs, init=sinusoids)
         self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.encoder_layers)])
         self.layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
 
