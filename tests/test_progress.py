@@ -49,7 +49,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 def test_quiet_and_summaries(hf, tmp_path, capfd):
     orbax, back = tmp_path / "orbax", tmp_path / "back"
     for arguments, summary in (
-        ([hf, orbax], r"orbax: converted \d+ tensors, [0-9.]+kB in 00:\d\d, [0-9.]+k?B/s\n"),
+        ([hf, orbax], r"orbax: converted \d+ tensors, [0-9.]+kB in 00:\d\d, [0-9.]+[kM]?B/s\n"),
         (["verify", hf, orbax], r"orbax: verified, every bit as in .*hf: [0-9.]+kB in 00:\d\d, [0-9.]+[kM]?B/s\n"),
         (["export", orbax, back], r"back: exported [0-9.]+kB in 00:\d\d, [0-9.]+[kM]?B/s\n"),
     ):

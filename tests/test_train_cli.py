@@ -28,14 +28,15 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch, request):
     """What reaches the training loop, which is not run: (settings, what the progress was) of every start."""
-    runs = []
+    runs, stops_after = [], getattr(request, "param", None)
 
     def train(settings, *, progress=None):
         runs.append((settings, progress))
         if progress is not None:
             progress(1, {"loss": 2.5, "tokens_per_second": 1000.0})
+        return types.SimpleNamespace(step=stops_after or settings.steps)
 
     monkeypatch.setitem(sys.modules, "qwen2audio_jax.train.loop", types.SimpleNamespace(train=train))
     return runs
@@ -52,8 +53,15 @@ def test_a_run_is_what_the_file_says(config, started, capsys):
     assert out == ""
     assert err.splitlines() == [
         "step 1/30, loss 2.5, tokens/s 1,000",
-        f"trained; the result is in {settings.output}",
+        f"trained; the model is in {settings.output}/model",
     ]
+
+
+@pytest.mark.parametrize("started", [12], indirect=True)
+def test_a_run_told_to_end_says_how_to_go_on(config, started, capsys):
+    assert main(["train", str(config)]) == 0
+    assert started
+    assert "stopped after step 12 of 30; the same command goes on from there" in capsys.readouterr().err
 
 
 def test_options_come_before_the_file(config, started, tmp_path, monkeypatch, capsys):

@@ -18,9 +18,8 @@ from test_train_step import ours_from_torch
 from qwen2audio_jax.convert.adapter import load_adapter, save_adapter
 from qwen2audio_jax.lengths import token_count
 from qwen2audio_jax.lora import lora_scale, lora_specs, with_adapter
-from qwen2audio_jax.sharding import make_mesh, named_sharding
+from qwen2audio_jax.sharding import named_sharding
 from qwen2audio_jax.source import resolve_checkpoint
-from qwen2audio_jax.train import model as model_module
 from qwen2audio_jax.train.batch import TrainBatch
 from qwen2audio_jax.train.dpo import answer_log_probs, dpo_sums
 from qwen2audio_jax.train.model import load_model
@@ -283,20 +282,9 @@ def settings_of(start, **changes):
     return TrainSettings(model=start, output="unused", steps=20, data=DataSettings(train=("a.jsonl",)), **changes)
 
 
-def load_on_some_devices(settings):
-    """`load_model` with a mesh of no more devices than the settings name."""
-
-    def some(*, data, model):
-        return make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "make_mesh", some)
-        return load_model(settings)
-
-
 def run(settings, *, steps):
     """(model, last state, losses) of steps that take two batches by turns."""
-    model = load_on_some_devices(settings)
+    model = load_model(settings)
     optimizer = make_optimizer(settings.optimizer, steps=settings.steps)
     kept = state_shardings(optimizer, model.weights, model.shardings, mesh=model.mesh)
     step = make_step(
@@ -342,7 +330,7 @@ def test_dpo_curve_on_one_device_and_over_a_mesh_in_micro_batches(load, start):
 
 
 def test_what_is_not_trained_is_not_copied_for_the_reference(start):
-    model = load_on_some_devices(settings_of(start, objective=DPO, train=("projector",), machine=MANY))
+    model = load_model(settings_of(start, objective=DPO, train=("projector",), machine=MANY))
     assert set(model.frozen[REFERENCE]) == {"projector"} == set(model.weights)
     kernel, copied = (tree["projector"]["kernel"] for tree in (model.weights, model.frozen[REFERENCE]))
     assert copied.sharding == kernel.sharding
@@ -394,7 +382,7 @@ def test_dropout_is_of_training_alone(start):
     """An evaluation is the same program with a dropout as without."""
 
     def programs(dropout):
-        model = load_on_some_devices(settings_of(start, lora=replace(LORA, dropout=dropout)))
+        model = load_model(settings_of(start, lora=replace(LORA, dropout=dropout)))
         arguments = model.weights, model.frozen, pair_rows("tied", ALONE)
         training = jax.make_jaxpr(model.sums_of)(*arguments, jax.random.PRNGKey(0))
         return str(training), str(jax.make_jaxpr(make_evaluation(model.sums_of))(*arguments))
@@ -422,4 +410,4 @@ def test_settings_that_are_refused(changes, message):
 
 def test_an_adapter_of_unknown_layers_is_refused(start):
     with pytest.raises(ValueError, match="'conv1' names no linear layer"):
-        load_on_some_devices(settings_of(start, lora=replace(LORA, targets=("conv1",))))
+        load_model(settings_of(start, lora=replace(LORA, targets=("conv1",))))
