@@ -17,7 +17,7 @@ from hf_layout import write_hf_checkpoint
 
 from qwen2audio_jax.train.loop import NotFinite, train
 from qwen2audio_jax.train.metrics import read_metrics
-from qwen2audio_jax.train.settings import read_settings
+from qwen2audio_jax.train.settings_file import read_settings
 
 STEPS = 12
 CONFIG = f"""
@@ -178,7 +178,7 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
 from qwen2audio_jax.train.loop import train
-from qwen2audio_jax.train.settings import read_settings
+from qwen2audio_jax.train.settings_file import read_settings
 state = train(read_settings(sys.argv[3], overrides={"output": sys.argv[4], "model": sys.argv[5], "machine.data": "2"}))
 print("steps", int(state.step))
 """

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qwen2audio_jax.train.optimizer import learning_rate
-from qwen2audio_jax.train.settings import OptimizerSettings, TrainSettings, read_settings
+from qwen2audio_jax.train.settings import OptimizerSettings, TrainSettings
+from qwen2audio_jax.train.settings_file import read_settings
 
 SMALLEST = """
 model = "model"

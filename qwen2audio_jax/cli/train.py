@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from qwen2audio_jax.cli.output import say
@@ -14,6 +13,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: the configuration, the data or what the output folder holds cannot be used.
     """
+    from qwen2audio_jax.train.settings_file import parse_overrides, read_settings
+
     overrides = parse_overrides(options.set)
     if options.output is not None:
         if "output" in overrides:
@@ -22,7 +23,6 @@ def run(options: argparse.Namespace) -> None:
         overrides["output"] = json.dumps(options.output, ensure_ascii=False)
     # Imported in these two steps: what is wrong with a configuration is said at once.
     from qwen2audio_jax.train.extra import require_extras
-    from qwen2audio_jax.train.settings import read_settings
 
     settings = read_settings(options.config, overrides=overrides)
     require_extras()
@@ -37,21 +37,3 @@ def run(options: argparse.Namespace) -> None:
         say(f"stopped after step {int(state.step)} of {settings.steps}; the same command goes on from there")
     else:
         say(f"trained; the model is in {settings.output}/model")
-
-
-def parse_overrides(items: Sequence[str]) -> dict[str, str]:
-    """What --set says, by the setting's dotted name; the values are read where the settings are.
-
-    Raises:
-        ValueError: an item has no form NAME=VALUE, or a name comes twice.
-    """
-    overrides: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        name = name.strip()
-        if not equals or not name:
-            raise ValueError(f"--set {item!r} is no NAME=VALUE; write it as in --set data.rows=16")
-        if name in overrides:
-            raise ValueError(f"--set {name} is given twice, {overrides[name]!r} and {value!r}; leave out one")
-        overrides[name] = value.strip()
-    return overrides

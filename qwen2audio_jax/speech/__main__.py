@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "build":
             # Imported here: training needs more than the rest, and the rest starts at once without it.
             from qwen2audio_jax.speech.build import build as build_model
+            from qwen2audio_jax.train.settings_file import parse_overrides
 
-            overrides = dict(item.partition("=")[::2] for item in arguments.set)
+            overrides = parse_overrides(arguments.set)
             print(build_model(arguments.out, overrides=overrides, say=lambda text: print(text, file=sys.stderr)))
         elif arguments.command == "examples":
             print(*write_examples(arguments.out), sep="\n")

@@ -21,7 +21,8 @@ from qwen2audio_jax.train.export import exported_folder
 from qwen2audio_jax.train.loop import train
 from qwen2audio_jax.train.model_card import describe_result
 from qwen2audio_jax.train.progress import training_progress
-from qwen2audio_jax.train.settings import TrainSettings, read_settings
+from qwen2audio_jax.train.settings import TrainSettings
+from qwen2audio_jax.train.settings_file import read_settings
 
 TRAIN_EXAMPLES = 60_000
 TEST_EXAMPLES = 1_500

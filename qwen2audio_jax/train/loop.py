@@ -175,7 +175,7 @@ def train(
     """Run, or continue, training.
 
     Args:
-        settings: see `read_settings`.
+        settings: see `settings_file.read_settings`.
         callbacks: called with (step, metrics) whenever metrics are written.
         progress: called with (step, metrics so far) after every step; metrics may be empty.
 
