@@ -24,7 +24,7 @@ from qwen2audio_jax.train.progress import training_progress
 from qwen2audio_jax.train.settings import TrainSettings
 from qwen2audio_jax.train.settings_file import read_settings
 
-TRAIN_EXAMPLES = 60_000
+TRAIN_EXAMPLES = 80_000
 TEST_EXAMPLES = 1_500
 SEEDS = {"train": 1, "test": 2, "unseen": 2}
 """Of each split's examples; the splits are streams of their own, so equal seeds draw different ones."""

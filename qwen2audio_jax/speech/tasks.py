@@ -107,13 +107,13 @@ def pair(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
 
 
 TASKS = {
-    "transcribe": (0.45, transcribe),
-    "sum": (0.185, add),
-    "say": (0.055, say),
-    "count": (0.10, count),
-    "voice": (0.065, voice),
-    "kind": (0.055, kind),
-    "pair": (0.09, pair),
+    "transcribe": (0.36, transcribe),
+    "sum": (0.15, add),
+    "say": (0.06, say),
+    "count": (0.12, count),
+    "voice": (0.12, voice),
+    "kind": (0.05, kind),
+    "pair": (0.14, pair),
 }
 """Task -> (share of the examples, function)."""
 

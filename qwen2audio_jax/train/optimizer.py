@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from qwen2audio_jax.train.settings import OptimizerSettings
 
@@ -43,6 +44,8 @@ def make_optimizer(settings: OptimizerSettings, *, steps: int) -> optax.Gradient
         update = optax.adamw(rate, b1=b1, b2=b2, eps=settings.eps, **decayed)
     elif settings.name == "lion":
         update = optax.lion(rate, b1=b1, b2=b2, **decayed)
+    elif settings.name == "muon":
+        update = _muon(settings, rate)
     else:
         scale = {
             "adam": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=settings.eps),
@@ -53,3 +56,31 @@ def make_optimizer(settings: OptimizerSettings, *, steps: int) -> optax.Gradient
     if not settings.clip_norm:
         return update
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), update)
+
+
+def _muon(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon for the matrices inside the layers, AdamW for all else: embeddings, head, convolutions, biases and norms.
+
+    The update's root mean square is 0.2 of the learning rate, about AdamW's, so that its learning rates carry over.
+    Source: Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2.
+    """
+
+    def hidden(params: Mapping[str, Any]) -> Any:
+        def dimensions(path: tuple[Any, ...], x: jax.Array) -> MuonDimensionNumbers | None:
+            inside = path[-1].key in ("kernel", "lora_a", "lora_b") and not any(p.key == "lm_head" for p in path)
+            return MuonDimensionNumbers() if inside and x.ndim == 2 else None
+
+        return jax.tree_util.tree_map_with_path(dimensions, params)
+
+    b1, b2 = settings.betas
+    return muon(
+        rate,
+        beta=0.95,
+        weight_decay=settings.weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=settings.weight_decay if settings.decay == "all" else 0.0,
+        weight_decay_mask=None if settings.decay == "all" else _is_kernel,
+        muon_weight_dimension_numbers=hidden,
+        consistent_rms=0.2,
+    )

@@ -101,7 +101,7 @@ class OptimizerSettings:
     """[optimizer]: an optax optimiser and schedule by name.
 
     Attributes:
-        name: "adamw", "adam", "lion", "adafactor" or "sgd".
+        name: "adamw", "adam", "lion", "muon", "adafactor" or "sgd".
         learning_rate: the schedule's peak.
         schedule: "constant", "linear", "cosine" or "wsd" (constant, then linear down over the last `decay_share`).
         warmup_steps: linear rise from 0.
@@ -114,7 +114,7 @@ class OptimizerSettings:
         clip_norm: largest global norm of the gradient; 0 does not clip.
     """
 
-    name: typing.Literal["adamw", "adam", "lion", "adafactor", "sgd"] = "adamw"
+    name: typing.Literal["adamw", "adam", "lion", "muon", "adafactor", "sgd"] = "adamw"
     learning_rate: float = 1e-4
     schedule: typing.Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup_steps: int = 0
