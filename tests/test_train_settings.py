@@ -72,7 +72,10 @@ def test_overrides(write, tmp_path, monkeypatch):
         (SMALLEST + "row = 3", r"\[data\]: no setting 'row'; there are train, evaluate"),
         (SMALLEST + "rows = 6\n[machine]\naccumulation = 4", "rows = 6 does not divide"),
         (SMALLEST + "frames = [100, 201]", "they must be even"),
-        (SMALLEST + "[optimizer]\nname = 'adamax'", "one of 'adamw', 'adam', 'lion', 'adafactor', 'sgd' is needed"),
+        (
+            SMALLEST + "[optimizer]\nname = 'adamax'",
+            "one of 'adamw', 'adam', 'lion', 'muon', 'adafactor', 'sgd' is needed",
+        ),
         (SMALLEST + "[optimizer]\nlearning_rate = nan", "a finite number is needed"),
         (SMALLEST + "[optimizer]\nbetas = [0.9]", "a list of 2 is needed"),
         (SMALLEST + "[optimizer]\nbetas = [0.9, 1.0]", "below 1"),

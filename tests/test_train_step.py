@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from conftest import relative_error
 from flax.traverse_util import flatten_dict
@@ -137,6 +138,34 @@ def test_one_adamw_step_equals_torch(torch, reference, load, settings):
         assert relative_error(weight, expected[path]) < 1e-5, path
 
 
+def test_one_muon_step_orthogonalises_the_matrices_of_the_layers(load):
+    """By the published iteration in float64; all other weights step as with AdamW."""
+    options = {"learning_rate": 1e-2, "schedule": "constant", "weight_decay": 0.1, "clip_norm": 0.0, "eps": 1e-3}
+    model = load("gqa")
+    batch = batch_for("gqa")
+    gradient, _ = means(model, batch)
+    state, _ = run(model, [batch], settings=OptimizerSettings(name="muon", **options))
+    adamw = optax.nadamw(1e-2, b2=0.999, eps=1e-3, weight_decay=0.0)
+    adamw = adamw.update(gradient, adamw.init(gradient), gradient)[0]
+    before, gradient, adamw = flat(model.params), flat(gradient), flat(adamw)
+    matrices = 0
+    for path, weight in flat(state.weights).items():
+        if path.endswith("kernel") and weight.ndim == 2 and "lm_head" not in path and "conv" not in path:
+            x = np.asarray(gradient[path], np.float64) * (1 + 0.95 / 1.95)  # Nesterov's first step
+            flip = x.shape[0] > x.shape[1]
+            x = (x.T if flip else x) / (np.linalg.norm(x) + 1e-3)
+            for _ in range(5):
+                square = x @ x.T
+                x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+            step = 0.2 * np.sqrt(max(x.shape)) * (x.T if flip else x) + 0.1 * np.asarray(before[path])
+            expected, matrices = before[path] - 1e-2 * step, matrices + 1
+        else:
+            expected = before[path] + adamw[path]
+        # The iteration lifts small singular values, and their rounding errors with them, by 3.4^5.
+        assert relative_error(np.asarray(weight) - before[path], expected - before[path]) < 1e-3, path
+    assert matrices > 20
+
+
 def run(model, batches, *, settings=None, mesh=None, fsdp=False, accumulation=1, remat="none", train=PARTS):
     """Losses of a few optimiser steps from the model's weights."""
     settings = settings or OptimizerSettings(learning_rate=3e-3, warmup_steps=2)
@@ -183,6 +212,16 @@ def test_mesh_and_accumulation_leave_the_curve_as_it_is(load, curve, sizes, fsdp
     _, losses = run(load(name), batches, mesh=mesh, fsdp=fsdp, accumulation=accumulation, remat=remat)
     assert curve[-1] < curve[0] * 0.9
     np.testing.assert_allclose(losses, curve, rtol=1e-4)
+
+
+def test_muon_on_a_mesh_leaves_the_curve_as_it_is(load):
+    settings = OptimizerSettings(name="muon", learning_rate=3e-3, warmup_steps=2)
+    batches = [batch_for("gqa", seed=s % 2) for s in range(8)]
+    _, alone = run(load("gqa"), batches, settings=settings)
+    mesh = make_mesh(data=4, model=2, devices=jax.devices()[:8])
+    _, losses = run(load("gqa"), batches, settings=settings, mesh=mesh, fsdp=True, accumulation=2)
+    assert alone[-1] < alone[0] * 0.9
+    np.testing.assert_allclose(losses, alone, rtol=1e-4)
 
 
 def test_packing_leaves_the_curve_as_it_is(load, curve):

@@ -61,7 +61,8 @@ def make_optimizer(settings: OptimizerSettings, *, steps: int) -> optax.Gradient
 def _muon(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon for the matrices inside the layers, AdamW for all else: embeddings, head, convolutions, biases and norms.
 
-    The update's root mean square is 0.2 of the learning rate, about AdamW's, so that its learning rates carry over.
+    Both with Nesterov's momentum. The root mean square of Muon's update is 0.2 of the learning rate, about AdamW's, so
+    that AdamW's learning rates carry over.
     Source: Liu et al., "Muon is Scalable for LLM Training", 2025, section 2.2.
     """
 
@@ -76,6 +77,7 @@ def _muon(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTr
     return muon(
         rate,
         beta=0.95,
+        eps=settings.eps,
         weight_decay=settings.weight_decay,
         adam_b1=b1,
         adam_b2=b2,
