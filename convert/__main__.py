@@ -24,14 +24,17 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         description="Convert a Hugging Face checkpoint of Qwen2-Audio to an Orbax checkpoint.",
         epilog=f"Further commands, each with --help: {', '.join(commands.COMMANDS)}. A folder of such a name: ./verify",
     )
-    parser.add_argument("src", metavar="SRC", help="folder with safetensors weights, or a hub id (extra: hub)")
-    parser.add_argument("dst", metavar="DST", help="folder to write: new, empty, or a stopped conversion to go on with")
+    parser.add_argument("src", metavar="SRC", help="folder with safetensors weights, its URL, or a hub id")
+    parser.add_argument("dst", metavar="DST", help="folder (or URL) to write: new, empty, or a stopped conversion")
     parser.add_argument(
         "--dtype", choices=[KEEP, *CASTS], default=KEEP, help="cast the weights (default: keep their bytes)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--allow-non-finite", action="store_true", help="convert weights that hold NaN or Inf")
-    parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the weights")
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="LoRA adapter in PEFT's format (or its URL), added to the weights"
+    )
+    commands.add_staging(parser)
     commands.add_running(parser)
     return parser
 
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
 def _convert(options: argparse.Namespace) -> int:
     clock = Clock()
     with progress_bar("converting", quiet=options.quiet) as progress:
-        convert(
+        done = convert(
             options.src,
             options.dst,
             dtype=options.dtype,
@@ -60,9 +63,12 @@ def _convert(options: argparse.Namespace) -> int:
             non_finite="allow" if options.allow_non_finite else "refuse",
             adapter=options.adapter,
             memory_gb=options.memory_gb,
+            staging=options.staging,
             on_progress=clock.watch(progress),
         )
-    if not options.quiet:
+    if not done and not options.quiet:
+        print(f"{options.dst}: holds this conversion, finished: nothing to do", file=sys.stderr)
+    elif not options.quiet:
         tensors = inspect(options.dst)["totals"]["tensors"]
         print(f"{options.dst}: converted {tensors} tensors, {clock.summary()}", file=sys.stderr)
     return 0

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import describe, read_json_object
 from qwen2audio_jax.lora import Settings, linear_shapes
+from qwen2audio_jax.places import Folder, Place, folder_at, is_there
 
 from .hf_folder import inside
 from .mapping import canonical_name, expected_tensors, released_name
@@ -150,7 +151,7 @@ def _peft_config(
     }
 
 
-def load_adapter(folder: Path_, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
+def load_adapter(folder: Place, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
     """Read an adapter that PEFT, or `save_adapter`, wrote.
 
     Args:
@@ -165,7 +166,7 @@ def load_adapter(folder: Path_, *, config: Qwen2AudioConfig) -> tuple[dict[str, 
         ValueError: no adapter there, one whose file is damaged, one of a kind that is not supported (its setting is
             named), or tensors that do not fit the model (all are listed).
     """
-    settings_file, weights_file = _files(Path(folder))
+    settings_file, weights_file = _files(folder_at(folder))
     data = read_json_object(settings_file)
     _check_kind(data, where=settings_file)
     scaling = _read_scaling(data, where=settings_file)
@@ -188,11 +189,11 @@ def load_adapter(folder: Path_, *, config: Qwen2AudioConfig) -> tuple[dict[str, 
     return unflatten_dict(flat), scaling.scale
 
 
-def _files(place: Path) -> tuple[Path, Path]:
-    if not os.path.lexists(place / CONFIG):
+def _files(place: Folder) -> tuple[Folder, Folder]:
+    if not is_there(place / CONFIG):
         raise ValueError(f"{place}: holds no {CONFIG}; give a folder that PEFT's save_pretrained wrote")
-    if not os.path.lexists(place / WEIGHTS):
-        if os.path.lexists(place / _PICKLED):
+    if not is_there(place / WEIGHTS):
+        if is_there(place / _PICKLED):
             raise ValueError(f"{place}: {_PICKLED} is pickled, which is never read; save the adapter again with PEFT")
         raise ValueError(f"{place}: holds no {WEIGHTS}; copy the whole folder")
     return inside(place, CONFIG), inside(place, WEIGHTS)
@@ -223,7 +224,7 @@ class _Scaling:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def _read_scaling(data: Mapping[str, Any], *, where: Path) -> _Scaling:
+def _read_scaling(data: Mapping[str, Any], *, where: Folder) -> _Scaling:
     return _Scaling(
         # 8 is PEFT's own default of both.
         rank=int(_number(data.get("r", 8), name="r", whole=True, where=where)),
@@ -234,7 +235,7 @@ def _read_scaling(data: Mapping[str, Any], *, where: Path) -> _Scaling:
     )
 
 
-def _check_kind(data: Mapping[str, Any], *, where: Path) -> None:
+def _check_kind(data: Mapping[str, Any], *, where: Folder) -> None:
     plain = "only LoRA on linear layers is read; merge it into the model with PEFT and load that"
     if data.get("peft_type") != "LORA":
         raise ValueError(f"{where}: peft_type is {describe(data.get('peft_type'))}, not LORA: {plain}")
@@ -250,14 +251,14 @@ def _check_kind(data: Mapping[str, Any], *, where: Path) -> None:
             raise ValueError(f"{where}: {name} is {describe(value)}, which is not supported: {plain}")
 
 
-def _number(value: Any, *, name: str, whole: bool, where: Path) -> float:
+def _number(value: Any, *, name: str, whole: bool, where: Folder) -> float:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < 1 << 31:
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{where}: {name} is {describe(value)}; it must be {kind} above 0")
     return float(value)
 
 
-def _pattern(data: Mapping[str, Any], name: str, *, whole: bool, where: Path) -> dict[str, float]:
+def _pattern(data: Mapping[str, Any], name: str, *, whole: bool, where: Folder) -> dict[str, float]:
     pattern = data.get(name) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"{where}: {name} is {describe(pattern)}; it must map names of modules to numbers")

@@ -1,6 +1,5 @@
 """Is a checkpoint whole? Its files, its names and shapes, and every stored byte, without its source."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,9 @@ from qwen2audio_jax.checkpoint import check_files, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.manifest import totals
 from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.places import Place
 
+from .fetching import local_checkpoint
 from .memory import MEMORY_GB, stream, tensor_bytes
 from .progress import Progress, Report
 from .reading import check_finite
@@ -34,13 +35,11 @@ class _Stored:
     nbytes: int
 
 
-def check(
-    checkpoint: str | os.PathLike[str], *, memory_gb: float = MEMORY_GB, on_progress: Progress | None = None
-) -> list[Finding]:
+def check(checkpoint: Place, *, memory_gb: float = MEMORY_GB, on_progress: Progress | None = None) -> list[Finding]:
     """Check a finished checkpoint.
 
     Args:
-        checkpoint: the folder.
+        checkpoint: the folder; one at a bucket's URL is copied into the cache folder.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
         on_progress: called with (bytes done, bytes in all).
 
@@ -52,7 +51,7 @@ def check(
         ValueError: `checkpoint` holds no finished checkpoint, or its config.json cannot be used.
     """
     tensor_bytes(memory_gb)  # refuses what is no size
-    folder = Path(checkpoint)
+    folder = local_checkpoint(checkpoint)
     manifest = read_manifest(folder)
     records = manifest["parameters"]
     config = Qwen2AudioConfig.from_pretrained(folder)

@@ -32,6 +32,15 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary: errors alone")
 
 
+def add_staging(parser: argparse.ArgumentParser) -> None:
+    """The option of everything that writes to a bucket."""
+    parser.add_argument(
+        "--staging",
+        metavar="DIR",
+        help="where what goes to a bucket is made first, on a disk that holds one copy (default: in the cache folder)",
+    )
+
+
 COMMANDS = ("verify", "export", "inspect")
 
 
@@ -39,15 +48,15 @@ def build_parser(command: str, *, prog: str) -> Parser:
     """The options of one of `COMMANDS`, documented."""
     if command == "verify":
         parser = Parser(prog=prog, description="Compare a converted checkpoint with its source, bit for bit.")
-        parser.add_argument("src", metavar="SRC", help="what was converted: a folder, or a hub id (extra: hub)")
-        parser.add_argument("dst", metavar="DST", help="the checkpoint")
+        parser.add_argument("src", metavar="SRC", help="what was converted: a folder, its URL, or a hub id")
+        parser.add_argument("dst", metavar="DST", help="the checkpoint, or its URL")
         parser.add_argument("--revision", help="branch, tag or commit of a hub id")
         parser.add_argument("--adapter", metavar="DIR", help="LoRA adapter that it was converted with")
         add_running(parser)
     elif command == "export":
         parser = Parser(prog=prog, description="Write a checkpoint as a Hugging Face folder with safetensors files.")
-        parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
-        parser.add_argument("dst", metavar="DST", help="folder to write: new, empty, or a stopped export to go on with")
+        parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint, or its URL")
+        parser.add_argument("dst", metavar="DST", help="folder (or URL) to write: new, empty, or a stopped export")
         parser.add_argument(
             "--names",
             choices=NAMINGS,
@@ -55,10 +64,11 @@ def build_parser(command: str, *, prog: str) -> Parser:
             help="tensor names: of the published weights (default), or of the modules in transformers >= 5.10",
         )
         parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest file (default: 5GB)")
+        add_staging(parser)
         add_running(parser)
     else:
         parser = Parser(prog=prog, description="List a checkpoint's parameters: name, shape, dtype, bytes.")
-        parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint")
+        parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint, or its URL")
         parser.add_argument("--json", action="store_true", help="everything that the manifest says, as JSON")
     return parser
 
@@ -84,6 +94,7 @@ def _export(options: argparse.Namespace) -> int:
             names=options.names,
             max_shard_bytes=shard_bytes,
             memory_gb=options.memory_gb,
+            staging=options.staging,
             on_progress=clock.watch(progress),
         )
     if not options.quiet:

@@ -7,7 +7,7 @@ links into the `blobs` of the same repository, and nothing else may be linked to
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 
 from qwen2audio_jax.config_json import read_json_object
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.places import BucketPath, Folder, is_there
 
+from .ranges import REQUEST_BYTES
 from .safetensors_file import Entry, SafetensorsFile
 
 WEIGHTS = "model.safetensors"
@@ -63,12 +65,12 @@ class StoredWeights:
     problems: list[str] = field(default_factory=list)
 
 
-def looks_like_hf_folder(folder: Path) -> bool:
+def looks_like_hf_folder(folder: Folder) -> bool:
     """Whether the folder holds safetensors weights under their usual names."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Folder) -> list[Folder]:
     """The safetensors files of a checkpoint.
 
     Raises:
@@ -91,14 +93,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def open_weights(folder: Path) -> Iterator[StoredWeights]:
-    """Open all files of a checkpoint and read their headers.
+def open_weights(folder: Folder, *, request_bytes: int = REQUEST_BYTES) -> Iterator[StoredWeights]:
+    """Open all files of a checkpoint and read their headers; from a bucket, at most `request_bytes` at once.
 
     Raises:
         ValueError: see `weight_files` and `SafetensorsFile`.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(SafetensorsFile(path)) for path in weight_files(folder)]
+        files = [
+            stack.enter_context(SafetensorsFile(path, request_bytes=request_bytes)) for path in weight_files(folder)
+        ]
         tensors = [StoredTensor(name, file) for file in files for name in file.entries]
         problems = [
             f"duplicate {name}: in {count} files"
@@ -108,6 +112,18 @@ def open_weights(folder: Path) -> Iterator[StoredWeights]:
         if (folder / INDEX).exists():
             problems += _index_problems(_read_index(folder), tensors)
         yield StoredWeights(tensors, problems)
+
+
+def check_unchanged(folder: Folder, files: Iterable[SafetensorsFile]) -> None:
+    """Raise a `ValueError` if objects of a bucket are not what they were when they were opened.
+
+    Each request for them may have been answered from another state; an open local file stays the one it is.
+    """
+    if isinstance(folder, BucketPath):
+        now = folder.again()
+        for file in files:
+            if not (now / file.path.name).is_file() or (now / file.path.name).stamp != file.stamp:
+                raise ValueError(f"{file.path}: was changed while it was read; begin again")
 
 
 def _index_problems(index: dict[str, str], tensors: list[StoredTensor]) -> list[str]:
@@ -121,7 +137,7 @@ def _index_problems(index: dict[str, str], tensors: list[StoredTensor]) -> list[
     return missing + extra
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def _read_index(folder: Folder) -> dict[str, str]:
     path = inside(folder, INDEX)
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -132,7 +148,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Folder, name: str) -> Folder:
     """The path of a file of the folder.
 
     Raises:
@@ -142,8 +158,13 @@ def inside(folder: Path, name: str) -> Path:
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"{folder}: names the file {name!r}; only plain names of files in the folder itself are read")
     path = folder / name
+    if isinstance(path, BucketPath):  # where nothing is a link
+        if not path.is_file():
+            problem = "is not an object" if path.exists() else "no such object"
+            raise ValueError(f"{path}: {problem}; copy the whole folder")
+        return path
     real = Path(os.path.realpath(path))
-    if real.parent != Path(os.path.realpath(folder)) and real.parent != _blobs(folder):
+    if real.parent != Path(os.path.realpath(path.parent)) and real.parent != _blobs(path.parent):
         raise ValueError(f"{path}: is a link to outside its folder ({real}); copy the file itself there")
     try:
         mode = real.stat().st_mode
@@ -163,7 +184,7 @@ def _blobs(folder: Path) -> Path | None:
     return None
 
 
-def read_settings(folder: Path) -> dict[str, bytes]:
+def read_settings(folder: Folder) -> dict[str, bytes]:
     """The settings files that the folder has, by name.
 
     Raises:
@@ -171,7 +192,7 @@ def read_settings(folder: Path) -> dict[str, bytes]:
     """
     found = {}
     for name in SETTINGS:
-        if os.path.lexists(folder / name):
+        if is_there(folder / name):
             path = inside(folder, name)
             if path.stat().st_size > LIMITS.json_bytes:
                 raise ValueError(f"{path}: {path.stat().st_size} bytes; at most {LIMITS.json_bytes} are read")

@@ -1,16 +1,16 @@
 """What a checkpoint holds, from its manifest alone: the parameters are not read."""
 
 import json
-import os
 from typing import Any
 
 from qwen2audio_jax.checkpoint import read_manifest
 from qwen2audio_jax.manifest import totals
+from qwen2audio_jax.places import Place
 
 _SHOWN = ("format", "version", "tool", "source")
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: Place) -> dict[str, Any]:
     """What the manifest says: `format`, `version`, `tool`, `source`, `totals` and `parameters`.
 
     Raises:

@@ -1,12 +1,11 @@
 """Which stored tensor fills which parameter: every difference is found here, from the files' headers alone."""
 
-from pathlib import Path
-
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.places import Folder
 
 from .hf_folder import StoredTensor, StoredWeights
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
@@ -14,7 +13,7 @@ from .reading import bits
 from .safetensors_file import DTYPES
 
 
-def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Path) -> list[tuple[StoredTensor, Target]]:
+def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Folder) -> list[tuple[StoredTensor, Target]]:
     """Pair every stored tensor with the parameter that it fills, in the order in which they lie on disk.
 
     Raises:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from .ranges import REQUEST_BYTES
+
 MEMORY_GB = 2.0
 """Default bound."""
 
@@ -43,6 +45,11 @@ def tensor_bytes(memory_gb: float) -> int:
 def group_bytes(memory_gb: float) -> int:
     """How much is stored at once: one group is filled while another is written."""
     return max(1, tensor_bytes(memory_gb) // 4)
+
+
+def request_bytes(memory_gb: float) -> int:
+    """How much of an object in a bucket is asked for at once: every thread holds as much, beside its results."""
+    return max(1 << 18, min(REQUEST_BYTES, tensor_bytes(memory_gb) // (4 * THREADS)))
 
 
 def stream(

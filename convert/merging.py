@@ -1,8 +1,6 @@
 """A LoRA adapter added to the weights while they are converted: kernel + scale * a . b in float32, then cast back."""
 
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from qwen2audio_jax import hub
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.places import Place, folder_at
 
 from .adapter import CONFIG, WEIGHTS, load_adapter
 
@@ -18,21 +17,21 @@ _BLOCK_BYTES = 8 << 20
 
 
 class Merge:
-    """An adapter in PEFT's format: a folder, or a hub id.
+    """An adapter in PEFT's format: a folder, the URL of one in a bucket, or a hub id.
 
     Raises:
         ValueError: see `adapter.load_adapter`.
     """
 
-    def __init__(self, source: str | os.PathLike[str], *, config: Qwen2AudioConfig):
-        folder = Path(source)
+    def __init__(self, source: Place, *, config: Qwen2AudioConfig):
+        folder = folder_at(source)
         if not folder.is_dir():
-            if not hub.is_hub_id(source):
+            if not isinstance(source, str) or not hub.is_hub_id(source):
                 raise ValueError(
-                    f"{os.fspath(source)}: no such adapter folder, nor a hub id of the form owner/name; give a folder "
+                    f"{source}: no such adapter folder, nor a hub id of the form owner/name; give a folder "
                     f"with {CONFIG} and {WEIGHTS}"
                 )
-            folder = hub.download(os.fspath(source), revision=None, patterns=[CONFIG, WEIGHTS])
+            folder = hub.download(source, revision=None, patterns=[CONFIG, WEIGHTS])
         tree, self._scale = load_adapter(folder, config=config)
         self._pairs: dict[str, dict[str, np.ndarray]] = {}
         for (*path, side), array in flatten_dict(tree).items():
@@ -40,7 +39,7 @@ class Merge:
         digest = hashlib.sha256()
         for name in (CONFIG, WEIGHTS):
             digest.update((folder / name).read_bytes())
-        self.record: dict[str, Any] = {"source": os.fspath(source), "sha256": digest.hexdigest()}
+        self.record: dict[str, Any] = {"source": str(source), "sha256": digest.hexdigest()}
         """What the manifest says of it; the hash is over both of its files."""
 
     def touches(self, parameter: str) -> bool:

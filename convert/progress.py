@@ -65,11 +65,12 @@ class _Lines:
         self._label = label
         self._start: tuple[float, int] | None = None
         self._last = time.monotonic()
+        self._total = 0
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._start is None:
-            self._start = (now, done)
+        if self._start is None or total != self._total:  # another total: what comes after, such as sending the result
+            self._start, self._total = (now, done), total
         if now - self._last < LINE_SECONDS:
             return
         self._last = now

@@ -1,4 +1,4 @@
-"""A safetensors file, read strictly: the header is checked whole, tensors are read piecewise with `pread`.
+"""A safetensors file, read strictly: the header is checked whole, tensors are read piecewise, here or in a bucket.
 
 Memory-mapped pages would count as resident memory, so that reading a checkpoint took as much of it as the checkpoint is
 long; here a tensor passes through one small buffer. Format: https://huggingface.co/docs/safetensors.
@@ -6,11 +6,8 @@ long; here a tensor passes through one small buffer. Format: https://huggingface
 
 import json
 import math
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.places import BucketPath, Folder
+
+from .ranges import REQUEST_BYTES, BucketBytes, LocalBytes
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
 """What weights may be stored in."""
@@ -28,7 +28,8 @@ _ITEM_BYTES = {
 }
 
 BLOCK_BYTES = 256 << 10
-"""How much of a tensor is read at once, unless one row alone is longer: it stays in cache while it is worked on."""
+"""How much of a tensor is worked on at once, unless one row alone is longer: it stays in cache meanwhile. A local file
+is read by as much."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,21 @@ class SafetensorsFile:
             before or after the file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Folder, *, request_bytes: int = REQUEST_BYTES):
+        """Read the header; from a bucket, at most `request_bytes` at once."""
         self.path = path
-        # A named pipe would block the opening itself.
-        self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._bytes: LocalBytes | BucketBytes
+        self._fetched = request_bytes if isinstance(path, BucketPath) else None
+        if isinstance(path, BucketPath):
+            self._bytes = BucketBytes(path, at_once=request_bytes)
+        else:
+            self._bytes = LocalBytes(path)
+        self.stamp = self._bytes.stamp
+        """Length, and what differs if the file does: a local one's times of change. None if nothing tells that."""
         try:
-            status = os.fstat(self._file)
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{path}: is not a regular file")
-            self.stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            """Length, and times of the last change: one of them differs if the file does."""
-            self.entries = self._read_header(status.st_size)
+            self.entries = self._read_header(self._bytes.size)
         except BaseException:
-            os.close(self._file)
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -79,10 +82,10 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        self._bytes.close()
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """A tensor piece by piece: (first row, rows) along its first axis. A block is overwritten by the next one.
+        """A tensor piece by piece: (first row, rows) along its first axis. A block is overwritten by later ones.
 
         Raises:
             ValueError: the file has become shorter.
@@ -91,33 +94,28 @@ class SafetensorsFile:
         dtype = DTYPES[entry.dtype]
         shape = entry.shape or (1,)
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        rows = max(1, min(shape[0], BLOCK_BYTES // max(row_bytes, 1)))
-        buffer = np.empty((rows, *shape[1:]), dtype)
-        for start in range(0, shape[0], rows):
-            block = buffer[: min(rows, shape[0] - start)]
-            self._read_into(memoryview(block.reshape(-1).view(np.uint8)), entry.offset + start * row_bytes)
-            yield start, block
-
-    def _read_into(self, view: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._file, [view[done:]], offset + done)
-            if count == 0:
-                raise ValueError(f"{self.path}: ends at byte {offset + done}, within a tensor; copy the file again")
-            done += count
+        fetched, worked = (
+            max(1, min(shape[0], count // max(row_bytes, 1))) for count in (self._fetched or BLOCK_BYTES, BLOCK_BYTES)
+        )
+        buffer = np.empty((fetched, *shape[1:]), dtype)
+        for first in range(0, shape[0], fetched):
+            rows = buffer[: min(fetched, shape[0] - first)]
+            self._bytes.read_into(memoryview(rows.reshape(-1).view(np.uint8)), entry.offset + first * row_bytes)
+            for start in range(0, len(rows), worked):
+                yield first + start, rows[start : start + worked]
 
     def _read_header(self, size: int) -> dict[str, Entry]:
         if size < 8:
             raise self._bad(f"{size} bytes are too few for a header")
         prefix = bytearray(8)
-        self._read_into(memoryview(prefix), 0)
+        self._bytes.read_into(memoryview(prefix), 0)
         length = int.from_bytes(prefix, "little")
         if length > LIMITS.safetensors_header_bytes:
             raise self._bad(f"states a header of {length} bytes; at most {LIMITS.safetensors_header_bytes} are read")
         if 8 + length > size:
             raise self._bad(f"states a header of {length} bytes, but the file has {size}")
         text = bytearray(length)
-        self._read_into(memoryview(text), 8)
+        self._bytes.read_into(memoryview(text), 8)
         if not text.startswith(b"{"):
             raise self._bad("the header does not begin with '{'")
         try:

@@ -15,19 +15,22 @@ import ml_dtypes
 import numpy as np
 
 from qwen2audio_jax import hub
+from qwen2audio_jax.checkpoint import MANIFEST, check_files, read_manifest
 from qwen2audio_jax.checkpoint_writer import check_destination, new_checkpoint, unfinished_bytes, was_just_finished
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config_json import inert_values
+from qwen2audio_jax.places import Folder, Place, folder_at, is_url
 
 from .disk import check_disk
-from .hf_folder import INDEX, SETTINGS, StoredTensor, inside, open_weights, read_settings
+from .hf_folder import INDEX, SETTINGS, StoredTensor, check_unchanged, inside, open_weights, read_settings
 from .mapping import Target
 from .matching import match
-from .memory import MEMORY_GB, group_bytes, stream
+from .memory import MEMORY_GB, group_bytes, request_bytes, stream
 from .merging import Merge
 from .progress import Progress, Report
 from .reading import bits, check_finite, read_parameter
 from .safetensors_file import DTYPES
+from .upload import uploading
 
 KEEP = "keep"
 CASTS = {
@@ -51,45 +54,79 @@ class _Task:
         return self.tensor.entry.nbytes // DTYPES[self.tensor.entry.dtype].itemsize * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A conversion, whose arguments are checked."""
+
+    src: Place
+    folder: Folder
+    config: Qwen2AudioConfig
+    dtype: str
+    revision: str | None
+    merge: Merge | None
+    work: Mapping[str, Any]
+    memory_gb: float
+
+    def origin(self) -> dict[str, Any]:
+        """What the manifest says of its source."""
+        at_hand = is_url(self.src) or Path(str(self.src)).is_dir()
+        commit = None if at_hand else self.folder.name  # a hub id's snapshot is named for its commit
+        origin = {"source": str(self.src), "revision": self.revision, "commit": commit, "dtype": self.dtype}
+        return origin if self.merge is None else {**origin, "adapter": self.merge.record}
+
+
 def convert(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    src: Place,
+    dst: Place,
     *,
     dtype: str = KEEP,
     revision: str | None = None,
     non_finite: str = "refuse",
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: Place | None = None,
     memory_gb: float = MEMORY_GB,
+    staging: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
-) -> None:
+) -> bool:
     """Convert a checkpoint saved by transformers (old or new tensor names) into an Orbax checkpoint.
 
     Stopped by a signal, a full disk or a crash, the same call goes on where it was: parameters that are stored are not
     made again. That their source is still the same is told from its files' sizes and times, or, where these changed,
     by hashing their tensors again.
 
+    A source in a bucket is read by ranges. What goes to a bucket is made on the local disk first, which must hold one
+    copy of it, and then sent, the manifest last: see `upload`.
+
     Args:
-        src: a folder with safetensors weights and config.json, or a hub id such as "Qwen/Qwen2-Audio-7B".
-        dst: a folder that does not exist, is empty, or holds this conversion unfinished.
+        src: a folder with safetensors weights and config.json, the URL of one in a bucket, or a hub id such as
+            "Qwen/Qwen2-Audio-7B".
+        dst: a folder that does not exist, is empty, or holds this conversion unfinished; or the URL of one in a bucket.
         dtype: "keep" stores each tensor's own bytes; "bfloat16", "float16" or "float32" casts all.
         revision: branch, tag or commit of a hub id.
         non_finite: "refuse" or "allow" weights that hold NaN or Inf.
-        adapter: a LoRA adapter in PEFT's format (folder or hub id) that is added to the weights, in float32; the sum
-            is rounded to their dtype.
+        adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights, in float32; the
+            sum is rounded to their dtype.
         memory_gb: bound in GB (10^9 bytes) on the memory that is used, beyond what the largest tensor alone needs.
-        on_progress: called with (bytes of the source done, bytes in all).
+        staging: where what goes to a bucket is made; default: `uploads` in the cache folder.
+        on_progress: called with (bytes of the source done, bytes in all), and then with bytes sent, where there are.
+
+    Returns:
+        Whether anything was done: False where `dst` holds the finished result of this very conversion.
 
     Raises:
         ValueError: the source is not a complete, consistent checkpoint (missing, unexpected, duplicate and misshapen
             tensors are all listed), holds NaN or Inf (also from a cast), or the destination cannot be used. Nothing is
             left there. Or the source is not the one that an unfinished conversion began with: that is left as it is.
-        OSError: the disk is full or fails. What is finished is left, to go on from.
+        OSError: the disk is full or fails, or a bucket does, tried several times. What is finished is left, to go on
+            from.
     """
     if dtype != KEEP and dtype not in CASTS:
         raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join([KEEP, *CASTS])}")
     if non_finite not in ("refuse", "allow"):
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
-    group = group_bytes(memory_gb)
+    group_bytes(memory_gb)  # refuses what is no size
+    destination = folder_at(dst)
+    if staging is not None and isinstance(destination, Path):
+        raise ValueError(f"staging {os.fspath(staging)!r} goes with a bucket's URL, but {dst} is a local folder")
     folder = source_folder(src, revision=revision)
     config = Qwen2AudioConfig.from_json_file(inside(folder, "config.json"))
     merge = None if adapter is None else Merge(adapter, config=config)
@@ -98,46 +135,85 @@ def convert(
         "non-finite weights": non_finite,
         "adapter": None if merge is None else merge.record["sha256"],
     }
-    if was_just_finished(dst, work=work):
-        return
-    check_destination(dst)
-    settings = read_settings(folder)
-    with open_weights(folder) as weights:
-        pairs = match(weights, config=config, folder=folder)
-        tasks = [_Task(tensor, target, CASTS.get(dtype, DTYPES[tensor.entry.dtype])) for tensor, target in pairs]
-        needed = sum(task.nbytes for task in tasks) + sum(map(len, settings.values()))
-        check_disk(Path(dst), needed=max(0, needed - unfinished_bytes(dst)))
+    job = _Job(src, folder, config, dtype, revision, merge, work, memory_gb)
+    if isinstance(destination, Path):
+        return _convert(job, destination, on_progress=on_progress)
+    with uploading(destination, last=MANIFEST, staging=staging) as upload:
+        if upload.is_finished():
+            return _convert(job, destination, on_progress=on_progress)
+        _convert(job, upload.folder, on_progress=on_progress)
+        upload.send(on_progress=on_progress)
+    return True
+
+
+def _convert(job: _Job, dst: Folder, *, on_progress: Progress | None) -> bool:
+    """See `convert`; a folder in a bucket is one that holds a finished checkpoint."""
+    finished = (dst / MANIFEST).exists()
+    if isinstance(dst, Path):
+        if was_just_finished(dst, work=job.work):
+            return True
+        if not finished:
+            check_destination(dst)
+    settings = read_settings(job.folder)
+    with open_weights(job.folder, request_bytes=request_bytes(job.memory_gb)) as weights:
+        pairs = match(weights, config=job.config, folder=job.folder)
+        tasks = [_Task(tensor, target, CASTS.get(job.dtype, DTYPES[tensor.entry.dtype])) for tensor, target in pairs]
         stored = {str(task.dtype) for task in tasks}
-        config = replace(config, dtype=_config_dtype(config, dtype=dtype, stored=stored))
-        with new_checkpoint(
-            dst, work=work, accept=lambda finished: _check_source(finished, tasks, dst=dst), group_bytes=group
-        ) as writer:
-            left = [task for task in tasks if task.target.parameter not in writer.finished]
-            total = sum(task.tensor.entry.nbytes for task in tasks)
-            report = Report(on_progress, total, done=total - sum(task.tensor.entry.nbytes for task in left))
-            for task, (parameter, sha256, source_sha256) in stream(
-                left,
-                lambda task: _make(task, non_finite=non_finite, merge=merge),
-                memory_gb=memory_gb,
-                held=lambda: writer.held_bytes,
-                wait=writer.wait,
-            ):
-                writer.add(
-                    task.target.parameter,
-                    parameter,
-                    origin=_origin(task.tensor, sha256=source_sha256),
-                    sha256=sha256,
-                    note=task.tensor.file.stamp,
-                )
-                del parameter
-                report.add(task.tensor.entry.nbytes)
-            config.save_pretrained(writer.folder)
-            for name, content in settings.items():
-                (writer.folder / name).write_bytes(content)
-            commit = None if Path(src).is_dir() else folder.name  # a hub id's snapshot is named for its commit
-            writer.source = {"source": os.fspath(src), "revision": revision, "commit": commit, "dtype": dtype}
-            if merge is not None:
-                writer.source["adapter"] = merge.record
+        config = replace(job.config, dtype=_config_dtype(job.config, dtype=job.dtype, stored=stored))
+        if finished:
+            _check_same(job, dst, tasks, config=config, settings=settings)
+            return False
+        assert isinstance(dst, Path)
+        _write(job, dst, tasks, config=config, settings=settings, on_progress=on_progress)
+    return True
+
+
+def _write(
+    job: _Job,
+    dst: Path,
+    tasks: Sequence[_Task],
+    *,
+    config: Qwen2AudioConfig,
+    settings: Mapping[str, bytes],
+    on_progress: Progress | None,
+) -> None:
+    needed = sum(task.nbytes for task in tasks) + sum(map(len, settings.values()))
+    check_disk(dst, needed=max(0, needed - unfinished_bytes(dst)))
+    with new_checkpoint(
+        dst,
+        work=job.work,
+        accept=lambda finished: _check_source(finished, tasks, dst=dst),
+        group_bytes=group_bytes(job.memory_gb),
+    ) as writer:
+        left = [task for task in tasks if task.target.parameter not in writer.finished]
+        total = sum(task.tensor.entry.nbytes for task in tasks)
+        report = Report(on_progress, total, done=total - sum(task.tensor.entry.nbytes for task in left))
+        for task, (parameter, sha256, source_sha256) in stream(
+            left,
+            lambda task: _make(task, non_finite=job.work["non-finite weights"], merge=job.merge),
+            memory_gb=job.memory_gb,
+            held=lambda: writer.held_bytes,
+            wait=writer.wait,
+        ):
+            writer.add(
+                task.target.parameter,
+                parameter,
+                origin=_origin(task.tensor, sha256=source_sha256),
+                sha256=sha256,
+                note=task.tensor.file.stamp,
+            )
+            del parameter
+            report.add(task.tensor.entry.nbytes)
+        files = {task.tensor.file.path.name: task.tensor.file for task in tasks}
+        check_unchanged(job.folder, files.values())
+        config.save_pretrained(writer.folder)
+        for name, content in settings.items():
+            (writer.folder / name).write_bytes(content)
+        writer.source = {
+            **job.origin(),
+            "non_finite": job.work["non-finite weights"],
+            "stamps": {name: file.stamp for name, file in files.items()},
+        }
     report.finish()
 
 
@@ -156,16 +232,20 @@ def _make(task: _Task, *, non_finite: str, merge: Merge | None) -> tuple[np.ndar
     return parameter, stored.hexdigest(), source.hexdigest()
 
 
-def source_folder(src: str | os.PathLike[str], *, revision: str | None) -> Path:
-    """The local folder of a source: itself, or the snapshot that the hub gives; see `convert`."""
-    if Path(src).is_dir():
+def source_folder(src: Place, *, revision: str | None) -> Folder:
+    """The folder of a source: itself, or the snapshot that the hub gives; see `convert`."""
+    folder = folder_at(src)
+    if is_url(src) or folder.is_dir():
         if revision is not None:
-            raise ValueError(f"revision {revision!r} goes with a hub id, but {os.fspath(src)} is a local folder")
-        return Path(src)
-    if not hub.is_hub_id(src):
-        raise ValueError(f"{os.fspath(src)}: no such folder, nor a hub id of the form owner/name")
+            what = "a bucket's URL" if is_url(src) else "a local folder"
+            raise ValueError(f"revision {revision!r} goes with a hub id, but {src} is {what}")
+        if not folder.is_dir():
+            raise ValueError(f"{src}: there is no such folder, nor such a bucket; check the URL")
+        return folder
+    if not isinstance(src, str) or not hub.is_hub_id(src):
+        raise ValueError(f"{src}: no such folder, nor a hub id of the form owner/name")
     patterns = ["config.json", *SETTINGS, "model*.safetensors", INDEX]
-    return hub.download(os.fspath(src), revision=revision, patterns=patterns)
+    return hub.download(src, revision=revision, patterns=patterns)
 
 
 def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
@@ -190,7 +270,9 @@ def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[_Ta
         made = (list(task.target.shape), str(task.dtype), task.tensor.file.path.name, task.tensor.name)
         origin = record["origin"]
         unchanged = (record["shape"], record["dtype"], origin["file"], origin["tensor"]) == made
-        if unchanged and (record["note"] == task.tensor.file.stamp or _sha256(task.tensor) == origin["sha256"]):
+        stamp = task.tensor.file.stamp  # None: nothing but the bytes tells whether they changed
+        same_file = stamp is not None and record.get("note") == stamp
+        if unchanged and (same_file or _sha256(task.tensor) == origin["sha256"]):
             continue
         raise ValueError(
             f"{task.tensor.file.path}: {task.tensor.name} is not what it was when the conversion into {dst} began; "
@@ -201,6 +283,28 @@ def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[_Ta
             f"{dst}: its unfinished checkpoint has {next(iter(left))}, which the source does not have; it is another "
             f"model's: remove {dst}, or choose another folder"
         )
+
+
+def _check_same(
+    job: _Job, dst: Folder, tasks: Sequence[_Task], *, config: Qwen2AudioConfig, settings: Mapping[str, bytes]
+) -> None:
+    """Raise a `ValueError` unless the finished checkpoint at `dst` is whole, and what this conversion would write."""
+    refusal = ValueError(f"{dst}: already holds a checkpoint; remove it or choose another folder")
+    manifest = read_manifest(dst)
+    source, adapter = manifest["source"], job.merge and job.merge.record["sha256"]
+    stated = (source.get("dtype"), source.get("non_finite"), source.get("adapter", {}).get("sha256"))
+    if stated != (job.dtype, job.work["non-finite weights"], adapter):
+        raise refusal
+    stamps, parameters = source["stamps"], manifest["parameters"]
+    theirs = Qwen2AudioConfig.from_pretrained(dst)
+    if len(parameters) != len(tasks) or theirs.to_dict() != config.to_dict() or read_settings(dst) != settings:
+        raise refusal
+    finished = {name: {**each, "note": stamps.get(each["origin"]["file"])} for name, each in parameters.items()}
+    try:
+        _check_source(finished, tasks, dst=dst)
+    except ValueError:
+        raise refusal from None
+    check_files(dst, listed=manifest["files"])
 
 
 def _sha256(tensor: StoredTensor) -> str:

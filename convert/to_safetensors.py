@@ -21,9 +21,11 @@ from flax.traverse_util import flatten_dict
 from qwen2audio_jax.checkpoint import MANIFEST, check_files, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.places import Place, folder_at
 
 from .disk import check_disk
 from .export_folder import check_folder, export_folder
+from .fetching import local_checkpoint
 from .hf_folder import INDEX, WEIGHTS, read_settings
 from .mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
 from .memory import MEMORY_GB, THREADS, stream, tensor_bytes
@@ -32,6 +34,7 @@ from .reading import bits, reversed_axes
 from .safetensors_file import DTYPES
 from .safetensors_writer import Planned, SafetensorsWriter, file_bytes
 from .stored import StoredParameters
+from .upload import uploading
 
 SHARD_BYTES = 5 * 10**9
 """What transformers took as the largest file when the weights were published."""
@@ -65,12 +68,13 @@ def parse_size(text: str) -> int:
 
 
 def export(
-    checkpoint: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    checkpoint: Place,
+    dst: Place,
     *,
     names: str = "hub",
     max_shard_bytes: int = SHARD_BYTES,
     memory_gb: float = MEMORY_GB,
+    staging: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> None:
     """Write an Orbax checkpoint as a folder that transformers loads; what `convert` kept gets its old bytes back.
@@ -78,39 +82,71 @@ def export(
     A tied head is written too, as a copy of the embeddings: transformers 5.23 reads the flag and never ties.
 
     Args:
-        checkpoint: a finished checkpoint with its config.json.
-        dst: a folder that does not exist, is empty, or holds this export unfinished.
+        checkpoint: a finished checkpoint with its config.json; one at a bucket's URL is copied into the cache folder.
+        dst: a folder that does not exist, is empty, or holds this export unfinished; or the URL of one in a bucket, to
+            which what is made on the local disk is sent, config.json last: see `upload`.
         names: "hub" (those of the published weights) or "current" (those of the modules in transformers >= 5.10).
         max_shard_bytes: tensors in one file at most, unless one alone is larger.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
-        on_progress: called with (bytes done, bytes in all).
+        staging: where what goes to a bucket is made; default: `uploads` in the cache folder.
+        on_progress: called with (bytes done, bytes in all), and then with bytes sent, where there are.
 
     Raises:
         ValueError: no finished checkpoint, or a damaged one (the parameter is named), or one that does not match its
             config.json, or `dst` cannot be used. Nothing is left there.
-        OSError: the disk is full or fails. Finished files are left, and the same call goes on from there.
+        OSError: the disk is full or fails, or a bucket does, tried several times. Finished files are left, and the same
+            call goes on from there.
     """
     if names not in NAMINGS:
         raise ValueError(f"names is {names!r}; it must be one of {', '.join(NAMINGS)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     tensor_bytes(memory_gb)  # refuses what is no size
-    folder, out = Path(checkpoint), Path(dst)
-    if "://" in os.fspath(dst):
-        raise ValueError(f"{os.fspath(dst)}: only local folders can be written; write to one and copy it there")
+    destination = folder_at(dst)
+    options = {"names": names, "max_shard_bytes": max_shard_bytes}
+    if isinstance(destination, Path):
+        if staging is not None:
+            raise ValueError(f"staging {os.fspath(staging)!r} goes with a bucket's URL, but {dst} is a local folder")
+        check_folder(destination)
+        folder = local_checkpoint(checkpoint)
+        _export(folder, destination, work=_work(folder, options), memory_gb=memory_gb, on_progress=on_progress)
+        return
+    with uploading(destination, last="config.json", staging=staging) as upload:
+        if upload.is_finished():
+            raise ValueError(f"{dst}: already holds a checkpoint; remove it or choose another folder")
+        folder = local_checkpoint(checkpoint)
+        work = _work(folder, options)
+        if upload.made is None:
+            _export(folder, upload.folder, work=work, memory_gb=memory_gb, on_progress=on_progress)
+            upload.record_made(work)
+        elif upload.made != work:
+            raise ValueError(
+                f"{dst}: is the unfinished upload of another checkpoint, or with other options; finish it as it was "
+                f"begun, or remove it and {upload.folder.parent}"
+            )
+        upload.send(on_progress=on_progress)
+
+
+def _work(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What an export is: it can be gone on with where this is the same."""
+    read_manifest(folder)  # refuses what is no checkpoint
+    return {"manifest": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), **options}
+
+
+def _export(
+    folder: Path, out: Path, *, work: Mapping[str, Any], memory_gb: float, on_progress: Progress | None
+) -> None:
     check_folder(out)
     manifest = read_manifest(folder)
     check_files(folder, listed=manifest["files"])
     config = Qwen2AudioConfig.from_pretrained(folder)
-    settings = {**read_settings(folder), "config.json": (folder / "config.json").read_bytes()}
     listed = manifest["parameters"]
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     write_folder(
         out,
-        plan_files(folder, config=config, listed=listed, names=names, max_shard_bytes=max_shard_bytes),
+        plan_files(folder, config=config, listed=listed, names=work["names"], max_shard_bytes=work["max_shard_bytes"]),
         read=StoredParameters(folder, records=listed).read,
-        settings=settings,
-        work={"manifest": digest, "names": names, "max_shard_bytes": max_shard_bytes},
+        settings={**read_settings(folder), "config.json": (folder / "config.json").read_bytes()},
+        work=work,
         threads=THREADS,
         memory_gb=memory_gb,
         on_progress=on_progress,

@@ -4,7 +4,6 @@ Few parameters are in memory at a time, within the same bound as in a conversion
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ import numpy as np
 
 from qwen2audio_jax.checkpoint import check_files, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.places import Folder, Place
 
+from .fetching import local_checkpoint
 from .hf_folder import StoredTensor, inside, open_weights, read_settings
 from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
 from .matching import same_values
-from .memory import MEMORY_GB, stream, tensor_bytes
+from .memory import MEMORY_GB, request_bytes, stream, tensor_bytes
 from .merging import Merge
 from .progress import Progress, Report
 from .reading import bits, read_parameter
@@ -42,11 +43,11 @@ class _Pair:
 
 
 def verify(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    src: Place,
+    dst: Place,
     *,
     revision: str | None = None,
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: Place | None = None,
     memory_gb: float = MEMORY_GB,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -57,8 +58,8 @@ def verify(
     the same, and config.json must mean the same.
 
     Args:
-        src: what was converted: a folder with safetensors weights, or a hub id.
-        dst: the checkpoint.
+        src: what was converted: a folder with safetensors weights (here, or the URL of one in a bucket), or a hub id.
+        dst: the checkpoint, here or the URL of one in a bucket, which is copied into the cache folder once.
         revision: branch, tag or commit of a hub id.
         adapter: the adapter that was added to the weights, if one was.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
@@ -70,7 +71,8 @@ def verify(
     Raises:
         ValueError: `src` holds no weights that can be read, or `dst` no finished checkpoint.
     """
-    ours = Path(dst)
+    tensor_bytes(memory_gb)  # refuses what is no size
+    ours = local_checkpoint(dst)
     manifest = read_manifest(ours)
     folder = source_folder(src, revision=revision)
     differences = _compare_settings(folder, ours)
@@ -78,10 +80,9 @@ def verify(
         check_files(ours, listed=manifest["files"])
     except ValueError as error:
         differences.append(" ".join(str(error).split()))
-    tensor_bytes(memory_gb)  # refuses what is no size
     stated = manifest.get("source", {}).get("dtype", KEEP)
     merge = _merge(adapter, manifest=manifest, dst=ours)
-    with open_weights(folder) as weights:
+    with open_weights(folder, request_bytes=request_bytes(memory_gb)) as weights:
         differences += weights.problems
         pairs, unpaired = _pair(weights.tensors, manifest["parameters"])
         differences += unpaired
@@ -189,22 +190,22 @@ def _count_unequal(pair: _Pair, stored: np.ndarray, *, dtype: str, digest: "hash
     return unequal
 
 
-def _merge(adapter: str | os.PathLike[str] | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
+def _merge(adapter: Place | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
     """The adapter that a checkpoint was made with."""
     stated = manifest.get("source", {}).get("adapter")
     if adapter is None and stated is None:
         return None
     if stated is None:
-        raise ValueError(f"{dst}: was converted without an adapter, but {os.fspath(adapter or '')} is given")
+        raise ValueError(f"{dst}: was converted without an adapter, but {adapter} is given")
     if adapter is None:
         raise ValueError(f"{dst}: was converted with the adapter {stated['source']}; give it, by adapter= (--adapter)")
     merge = Merge(adapter, config=Qwen2AudioConfig.from_pretrained(dst))
     if merge.record["sha256"] != stated["sha256"]:
-        raise ValueError(f"{os.fspath(adapter)}: is not the adapter that {dst} was converted with (sha256)")
+        raise ValueError(f"{adapter}: is not the adapter that {dst} was converted with (sha256)")
     return merge
 
 
-def _compare_settings(folder: Path, ours: Path) -> list[str]:
+def _compare_settings(folder: Folder, ours: Path) -> list[str]:
     differences = []
     theirs, copied = read_settings(folder), read_settings(ours)
     for name in sorted({*theirs, *copied}):

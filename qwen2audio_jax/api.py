@@ -24,13 +24,14 @@ from qwen2audio_jax.lora import merge_adapter_in_place
 from qwen2audio_jax.loss import next_token_loss
 from qwen2audio_jax.model import AudioFeatures, Prompt, sharded_specs
 from qwen2audio_jax.outputs import ModelOutput
+from qwen2audio_jax.places import Place
 from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
 from qwen2audio_jax.sampling import row_seeds, sampling_params
 from qwen2audio_jax.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.source import load_config, read_adapter
 from qwen2audio_jax.text_stream import TextStream
 
-Source = str | PathLike[str]
+Source = Place
 
 
 @partial(jax.jit, static_argnames=("vocab_size",))
@@ -73,20 +74,21 @@ class Qwen2AudioForConditionalGeneration:
         dtype: str = "auto",
         mesh: Mesh | None = None,
         revision: str | None = None,
-        cache_dir: Source | None = None,
+        cache_dir: str | PathLike[str] | None = None,
         adapter: Source | None = None,
     ) -> "Qwen2AudioForConditionalGeneration":
         """Load a checkpoint.
 
         Args:
             source: a converted (Orbax) checkpoint; or a Hugging Face directory of safetensors or a hub id, which is
-                converted once into a cache folder and loaded from there ever after; default: the small model that
-                comes with the package (see `qwen2audio_jax.embedded`), likewise converted once.
+                converted once into a cache folder and loaded from there ever after; or the URL of either directory in a
+                bucket (extra: `buckets`), which is copied or converted into that folder once; default: the small model
+                that comes with the package (see `qwen2audio_jax.embedded`), likewise converted once.
             dtype: of weights and computation: "auto" (as stored), "float32", "bfloat16" or "float16".
             mesh: from `make_mesh`; default: the first device alone.
             revision: branch, tag or commit of a hub id.
             cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
-            adapter: a LoRA adapter in PEFT's format (folder or hub id) that is added to the weights; the sum is
+            adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights; the sum is
                 rounded to their dtype.
 
         Raises:

@@ -14,6 +14,7 @@ from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.inputs import clips, place_clips
 from qwen2audio_jax.model import sharded_specs
+from qwen2audio_jax.places import Place
 from qwen2audio_jax.sharding import single_device_mesh
 from qwen2audio_jax.source import load_config
 
@@ -56,7 +57,7 @@ class Qwen2AudioEncoder:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | PathLike[str] = EMBEDDED,
+        source: Place = EMBEDDED,
         *,
         dtype: str = "auto",
         mesh: Mesh | None = None,

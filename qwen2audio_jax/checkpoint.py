@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from qwen2audio_jax.config_json import read_json_object
+from qwen2audio_jax.places import Folder, Place, folder_at
 
 MANIFEST = "manifest.json"
 PARAMS = "params"
@@ -37,12 +38,12 @@ PADDED_AXES = {"decoder/embed_tokens/embedding": 0, "decoder/lm_head/kernel": 1}
 Path_ = str | os.PathLike[str]
 
 
-def is_checkpoint(path: Path_) -> bool:
-    """Whether `path` is a folder with a finished checkpoint of this package."""
-    return _manifest_problem(Path(path)) is None
+def is_checkpoint(path: Place) -> bool:
+    """Whether `path` is a folder, here or in a bucket, with a finished checkpoint of this package."""
+    return _manifest_problem(folder_at(path)) is None
 
 
-def read_manifest(path: Path_) -> dict[str, Any]:
+def read_manifest(path: Place) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     It holds `format`, `version`, `tool` (what wrote it), `source`, `totals`, `files` (those of `params/` -> bytes) and
@@ -51,14 +52,14 @@ def read_manifest(path: Path_) -> dict[str, Any]:
     Raises:
         ValueError: the folder holds no finished checkpoint, or one of a later version.
     """
-    folder = Path(path)
+    folder = folder_at(path)
     problem = _manifest_problem(folder)
     if problem is not None:
         raise ValueError(f"{folder}: {problem}")
     return read_json_object(folder / MANIFEST)
 
 
-def _manifest_problem(folder: Path) -> str | None:
+def _manifest_problem(folder: Folder) -> str | None:
     if not folder.is_dir():
         return "no such folder; give a folder that `convert` wrote"
     if not (folder / MANIFEST).is_file():
@@ -66,6 +67,8 @@ def _manifest_problem(folder: Path) -> str | None:
             return (
                 "holds an unfinished checkpoint (its writer was stopped or still runs); run the same conversion again"
             )
+        if not isinstance(folder, Path) and (folder / PARAMS).exists():
+            return "holds an unfinished upload; run the same conversion again"
         return f"holds no {MANIFEST}, so it is not a finished checkpoint; give a folder that `convert` wrote"
     try:
         manifest = read_json_object(folder / MANIFEST)
@@ -130,7 +133,7 @@ def restore_params(path: Path_, *, specs: Mapping[str, Any]) -> dict[str, Any]:
         raise _damaged(folder) from error
 
 
-def check_files(folder: Path, *, listed: dict[str, int]) -> None:
+def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
     """Find what an unfinished copy lacks before Orbax meets it, whose own errors do not name the cause."""
     problems = []
     for name, size in listed.items():

@@ -17,6 +17,7 @@ from qwen2audio_jax import config_json
 from qwen2audio_jax.config_encoder import Qwen2AudioEncoderConfig
 from qwen2audio_jax.config_json import Inert
 from qwen2audio_jax.config_text import Qwen2AudioTextConfig
+from qwen2audio_jax.places import Place, folder_at
 
 __all__ = ["Qwen2AudioConfig", "Qwen2AudioEncoderConfig", "Qwen2AudioTextConfig"]
 
@@ -98,26 +99,26 @@ class Qwen2AudioConfig:
         return cls(**values, audio_config=audio, text_config=text, dtype=dtype, inert=inert, omitted=omitted)
 
     @classmethod
-    def from_json_file(cls, path: str | os.PathLike[str]) -> "Qwen2AudioConfig":
+    def from_json_file(cls, path: Place) -> "Qwen2AudioConfig":
         """Read a config.json.
 
         Raises:
             ValueError: see `from_dict`; the message names the file.
         """
-        data = config_json.read_json_object(Path(path))
+        data = config_json.read_json_object(folder_at(path))
         try:
             return cls.from_dict(data)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "Qwen2AudioConfig":
-        """Read the config.json of a local checkpoint folder.
+    def from_pretrained(cls, folder: Place) -> "Qwen2AudioConfig":
+        """Read the config.json of a checkpoint folder, here or in a bucket.
 
         Raises:
             ValueError: see `from_dict`; the message names the file.
         """
-        return cls.from_json_file(Path(folder, "config.json"))
+        return cls.from_json_file(folder_at(folder) / "config.json")
 
     @classmethod
     def from_name(cls, name: str) -> "Qwen2AudioConfig":

@@ -8,10 +8,10 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.places import Folder
 
 Inert = tuple[tuple[str, str], ...]
 """Keys that do not change the computation, each with the JSON text of its value: hashable, written back verbatim."""
@@ -55,7 +55,7 @@ COMMON_FIXED: Mapping[str, tuple[Any, ...]] = {
 """Keys of any section that change the computation unless they hold one of these values."""
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Folder) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:

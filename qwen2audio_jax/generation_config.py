@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from operator import index
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.places import Place, folder_at
 from qwen2audio_jax.stopping import check_stop_strings
 
 DEFAULT_NEW_TOKENS = 20
@@ -251,14 +251,14 @@ class GenerationConfig:
         return cls(**{name: value for name, value in known.items() if value is not None})
 
     @classmethod
-    def from_json_file(cls, path: str | Path) -> "GenerationConfig":
+    def from_json_file(cls, path: Place) -> "GenerationConfig":
         """From a generation_config.json.
 
         Raises:
             ValueError: not a JSON object, too large, or as for `from_dict`; the message names the file.
             OSError: the file cannot be read.
         """
-        path = Path(path)
+        path = folder_at(path)
         if (size := path.stat().st_size) > LIMITS.json_bytes:
             raise ValueError(f"{path} has {size} bytes, more than {LIMITS.json_bytes}: this is no settings file")
         try:

@@ -17,6 +17,7 @@ from qwen2audio_jax.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.lengths import token_count
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.padding import pad_rows
+from qwen2audio_jax.places import Place, folder_at, is_url
 from qwen2audio_jax.processor_files import (
     DEFAULT_AUDIO_TOKEN,
     ProcessorFiles,
@@ -73,22 +74,20 @@ class Qwen2AudioProcessor:
         self.audio_token_id = tokenizer.control_tokens[audio_token].id
 
     @classmethod
-    def from_pretrained(
-        cls, source: str | PathLike[str] = EMBEDDED, *, revision: str | None = None
-    ) -> "Qwen2AudioProcessor":
+    def from_pretrained(cls, source: Place = EMBEDDED, *, revision: str | None = None) -> "Qwen2AudioProcessor":
         """Read the files of a checkpoint.
 
         Args:
             source: a folder (a converted checkpoint, or one in the Hugging Face layout, as published or as transformers
-                saves it again), or a hub id where the extra `hub` is installed; default: the model that comes with the
-                package (see `qwen2audio_jax.embedded`).
+                saves it again), the URL of one in a bucket (extra: `buckets`), or a hub id (extra: `hub`); default: the
+                model that comes with the package (see `qwen2audio_jax.embedded`).
             revision: of a hub id.
 
         Raises:
             ValueError: a file is missing or holds something that is not supported; the message names both.
         """
-        folder = Path(source)
-        if not folder.is_dir() or revision is not None:
+        folder = folder_at(source)
+        if is_url(source) or not folder.is_dir() or revision is not None:
             # Imported here: a local folder needs nothing of what finds checkpoints elsewhere.
             from qwen2audio_jax.source import resolve_processor_files
 

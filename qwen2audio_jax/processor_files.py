@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen2audio_jax.config_json import describe, read_json_object
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.places import Folder
 
 KNOWN_KEYS = frozenset(
     (
@@ -43,7 +44,7 @@ class ProcessorFiles:
     audio_token: str = DEFAULT_AUDIO_TOKEN
 
 
-def read_processor_files(folder: Path) -> ProcessorFiles:
+def read_processor_files(folder: Folder) -> ProcessorFiles:
     """Read a folder in either layout.
 
     The template is that of chat_template.jinja, else chat_template.json, else processor_config.json, else
@@ -106,7 +107,7 @@ def write_processor_files(folder: Path, files: ProcessorFiles) -> None:
         (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8", newline="")
 
 
-def _read_template(folder: Path, in_processor: Any, in_tokenizer: Any) -> str | None:
+def _read_template(folder: Folder, in_processor: Any, in_tokenizer: Any) -> str | None:
     raw, legacy = folder / "chat_template.jinja", folder / "chat_template.json"
     if raw.is_file():
         return _read_text(raw, 4 * LIMITS.template_chars)
@@ -126,11 +127,11 @@ def _read_template(folder: Path, in_processor: Any, in_tokenizer: Any) -> str | 
     return None
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
+def _read_optional(path: Folder) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
-def _read_text(path: Path, limit: int) -> str:
+def _read_text(path: Folder, limit: int) -> str:
     if (size := path.stat().st_size) > limit:
         raise ValueError(f"{path}: {size} bytes; it has at most {limit}")
     try:

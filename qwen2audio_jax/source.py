@@ -1,51 +1,42 @@
 """Where a model comes from: an Orbax checkpoint, a Hugging Face folder, a hub id or the package itself.
 
-All but the first are converted once, by the normal converter, into a cache folder ($QWEN2AUDIO_CACHE, else
-~/.cache/qwen2audio_jax) and load from there after. A conversion's name in it tells what the source held then: a source
-that changes is converted anew.
+All but the first are converted once, by the normal converter, into the cache folder (see `cache_folder`) and load from
+there after. So does an Orbax checkpoint in a bucket, which is copied.
 """
 
 import hashlib
 import json
 import os
-import re
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-from filelock import FileLock, Timeout
 
 from qwen2audio_jax import hub
-from qwen2audio_jax.checkpoint import MANIFEST, MARKER, is_checkpoint, read_manifest
+from qwen2audio_jax.cache_folder import default_cache_dir, made_once, named
+from qwen2audio_jax.checkpoint import MANIFEST, MARKER, PARAMS, is_checkpoint, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
+from qwen2audio_jax.places import Folder, Place, folder_at, is_url
 
-Source = str | os.PathLike[str]
-
-
-def default_cache_dir() -> Path:
-    """The folder that conversions go to."""
-    configured = os.environ.get("QWEN2AUDIO_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "qwen2audio_jax"
+Source = Place
 
 
-def resolve_processor_files(source: Source, *, revision: str | None = None) -> Path:
-    """The local folder with a source's tokenizer, template and preprocessor settings.
+def resolve_processor_files(source: Source, *, revision: str | None = None) -> Folder:
+    """The folder with a source's tokenizer, template and preprocessor settings.
 
-    A folder is its own answer, `EMBEDDED` the package's; of a hub id everything but the weights is downloaded.
+    A folder, here or in a bucket, is its own answer, `EMBEDDED` the package's; of a hub id everything but the weights
+    is downloaded.
 
     Raises:
         ValueError: none of these, or a hub id that the hub does not give; `revision` with a folder or `EMBEDDED`.
     """
     if _is_embedded(source, revision=revision):
         return model_folder()
-    if _is_local_folder(source, revision=revision):
-        return Path(source)
+    if (folder := _folder(source, revision=revision)) is not None:
+        return folder
     from qwen2audio_jax.convert.hf_folder import SETTINGS
 
     return hub.download(_hub_id(source), revision=revision, patterns=["config.json", *SETTINGS])
@@ -54,11 +45,12 @@ def resolve_processor_files(source: Source, *, revision: str | None = None) -> P
 def resolve_checkpoint(
     source: Source, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The Orbax checkpoint of a source, converted now if that has not been done yet.
+    """The local Orbax checkpoint of a source, converted or copied now if that has not been done yet.
 
     Args:
-        source: an Orbax checkpoint, a folder with safetensors weights, a hub id such as "Qwen/Qwen2-Audio-7B", or
-            `EMBEDDED`.
+        source: an Orbax checkpoint, a folder with safetensors weights, the URL of either in a bucket, a hub id such as
+            "Qwen/Qwen2-Audio-7B", or `EMBEDDED`. An Orbax checkpoint in a bucket is copied, a Hugging Face one is
+            converted while it is read.
         revision: branch, tag or commit of a hub id.
         cache_dir: where conversions are kept; default: `default_cache_dir()`.
 
@@ -68,14 +60,17 @@ def resolve_checkpoint(
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
     if _is_embedded(source, revision=revision):
         return _from_package(cache)
-    if not _is_local_folder(source, revision=revision):
+    folder = _folder(source, revision=revision)
+    if folder is None:
         return _from_hub(_hub_id(source), revision=revision, cache=cache)
-    folder = Path(source)
+    from qwen2audio_jax.convert.fetching import local_checkpoint
+    from qwen2audio_jax.convert.hf_folder import looks_like_hf_folder, weight_files
+
     if is_checkpoint(folder):
-        return folder
-    if (folder / MANIFEST).exists() or (folder / MARKER).exists():
+        return local_checkpoint(folder, cache_dir=cache)
+    sent = is_url(folder) and (folder / PARAMS).exists() and not looks_like_hf_folder(folder)
+    if sent or (folder / MANIFEST).exists() or (folder / MARKER).exists():
         read_manifest(folder)  # says what is wrong with it
-    from qwen2audio_jax.convert.hf_folder import weight_files
 
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -83,7 +78,7 @@ def resolve_checkpoint(
             "model.safetensors or model.safetensors.index.json)"
         )
     contents = _contents([folder / "config.json", *weight_files(folder), *_beside(folder)])
-    real = folder.resolve()
+    real = folder.resolve() if isinstance(folder, Path) else folder
     return _converted(folder, cache, label=real.name, where=str(real), what=contents)
 
 
@@ -112,7 +107,7 @@ def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str,
     """A LoRA adapter in PEFT's format, and its scale: see `convert.adapter.load_adapter`.
 
     Args:
-        source: a folder, or a hub id whose adapter files are downloaded.
+        source: a folder, the URL of one in a bucket, or a hub id whose adapter files are downloaded.
         config: of the model that it is for.
 
     Raises:
@@ -120,14 +115,15 @@ def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str,
     """
     from qwen2audio_jax.convert import adapter
 
-    if Path(source).is_dir():
-        return adapter.load_adapter(source, config=config)
-    if not hub.is_hub_id(source):
+    folder = folder_at(source)
+    if folder.is_dir():
+        return adapter.load_adapter(folder, config=config)
+    if not isinstance(source, str) or not hub.is_hub_id(source):
         raise ValueError(
-            f"{os.fspath(source)}: no such adapter folder, nor a hub id of the form owner/name; give a folder with "
+            f"{source}: no such adapter folder, nor a hub id of the form owner/name; give a folder with "
             f"{adapter.CONFIG} and {adapter.WEIGHTS}"
         )
-    folder = hub.download(os.fspath(source), revision=None, patterns=[adapter.CONFIG, adapter.WEIGHTS])
+    folder = hub.download(source, revision=None, patterns=[adapter.CONFIG, adapter.WEIGHTS])
     return adapter.load_adapter(folder, config=config)
 
 
@@ -139,21 +135,26 @@ def _is_embedded(source: Source, *, revision: str | None) -> bool:
     return True
 
 
-def _is_local_folder(source: Source, *, revision: str | None) -> bool:
-    if not Path(source).is_dir():
-        return False
+def _folder(source: Source, *, revision: str | None) -> Folder | None:
+    """The folder that a path or a URL names; None: it must be a hub id."""
+    folder = folder_at(source)
+    if not is_url(source) and not folder.is_dir():
+        return None
     if revision is not None:
-        raise ValueError(f"revision {revision!r} goes with a hub id, but {os.fspath(source)} is a local folder")
-    return True
+        what = "a bucket's URL" if is_url(source) else "a local folder"
+        raise ValueError(f"revision {revision!r} goes with a hub id, but {source} is {what}")
+    if not folder.is_dir():
+        raise ValueError(f"{source}: there is no such folder, nor such a bucket; check the URL")
+    return folder
 
 
 def _hub_id(source: Source) -> str:
-    if not hub.is_hub_id(source):
+    if not isinstance(source, str) or not hub.is_hub_id(source):
         raise ValueError(
-            f"{os.fspath(source)}: no such folder, nor a hub id of the form owner/name; give an Orbax checkpoint, a "
-            "folder saved with save_pretrained, or a hub id"
+            f"{source}: no such folder, nor a hub id of the form owner/name; give an Orbax checkpoint, a folder saved "
+            "with save_pretrained, the URL of either in a bucket, or a hub id"
         )
-    return os.fspath(source)
+    return source
 
 
 def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
@@ -162,7 +163,7 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
     settings = ["config.json", *SETTINGS]
     # The settings name the commit; with that commit converted already, its weights need not be there any more.
     commit = hub.download(repo_id, revision=revision, patterns=settings).name
-    done = _place(cache, label=repo_id, where=repo_id, what=commit)
+    done = named(cache, label=repo_id, told_by=(repo_id, commit))
     if is_checkpoint(done):
         return done
     folder = hub.download(repo_id, revision=commit, patterns=[*settings, "model*.safetensors", INDEX])
@@ -181,29 +182,33 @@ def _from_package(cache: Path) -> Path:
     return _converted(folder, cache, label="embedded-speech", where=EMBEDDED, what=digest.hexdigest())
 
 
-def _beside(folder: Path) -> list[Path]:
+def _beside(folder: Folder) -> list[Folder]:
     from qwen2audio_jax.convert.hf_folder import INDEX, SETTINGS
 
     return [folder / name for name in (INDEX, *SETTINGS) if (folder / name).is_file()]
 
 
-def _contents(files: list[Path]) -> str:
+def _contents(files: Iterable[Folder]) -> str:
     """Name, length and time of change of every file that a conversion reads: what a changed source differs in."""
-    stats = [(path.name, path.stat()) for path in files]
-    return json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return json.dumps([(path.name, *_stamp(path)) for path in files])
 
 
-def _place(cache: Path, *, label: str, where: str, what: str) -> Path:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "--", label).strip(".-") or "checkpoint"
-    digests = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in (where, what)]
-    return cache / "-".join([name, *digests])
+def _stamp(path: Folder) -> list[Any]:
+    if isinstance(path, Path):
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+    if path.stamp is None:
+        raise ValueError(
+            f"{path}: its file system tells neither an etag nor a time of change, so that a changed source could "
+            "not be told; convert it (qwen2audio convert) and load the result"
+        )
+    return path.stamp
 
 
-def _converted(folder: Path, cache: Path, *, label: str, where: str, what: str) -> Path:
+def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str) -> Path:
     from qwen2audio_jax.convert import convert
     from qwen2audio_jax.convert.progress import progress_bar
 
-    place = _place(cache, label=label, where=where, what=what)
+    place = named(cache, label=label, told_by=(where, what))
     if is_checkpoint(place):
         return place
     if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock below.
@@ -211,43 +216,8 @@ def _converted(folder: Path, cache: Path, *, label: str, where: str, what: str) 
             f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) and "
             "give them the result"
         )
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _one_process(place, source=folder):
-            if not is_checkpoint(place):
-                _tidy(place)
-                print(f"{folder}: converting once into {place}", file=sys.stderr)
-                with progress_bar("converting") as progress:
-                    convert(folder, place, on_progress=progress)
-    except PermissionError as error:
-        raise ValueError(
-            f"{cache}: the cache folder cannot be written ({error.strerror}); point QWEN2AUDIO_CACHE at one that can"
-        ) from None
+    with made_once(place, source=folder, doing="converting"):
+        if not is_checkpoint(place):
+            with progress_bar("converting") as progress:
+                convert(folder, place, on_progress=progress)
     return place
-
-
-@contextmanager
-def _one_process(place: Path, *, source: Path) -> Iterator[None]:
-    lock = FileLock(f"{place}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{source}: another process is converting it; waiting", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _tidy(place: Path) -> None:
-    """Remove what killed conversions of earlier states of this source left, and name finished ones that are stale."""
-    prefix = place.name.rsplit("-", 1)[0] + "-"
-    for other in place.parent.iterdir():
-        if other == place or not other.name.startswith(prefix) or not other.is_dir():
-            continue
-        if is_checkpoint(other):
-            print(f"{other}: from an earlier state of the same source; remove it if unused", file=sys.stderr)
-        elif (other / MARKER).exists():
-            with suppress(Timeout), FileLock(f"{other}.lock").acquire(timeout=0):  # Timeout: it is still being written
-                shutil.rmtree(other)

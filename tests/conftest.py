@@ -93,6 +93,25 @@ def load(hf_checkpoint, tmp_path_factory):
     return build
 
 
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory) -> Path:
+    """A folder with one tiny model in both layouts: `hf` and `orbax`."""
+    from qwen2audio_jax.convert import convert  # found where the path above says
+
+    place = tmp_path_factory.mktemp("layouts")
+    write_hf_checkpoint(place / "hf", "gqa", naming="old", dtype="bfloat16", shards=3)
+    convert(place / "hf", place / "orbax")
+    return place
+
+
+@pytest.fixture
+def object_store(monkeypatch, tmp_path):
+    """`store://` and `memory://`, empty: see `object_store`."""
+    import object_store
+
+    yield from object_store.cleared(monkeypatch, tmp_path)
+
+
 def relative_error(actual, expected) -> float:
     """max |a - b| / max |b|, in float64."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

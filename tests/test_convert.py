@@ -272,7 +272,7 @@ def test_source_that_is_none(tmp_path):
     refused(tmp_path / "hf", tmp_path / "no", match="revision 'main' goes with a hub id", revision="main")
     refused(tmp_path / "hf", tmp_path / "no", match="must be one of keep, bfloat16, float16, float32", dtype="int8")
     refused(tmp_path / "hf", tmp_path / "no", match="must be 'refuse' or 'allow'", non_finite="drop")
-    refused(tmp_path / "hf", f"s3://{tmp_path}", match="only local folders can be written")
+    refused(tmp_path / "hf", f"s3://{tmp_path}", match="is no URL of a bucket")
     shutil.copytree(tmp_path / "hf", tmp_path / "both")
     (tmp_path / "both" / "model.safetensors.index.json").write_text("{}")
     refused(tmp_path / "both", tmp_path / "no", match="holds both")
@@ -487,7 +487,7 @@ def test_destinations(tmp_path):
     hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
     convert(tmp_path / "hf", tmp_path / "orbax")
     with pytest.raises(ValueError, match="already holds a checkpoint"):
-        convert(tmp_path / "hf", tmp_path / "orbax")
+        convert(tmp_path / "hf", tmp_path / "orbax", dtype="float16")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ValueError, match="is not empty and not an unfinished checkpoint"):

@@ -13,11 +13,11 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The floors of the building, lowest first: a module may import from its own floor and from those below it.
 FLOORS = (
-    {"limits", "lengths", "hub", "embedded"},
+    {"limits", "lengths", "hub", "embedded", "places"},
     {"config_json", "config_encoder", "config_text", "config", "stopping", "text_stream", "generation_config"},
     {"sharding"},
     {"layers", "cache", "buckets", "sampling", "loss", "manifest", "journal", "checkpoint", "audio", "outputs"},
-    {"checkpoint_writer"},
+    {"checkpoint_writer", "cache_folder"},
     {"attention"},
     {"encoder", "decoder"},
     {"model", "inputs", "lora"},
@@ -92,7 +92,7 @@ def test_imports_run_one_way(path):
         elif module == "convert":
             # The converter stands on the lower floors: parameter declarations, configuration, checkpoint.
             assert other in {
-                *("config", "config_json", "checkpoint", "checkpoint_writer"),
+                *("config", "config_json", "checkpoint", "checkpoint_writer", "cache_folder", "places"),
                 *("manifest", "hub", "model", "lora", "limits", "sharding"),
             }, f"{path}: {name}"
         else:
