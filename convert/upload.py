@@ -62,13 +62,18 @@ class Upload:
         else:
             there = self._bucket.objects()
             foreign = next((name for name in there if name not in self._planned), None)
-            finished = self._last in there and there[self._last] != self._planned[self._last][0]
+            finished = self._last in there and not self._sent_by_us(self._last)
         if foreign is not None and not finished:
             raise ValueError(
                 f"{self._bucket}: is not empty (it has {foreign}) and not this command's unfinished upload; choose "
                 "another folder, or remove what is there"
             )
         return finished
+
+    def _sent_by_us(self, name: str) -> bool:
+        """Whether an object is a file of the result, or its beginning: some stores show half of what is being sent."""
+        local = self.folder / name
+        return local.is_file() and local.read_bytes().startswith((self._bucket / name).read_bytes())
 
     def record_made(self, work: Mapping[str, Any]) -> None:
         """The result of `work` is whole: it need not be made again."""
