@@ -136,7 +136,7 @@ def test_refusals(tmp_path, capfd):
     orbax, new = tmp_path / "orbax", tmp_path / "new"
     refused(orbax, tmp_path / "mine", capfd=capfd, message="is not empty; choose a new or empty folder")
     refused(orbax, tmp_path / "mine" / "thesis.txt", capfd=capfd, message="is a file; choose a new or empty folder")
-    refused(orbax, "s3://bucket/x", capfd=capfd, message="only local folders can be written")
+    refused(orbax, "memry://bucket/x", capfd=capfd, message="fsspec knows no scheme")
     refused(tmp_path / "hf", new, capfd=capfd, message="holds no manifest.json")
     for size in ("5 apples", "0", "-1GB", "", "0.1B"):
         refused(orbax, new, f"--max-shard-size={size}", capfd=capfd, message="is not a size; give one such as 5GB")

@@ -24,7 +24,12 @@ def test_manifest_tells_where_every_parameter_comes_from(tmp_path, dtype):
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["weight_map"]
     convert(tmp_path / "hf", tmp_path / "orbax", dtype=dtype)
     manifest = checkpoint.read_manifest(tmp_path / "orbax")
-    assert manifest["source"] == {"source": str(tmp_path / "hf"), "revision": None, "commit": None, "dtype": dtype}
+    source = {"source": str(tmp_path / "hf"), "revision": None, "commit": None, "dtype": dtype, "non_finite": "refuse"}
+    assert {**manifest["source"], "stamps": None} == {**source, "stamps": None}
+    for name, (size, changed, _) in manifest["source"]["stamps"].items():
+        status = (tmp_path / "hf" / name).stat()
+        assert (size, changed) == (status.st_size, status.st_mtime_ns)
+    assert len(manifest["source"]["stamps"]) == 3
     stored = {hf_layout.renamed(name, "old"): value for name, value in tensors.items()}
     rows = {parameter: transform for _, parameter, transform in mapping.TABLE}
     seen = set()
