@@ -14,6 +14,7 @@ from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio_encoder import Qwen2AudioEncoder
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
 from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.mesh_presets import load_mesh_preset
 from qwen2audio_jax.outputs import GenerateOutput, ModelOutput
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.sharding import make_mesh
@@ -32,5 +33,6 @@ __all__ = [
     "Qwen2AudioProcessor",
     "Qwen2AudioTextConfig",
     "load_audio",
+    "load_mesh_preset",
     "make_mesh",
 ]

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.device_order import arrange, slices
+from qwen2audio_jax.mesh_presets import load_mesh_preset
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -94,29 +95,66 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(*axes))
 
 
-def make_mesh(*, data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes `data` and `model` over `devices` (default: all).
+def make_mesh(
+    *,
+    data: int = -1,
+    model: int = 1,
+    num_slices: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    preset: str | None = None,
+) -> Mesh:
+    """A mesh with axes `data` and `model` over `devices` (default: all, of all processes).
+
+    Slices lie one after the other along `data`, so that a `model` group never talks over the slow network between them;
+    within a slice a group stays in one process where it fits. On TPUs the order follows the wiring of the chips,
+    elsewhere neighbours in `devices` share a group.
 
     Args:
         data: replicas of the decoder; -1 takes all devices that `model` leaves.
         model: devices that share one copy of the decoder.
-        devices: in order; neighbours share a `model` group.
+        num_slices: parts that only a slow network joins; default: what the devices say (TPU slices, GPU hosts).
+        devices: which ones.
+        preset: a machine's mesh by name instead of the three sizes; see `load_mesh_preset`.
 
     Raises:
-        ValueError: the two sizes do not multiply to the number of devices.
+        ValueError: the two sizes do not multiply to the number of devices, a `model` group does not fit in a slice, or
+            there is no such preset; the message names the nearest mesh that works.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     count = len(devices)
+    if preset is not None:
+        if (data, model, num_slices) != (-1, 1, None):
+            raise ValueError(f"preset={preset!r} says data, model and num_slices: leave them out, or the preset")
+        known = load_mesh_preset(preset)
+        if known.devices != count:
+            raise ValueError(
+                f"the mesh preset {preset!r} is for {known.devices} devices, but there are {count}: choose data and "
+                "model yourself, or pass devices="
+            )
+        data, model, num_slices = known.data, known.model, known.num_slices
     if model < 1 or (data < 1 and data != -1):
         raise ValueError(f"data={data}, model={model}: mesh sizes are at least 1 (or data=-1 for what is left)")
     if data == -1:
         data = max(count // model, 1)
+    parts = slices(devices, num_slices)
+    within = len(parts[0])
     if data * model != count:
         raise ValueError(
-            f"a mesh of data={data} x model={model} takes {data * model} devices, but there are {count}: "
-            "choose sizes whose product is that number, or pass devices="
+            f"a mesh of data={data} x model={model} takes {data * model} devices, but there are {count}: the nearest "
+            f"that works is {_nearest(model, divides=within, count=count)}, or choose among them with devices="
         )
-    return Mesh(np.array(devices).reshape(data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    if within % model:
+        raise ValueError(
+            f"model={model}: each of the {len(parts)} slices has {within} devices, and a model group does not cross the "
+            f"slow network between slices: the nearest mesh that works is {_nearest(model, divides=within, count=count)}"
+        )
+    return Mesh(arrange(parts, model=model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _nearest(model: int, *, divides: int, count: int) -> str:
+    """The mesh of `count` devices whose `model` divides a number and is nearest to the one wanted."""
+    best = min((n for n in range(1, divides + 1) if divides % n == 0), key=lambda n: (abs(n - model), n))
+    return f"data={count // best} x model={best}"
 
 
 def single_device_mesh() -> Mesh:
@@ -142,10 +180,11 @@ def check_mesh(mesh: Mesh, *, config: Qwen2AudioConfig) -> None:
     for name, size in sizes.items():
         if size % model:
             works = [n for n in range(1, common + 1) if common % n == 0]
-            nearest = min(works, key=lambda n: (abs(n - model), n))
+            within = math.gcd(common, mesh.size)
             raise ValueError(
-                f"{name}={size} does not divide by the mesh's model={model}; the nearest size that works is "
-                f"model={nearest} (all that work: {', '.join(map(str, works))})"
+                f"{name}={size} does not divide by the mesh's model={model}; the nearest mesh that works on {mesh.size} "
+                f"devices is {_nearest(model, divides=within, count=mesh.size)} (sizes of model that divide this one: "
+                f"{', '.join(map(str, works))})"
             )
 
 

@@ -277,7 +277,7 @@ def test_control_tokens_stay_text(checkpoint, capsys):
 
 def test_truncation_and_mesh(checkpoint, clips, capsys):
     arguments = ("generate", "--model", checkpoint, *TALK, "hello", "--audio")
-    assert call(*arguments, clips / "long.wav", "--truncation", "--mesh", "data=2,model=4") == 0
+    assert call(*arguments, clips / "long.wav", "--truncation", "--mesh", "2x4") == 0
     assert capsys.readouterr().out.strip()
 
 
@@ -304,7 +304,8 @@ def test_truncation_and_mesh(checkpoint, clips, capsys):
         (["--do-sample", "--greedy", "hi"], ["--greedy", "--do-sample"]),
         (["--stop", "", "hi"], ["empty"]),
         (["--dtype", "int3", "hi"], ["dtype", "int3", "bfloat16"]),
-        (["--mesh", "2x4", "hi"], ["2x4", "data=2,model=4"]),
+        (["--mesh", "2 by 4", "hi"], ["2 by 4", "--mesh 2x4", "data=2,model=4", "v5e-8"]),
+        (["--mesh", "v5e-16", "hi"], ["v5e-16", "16", "8"]),
         (["--mesh", "data=3,model=5", "hi"], ["15", "8"]),
         (["--mesh", "model=16", "hi"], ["16"]),
         (["--revision", "main", "hi"], ["revision", "main"]),

@@ -13,8 +13,17 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The floors of the building, lowest first: a module may import from its own floor and from those below it.
 FLOORS = (
-    {"limits", "lengths", "hub", "embedded", "places"},
-    {"config_json", "config_encoder", "config_text", "config", "stopping", "text_stream", "generation_config"},
+    {"limits", "lengths", "hub", "embedded", "places", "roll_call", "device_order", "mesh_presets"},
+    {
+        "distributed",
+        "config_json",
+        "config_encoder",
+        "config_text",
+        "config",
+        "stopping",
+        "text_stream",
+        "generation_config",
+    },
     {"sharding"},
     {"layers", "cache", "buckets", "sampling", "loss", "manifest", "journal", "checkpoint", "audio", "outputs"},
     {"checkpoint_writer", "cache_folder"},

@@ -64,6 +64,7 @@ def test_contents(wheel):
         "convert/mapping.py",
         "configs/tiny.json",
         "configs/qwen2-audio-7b.json",
+        "configs/mesh-v5e-8.toml",
     ):
         assert f"qwen2audio_jax/{name}" in names
     assert not any("tests" in name or "__pycache__" in name for name in names)

@@ -5,10 +5,12 @@ import sys
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.options import DEFAULT_MODEL, DEFAULT_NEW_TOKENS, generation_options, mesh_sizes
+from qwen2audio_jax.cli.options import DEFAULT_MODEL, DEFAULT_NEW_TOKENS, generation_options, mesh_arguments
 from qwen2audio_jax.cli.output import say
+from qwen2audio_jax.distributed import detected, initialize
 from qwen2audio_jax.embedded import example
 from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.mesh_presets import load_mesh_preset
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.sharding import make_mesh
 from qwen2audio_jax.source import resolve_processor_files
@@ -53,18 +55,43 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     return processor, {**given, "seed": options.seed, "tokenizer": processor}
 
 
+def join(options: argparse.Namespace) -> None:
+    """Join the other processes of this command, where there are any; before anything else is done with JAX.
+
+    Raises:
+        ValueError: the options contradict each other, the others did not come, or the command takes no others.
+    """
+    if hasattr(options, "num_processes"):
+        initialize(
+            options.coordinator,
+            process_id=options.process_id,
+            num_processes=options.num_processes,
+            timeout=options.peer_timeout,
+        )
+    elif (found := detected()) is not None:
+        raise ValueError(
+            f"this is one of {found.num_processes} processes of a cluster, and {options.command} runs in one alone: "
+            "start it on a machine of its own, or use generate"
+        )
+
+
 def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneration:
     """The model on its mesh.
 
     Raises:
         ValueError: the checkpoint, dtype, mesh or adapter cannot be used.
     """
-    mesh = None if options.mesh is None else make_mesh(**mesh_sizes(options.mesh))
+    join(options)
+    chosen = {} if options.mesh is None else mesh_arguments(options.mesh)
+    mesh = make_mesh(**chosen) if chosen else None
+    dtype = options.dtype
+    if dtype == "auto" and "preset" in chosen:
+        dtype = load_mesh_preset(chosen["preset"]).dtype
     if sys.stderr.isatty():
         say(f"loading {options.model}")
     return Qwen2AudioForConditionalGeneration.from_pretrained(
         options.model,
-        dtype=options.dtype,
+        dtype=dtype,
         mesh=mesh,
         revision=options.revision,
         cache_dir=options.cache_dir,

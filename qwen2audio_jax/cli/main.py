@@ -18,6 +18,7 @@ from qwen2audio_jax.cli.options import (
     add_input_options,
     add_model_options,
     add_output_options,
+    add_process_options,
     add_train_options,
 )
 from qwen2audio_jax.cli.output import one_line, say
@@ -59,6 +60,8 @@ def build_parser() -> Parser:
         add_input_options(command, single_prompt=command is generate)
         add_generation_options(command)
     add_output_options(generate)
+    for name in ("generate", "train", "evaluate", "doctor"):
+        add_process_options(commands.choices[name])
     return parser
 
 

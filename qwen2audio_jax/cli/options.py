@@ -4,9 +4,11 @@ Values are checked by the library that uses them: its messages name value, limit
 """
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from qwen2audio_jax.embedded import EMBEDDED, examples
+from qwen2audio_jax.mesh_presets import mesh_preset_names
 
 DEFAULT_MODEL = EMBEDDED
 """The checkpoint that is used without --model."""
@@ -45,7 +47,26 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the model's weights")
     group.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
     group.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
-    group.add_argument("--mesh", metavar="data=N,model=M", help="split over devices (default: the first one alone)")
+    group.add_argument(
+        "--mesh",
+        metavar="DATAxMODEL",
+        help="split over devices, as in 2x4, or data=N,model=M,num_slices=S; or a machine by name, with its dtype unless "
+        f"--dtype says another: {', '.join(mesh_preset_names())} (default: the first device alone)",
+    )
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Which of several processes this one is; without them a cluster is asked, and else it runs alone."""
+    group = parser.add_argument_group(
+        "several processes",
+        "the same command on every host; TPU pods, Slurm, Open MPI and Kubernetes jobs need none of these",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's host, and a free port on it")
+    group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are; 1: alone, whatever is found")
+    group.add_argument(
+        "--peer-timeout", type=float, metavar="SECONDS", help="how long to wait for the others (default: 300)"
+    )
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:
@@ -144,18 +165,23 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def mesh_sizes(text: str) -> dict[str, Any]:
-    """The arguments of `make_mesh` in "data=N,model=M".
+def mesh_arguments(text: str) -> dict[str, Any]:
+    """The arguments of `make_mesh` in "2x4", "data=2,model=4" or the name of a preset.
 
     Raises:
         ValueError: it has another form.
     """
+    if text in mesh_preset_names():
+        return {"preset": text}
+    if found := re.fullmatch(r"(\d+)x(\d+)", text):
+        return {"data": int(found[1]), "model": int(found[2])}
     sizes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
-        if name not in ("data", "model") or name in sizes or not size.isdecimal():
+        if name not in ("data", "model", "num_slices") or name in sizes or not size.isdecimal():
             raise ValueError(
-                f"--mesh {text!r}: {part!r} is none of data=N and model=N; write it as in --mesh data=2,model=4"
+                f"--mesh {text!r}: {part!r} is none of data=N, model=N and num_slices=N; write it as in --mesh 2x4 or "
+                f"--mesh data=2,model=4, or name one of {', '.join(mesh_preset_names())}"
             )
         sizes[name] = int(size)
     return sizes

@@ -26,6 +26,9 @@ def run(options: argparse.Namespace) -> None:
 
     settings = read_settings(options.config, overrides=overrides)
     require_extras()
+    from qwen2audio_jax.cli.loading import join
+
+    join(options)
     from qwen2audio_jax.train.loop import train
     from qwen2audio_jax.train.progress import training_progress
 
