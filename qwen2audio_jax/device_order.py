@@ -1,10 +1,11 @@
 """Which device stands where in a mesh: the slow network between slices on `data`, neighbours in a `model` group.
 
-A slice is what a fast network joins: a TPU slice, or the GPUs of one host. Within a slice the groups stay in one process
-where they fit, so that every process has rows of its own, and on TPUs follow the wiring of the chips.
+A slice is what a fast network joins: a TPU slice, or the GPUs of one host. Within a slice the groups stay in one
+process where they fit, so that every process has rows of its own, and on TPUs follow the wiring of the chips.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def slices(devices: Sequence[Any], num_slices: int | None) -> list[list[Any]]:
         parts = by_slice
     elif len(by_process) > 1 and len(by_process) % count == 0:
         share = len(by_process) // count
-        parts = [sum(by_process[i : i + share], []) for i in range(0, len(by_process), share)]
+        parts = [list(chain.from_iterable(by_process[i : i + share])) for i in range(0, len(by_process), share)]
     elif len(devices) % count == 0 and len(by_process) == 1:
         share = len(devices) // count
         parts = [list(devices[i : i + share]) for i in range(0, len(devices), share)]

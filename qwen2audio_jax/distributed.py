@@ -129,8 +129,8 @@ def processes(
         return detected()
     if coordinator is None or process_id is None or num_processes is None:
         raise ValueError(
-            f"of several processes the {' and the '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: give "
-            f"--coordinator HOST:PORT, --process-id I and --num-processes N (or {COORDINATOR}, {PROCESS_ID} and "
+            f"of several processes the {' and the '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: "
+            f"give --coordinator HOST:PORT, --process-id I and --num-processes N (or {COORDINATOR}, {PROCESS_ID} and "
             f"{NUM_PROCESSES})"
         )
     if num_processes < 1:

@@ -173,16 +173,15 @@ def _report(host: str, port: int, *, process_id: int, num_processes: int, clock:
         try:
             with socket.create_connection((host, port), timeout=min(5.0, max(clock.left, 0.1))) as connection:
                 connection.sendall(f"{_GREETING} {process_id} {num_processes}\n".encode())
-                for state in _states(connection, clock):
-                    pass
+                _until_go(connection, clock)
                 return
         except OSError as error:
             state = f"{unknown} ({error.strerror or error})"
         time.sleep(_PAUSE)
 
 
-def _states(connection: socket.socket, clock: _Clock) -> Iterator[str]:
-    """What process 0 says of who is there, until it says go.
+def _until_go(connection: socket.socket, clock: _Clock) -> None:
+    """Hear from process 0 who is there, until it says go.
 
     Raises:
         OSError: it is gone.
@@ -210,7 +209,6 @@ def _states(connection: socket.socket, clock: _Clock) -> Iterator[str]:
                 # Either "go", or something else that listens there: JAX's own service, which needs no roll call.
                 return
             state = rest
-            yield state
         if len(pending) > _LINE or not pending.isascii() or b"\0" in pending:
             return
 

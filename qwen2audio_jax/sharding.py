@@ -145,8 +145,9 @@ def make_mesh(
         )
     if within % model:
         raise ValueError(
-            f"model={model}: each of the {len(parts)} slices has {within} devices, and a model group does not cross the "
-            f"slow network between slices: the nearest mesh that works is {_nearest(model, divides=within, count=count)}"
+            f"model={model}: each of the {len(parts)} slices has {within} devices, and a model group does not cross "
+            "the slow network between slices: the nearest mesh that works is "
+            f"{_nearest(model, divides=within, count=count)}"
         )
     return Mesh(arrange(parts, model=model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -182,9 +183,9 @@ def check_mesh(mesh: Mesh, *, config: Qwen2AudioConfig) -> None:
             works = [n for n in range(1, common + 1) if common % n == 0]
             within = math.gcd(common, mesh.size)
             raise ValueError(
-                f"{name}={size} does not divide by the mesh's model={model}; the nearest mesh that works on {mesh.size} "
-                f"devices is {_nearest(model, divides=within, count=mesh.size)} (sizes of model that divide this one: "
-                f"{', '.join(map(str, works))})"
+                f"{name}={size} does not divide by the mesh's model={model}; the nearest mesh that works on "
+                f"{mesh.size} devices is {_nearest(model, divides=within, count=mesh.size)} (sizes of model "
+                f"that divide this one: {', '.join(map(str, works))})"
             )
 
 

@@ -153,7 +153,7 @@ def test_one_leaves_and_comes_again():
 )
 def test_processes_that_do_not_agree(number, count, message):
     port = free_port()
-    threads, results = together(port, 3, (0, 1), timeout=3)
+    threads, _ = together(port, 3, (0, 1), timeout=3)
     time.sleep(0.6)
     others = {}
     call(port, number, count, others)

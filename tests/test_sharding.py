@@ -105,7 +105,7 @@ def test_meshes_that_do_not_divide_the_model():
     with pytest.raises(ValueError, match=message):
         check_mesh(make_mesh(data=1, model=8), config=config)
     six = make_mesh(data=2, model=3, devices=jax.devices()[:6])
-    with pytest.raises(ValueError, match="num_attention_heads=8 .* on 6 devices is data=3 x model=2"):
+    with pytest.raises(ValueError, match=r"num_attention_heads=8 .* on 6 devices is data=3 x model=2"):
         check_mesh(six, config=config)
     other = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("x",))
     with pytest.raises(ValueError, match="use make_mesh"):
@@ -191,5 +191,5 @@ def test_tpus_are_ordered_by_their_wiring():
         (x0, y0, _), (x1, y1, _) = (at[i] for i in group)
         assert abs(x0 - x1) + abs(y0 - y1) == 1
     assert ids(devices, model=8) == ids(devices, model=8)
-    assert sorted(sum(ids(devices, model=8), [])) == list(range(16))
+    assert sorted(i for group in ids(devices, model=8) for i in group) == list(range(16))
     assert ids(devices[:3], model=3) == [[0, 1, 2]]  # no block of chips: as they come

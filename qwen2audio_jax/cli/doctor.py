@@ -1,11 +1,17 @@
-"""`qwen2audio doctor`: whether a checkpoint is what it should be, and hears what the documentation says."""
+"""`qwen2audio doctor`: whether the machine is ready; or whether a checkpoint is what it should be."""
 
 import argparse
+import json
+from dataclasses import asdict
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.audio.load import load_audio
-from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.cli.loading import join
+from qwen2audio_jax.cli.machine import look
+from qwen2audio_jax.cli.machine_checks import CHECKS
+from qwen2audio_jax.cli.output import one_line, say, write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.roll_call import PeersMissing
 from qwen2audio_jax.source import resolve_checkpoint
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
@@ -17,8 +23,39 @@ def examine(options: argparse.Namespace) -> int:
     """Print a line for each check, and its problems; 1 if there is one.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or an option is for one and none is named.
     """
+    if options.model is not None:
+        return _examine_checkpoint(options)
+    if options.glass_clip is not None or options.revision is not None:
+        raise ValueError("--glass-clip and --revision are for a checkpoint: name it with --model")
+    return _examine_machine(options)
+
+
+def _examine_machine(options: argparse.Namespace) -> int:
+    missing = None
+    try:
+        join(options)
+    except PeersMissing as error:
+        missing = one_line(error)
+    machine = look(peers_missing=missing)
+    checked = [check(machine) for check in CHECKS]
+    wrong = any(one.problems for one in checked)
+    if options.json:
+        write(json.dumps({"ok": not wrong, **asdict(machine), "checks": [asdict(one) for one in checked]}) + "\n")
+        return int(wrong)
+    for one in checked:
+        _show(f"{one.name}: {one.found}", one.problems)
+    return int(wrong)
+
+
+def _show(line: str, problems: list[str]) -> None:
+    write(f"{'PROBLEM' if problems else 'ok     '} {line}\n")
+    for problem in problems:
+        write(f"        {problem}\n")
+
+
+def _examine_checkpoint(options: argparse.Namespace) -> int:
     from qwen2audio_jax.convert.check import Finding, check
     from qwen2audio_jax.convert.progress import progress_bar
 
@@ -41,8 +78,10 @@ def examine(options: argparse.Namespace) -> int:
         answer = processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
         problem = [] if answer == PUBLISHED else [f"it says {answer!r}; the published base model: {PUBLISHED!r}"]
         findings.append(Finding("clip of breaking glass", problem))
+    wrong = any(finding.problems for finding in findings)
+    if options.json:
+        write(json.dumps({"ok": not wrong, "checks": [asdict(finding) for finding in findings]}) + "\n")
+        return int(wrong)
     for finding in findings:
-        write(f"{'PROBLEM' if finding.problems else 'ok     '} {finding.checked}\n")
-        for problem in finding.problems:
-            write(f"        {problem}\n")
-    return 1 if any(finding.problems for finding in findings) else 0
+        _show(finding.checked, finding.problems)
+    return int(wrong)

@@ -29,8 +29,9 @@ Answer one prompt about the given clips; the answer goes to stdout as it is made
 Without a prompt the clips are the message (voice chat)."""
 CHAT = "Hold a conversation; in it, /help lists the commands."
 DOCTOR = """\
-Check a checkpoint: its files, names, shapes, every stored byte, finite weights, the tokenizer. Exit code 1 if something
-is wrong with it."""
+Without --model check the machine: versions, devices, memory, decoders, folders, processes, and what usually goes wrong
+with TPUs. With it check a checkpoint: files, names, shapes, every stored byte, finite weights, the tokenizer. Exit code
+1 if something is wrong."""
 TRAIN = """\
 Fine-tune a model as a configuration says. The output folder gets checkpoints, metrics.jsonl, TensorBoard events
 (tensorboard --logdir DIR/tensorboard) and a picture of the loss. A run that was stopped, or killed, continues from its
@@ -54,7 +55,7 @@ def build_parser() -> Parser:
     add_model_options(evaluate)
     add_evaluate_options(evaluate)
     commands.add_parser("convert", help="convert a checkpoint", add_help=False)
-    add_doctor_options(commands.add_parser("doctor", help="check a checkpoint", description=DOCTOR))
+    add_doctor_options(commands.add_parser("doctor", help="check the machine or a checkpoint", description=DOCTOR))
     for command in (generate, chat):
         add_model_options(command)
         add_input_options(command, single_prompt=command is generate)

@@ -50,8 +50,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
-        help="split over devices, as in 2x4, or data=N,model=M,num_slices=S; or a machine by name, with its dtype unless "
-        f"--dtype says another: {', '.join(mesh_preset_names())} (default: the first device alone)",
+        help="split over devices, as in 2x4, or data=N,model=M,num_slices=S; or a machine by name, with its dtype "
+        f"unless --dtype says another: {', '.join(mesh_preset_names())} (default: the first device alone)",
     )
 
 
@@ -190,7 +190,9 @@ def mesh_arguments(text: str) -> dict[str, Any]:
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint, and the clip."""
     parser.add_argument(
-        "--model", metavar="DIR", required=True, help="converted checkpoint, Hugging Face folder, or hub id"
+        "--model",
+        metavar="DIR",
+        help="check this converted checkpoint, Hugging Face folder, or hub id, and not the machine",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
@@ -201,3 +203,4 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
         '"Glass is breaking.": answers it and compares',
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
