@@ -5,6 +5,7 @@ It holds the only state there is. Everything here is checking, padding and bookk
 """
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -19,7 +20,7 @@ from qwen2audio_jax.checkpoint import restore_params
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.generation_config import GenerationConfig
-from qwen2audio_jax.inputs import TextRows, audio_slots, clips, padded_rows, place, place_clips, text_rows
+from qwen2audio_jax.inputs import Clips, Given, check_contiguous, clips, given, label_rows, padded_rows, place_clips
 from qwen2audio_jax.lora import merge_adapter_in_place
 from qwen2audio_jax.loss import next_token_loss
 from qwen2audio_jax.model import AudioFeatures, Prompt, sharded_specs
@@ -28,7 +29,9 @@ from qwen2audio_jax.places import Place
 from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
 from qwen2audio_jax.sampling import row_seeds, sampling_params
 from qwen2audio_jax.sharding import check_mesh, single_device_mesh
+from qwen2audio_jax.shares import Prepared, Sizes, agree, own_arrays, place, share_of
 from qwen2audio_jax.source import load_config, read_adapter
+from qwen2audio_jax.stopping import StopMatcher
 from qwen2audio_jax.text_stream import TextStream
 
 Source = Place
@@ -133,25 +136,31 @@ class Qwen2AudioForConditionalGeneration:
 
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
-        rows = text_rows(input_ids, attention_mask, config=self.config)
+
+        def prepare() -> tuple[tuple[Given, np.ndarray | None], Prepared]:
+            checked = given(input_ids, attention_mask, input_features, feature_attention_mask, config=self.config)
+            check_contiguous(checked.rows)
+            self._check_positions(checked.sizes.tokens, 0)
+            targets = None if labels is None else label_rows(labels, checked.rows, config=self.config)
+            return (checked, targets), Prepared(checked.sizes, inputs=checked.arrays)
+
+        (checked, targets), sizes = agree(self.mesh, prepare)
+        prompt, padded = self._prompt(checked, sizes)
+        rows, alone = checked.rows, share_of(self.mesh).alone
+        places = np.full((len(rows.ids) if alone else len(padded), sizes.width), -1, np.int32)
         for row, columns in enumerate(rows.columns):
-            if columns[-1] - columns[0] + 1 != len(columns):
-                raise ValueError(
-                    f"attention_mask of row {row} has a 0 between tokens, which leaves the positions after it unclear: "
-                    "0 may stand only before or after a row's tokens; take the masked tokens out"
-                )
-        self._check_positions(int(rows.lengths.max()), 0)
-        targets = None if labels is None else self._labels(labels, rows)
-        prompt, _ = self._prompt(rows, input_features, feature_attention_mask)
+            places[row, columns] = np.arange(len(columns))
+        vocab_size = self.config.text_config.vocab_size
         with jax.set_mesh(self.mesh):
             logits = engine.forward(self.params, prompt, cfg=self.config)
-            places = np.full((len(rows.ids), rows.width), -1, np.int32)
-            for row, columns in enumerate(rows.columns):
-                places[row, columns] = np.arange(len(columns))
-            logits = _at_input_positions(logits, places, vocab_size=self.config.text_config.vocab_size)
-            if targets is None:
-                return ModelOutput(logits, None)
-            return ModelOutput(logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index))
+            where = places if alone else place(self.mesh, places, "batch", "token")
+            logits = _at_input_positions(logits, where, vocab_size=vocab_size)
+        if not alone:
+            logits = own_arrays(self.mesh, logits)[: len(rows.ids), : rows.width]
+            places = places[: len(rows.ids), : rows.width]
+        if targets is None:
+            return ModelOutput(logits, None)
+        return ModelOutput(logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index))
 
     def encode_audio(self, input_features: Any, feature_attention_mask: Any) -> AudioFeatures:
         """Encode clips, each at its true length.
@@ -164,10 +173,13 @@ class Qwen2AudioForConditionalGeneration:
             Vectors before and after the projector, cut to the longest clip: [A, W, D]; those past a clip's own length
             are meaningless.
         """
-        heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
-        features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh)
-        with jax.set_mesh(self.mesh):
-            result = engine.encode_audio(self.params, features, frames, cfg=self.config)
+
+        def prepare() -> tuple[Clips, Prepared]:
+            heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
+            return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
+
+        heard, sizes = agree(self.mesh, prepare)
+        result = own_arrays(self.mesh, self._encode(heard, sizes))
         count, longest = len(heard.frames), int(heard.tokens.max())
         return AudioFeatures(
             result.encoded[:count, :longest], result.projected[:count, :longest], result.lengths[:count]
@@ -212,12 +224,10 @@ class Qwen2AudioForConditionalGeneration:
         Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty; in the reference padding
         on the right does (before transformers 5, on the left too).
         """
-        settings = self.generation_config.updated(**options)
-        rows = text_rows(input_ids, attention_mask, config=self.config)
-        count = len(rows.ids) * settings.num_return_sequences
-        matchers = stop_matchers(settings.stop_strings, tokenizer, rows=count)
-        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
-        prompts = np.repeat(np.atleast_2d(np.asarray(input_ids)), settings.num_return_sequences, axis=0)
+        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
+        decoding, matchers = self._decoding(inputs, options=options, seed=seed, tokenizer=tokenizer)
+        copies = decoding.rows // len(np.atleast_2d(np.asarray(input_ids)))
+        prompts = np.repeat(np.atleast_2d(np.asarray(input_ids)), copies, axis=0)
         output = collect(decoding, prompts, matchers=matchers)
         return output if return_dict_in_generate else output.sequences
 
@@ -242,61 +252,73 @@ class Qwen2AudioForConditionalGeneration:
         Raises:
             TypeError, ValueError: as `generate`; also for more than one row or returned sequence.
         """
-        settings = self.generation_config.updated(**options)
-        rows = text_rows(input_ids, attention_mask, config=self.config)
-        if len(rows.ids) != 1 or settings.num_return_sequences != 1:
-            raise ValueError(
-                f"stream takes one prompt and returns one text, not {len(rows.ids)} x {settings.num_return_sequences}: "
-                "call it once for each, or use generate"
-            )
-        matchers = stop_matchers(settings.stop_strings, tokenizer, rows=1)
-        decoding = self._decoding(rows, input_features, feature_attention_mask, settings=settings, seed=seed)
+        if not share_of(self.mesh).alone:
+            raise ValueError("stream runs in one process, and this model's mesh spans several: use generate")
+        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
+        decoding, matchers = self._decoding(inputs, options=options, seed=seed, tokenizer=tokenizer, streamed=True)
         text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
         return pieces(decoding, text, matchers=matchers)
 
     def _decoding(
         self,
-        rows: TextRows,
-        input_features: Any,
-        feature_attention_mask: Any,
+        inputs: tuple[Any, Any, Any, Any],
         *,
-        settings: GenerationConfig,
+        options: Mapping[str, Any],
         seed: int | Sequence[int] | None,
-    ) -> "engine.Decoding":
-        budget = settings.new_token_budget(rows.width)
-        self._check_positions(int(rows.lengths.max()), budget)
-        count, copies = len(rows.ids), settings.num_return_sequences
-        seeds = row_seeds(seed, rows=count * copies)
-        sampling = sampling_params(settings, vocab_size=self.config.text_config.vocab_size)
-        prompt, padded = self._prompt(rows, input_features, feature_attention_mask)
-        return engine.Decoding(
+        tokenizer: Tokenizer | None,
+        streamed: bool = False,
+    ) -> tuple["engine.Decoding", list[StopMatcher]]:
+        def prepare() -> tuple[tuple[Any, ...], Prepared]:
+            settings = self.generation_config.updated(**options)
+            checked = given(*inputs, config=self.config)
+            count = len(checked.rows.ids) * settings.num_return_sequences
+            if streamed and count != 1:
+                raise ValueError(
+                    f"stream takes one prompt and returns one text, not {len(checked.rows.ids)} x "
+                    f"{settings.num_return_sequences}: call it once for each, or use generate"
+                )
+            matchers = stop_matchers(settings.stop_strings, tokenizer, rows=count)
+            budget = settings.new_token_budget(checked.rows.width)
+            self._check_positions(checked.sizes.tokens, budget)
+            seeds = None if seed is None else row_seeds(seed, rows=count)
+            sampling = sampling_params(settings, vocab_size=self.config.text_config.vocab_size)
+            said = (repr(settings), repr(None if seeds is None else seeds.tolist()))
+            own = (*checked.arrays, *(np.frombuffer(text.encode(), np.uint8) for text in said))
+            common = {**asdict(settings), "max_new_tokens": None, "max_length": None, "stop_strings": None}
+            prepared = Prepared(replace(checked.sizes, budget=budget), common=repr(common), inputs=own)
+            return (settings, checked, matchers, budget, seeds, sampling), prepared
+
+        (settings, checked, matchers, budget, seeds, sampling), sizes = agree(self.mesh, prepare)
+        count, copies = len(checked.rows.ids), settings.num_return_sequences
+        if seeds is None:
+            seeds = row_seeds(None if share_of(self.mesh).alone else sizes.draw, rows=count * copies)
+        prompt, padded = self._prompt(checked, sizes)
+        decoding = engine.Decoding(
             self.params,
             prompt,
             lengths=padded,
             rows=count,
             copies=copies,
             budget=budget,
+            sizes=sizes,
             seeds=seeds,
             sampling=sampling,
             mode=settings.mode,
             cfg=self.config,
             mesh=self.mesh,
         )
+        return decoding, matchers
 
-    def _prompt(self, rows: TextRows, input_features: Any, feature_attention_mask: Any) -> tuple[Prompt, np.ndarray]:
+    def _encode(self, heard: Clips | None, sizes: Sizes) -> AudioFeatures:
+        features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh, sizes=sizes)
+        with jax.set_mesh(self.mesh):
+            return engine.encode_audio(self.params, features, frames, cfg=self.config)
+
+    def _prompt(self, checked: Given, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
         """The prompts on the mesh, their clips encoded, and the padded rows' lengths on the host."""
-        if input_features is None:
-            if feature_attention_mask is not None:
-                raise ValueError("feature_attention_mask came without input_features")
-            slots, audio = audio_slots(rows, None, config=self.config), None
-        else:
-            heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
-            slots = audio_slots(rows, heard, config=self.config)
-            features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh)
-            with jax.set_mesh(self.mesh):
-                audio = engine.encode_audio(self.params, features, frames, cfg=self.config).projected
+        audio = self._encode(checked.heard, sizes).projected if sizes.clips else None
         vectors = 0 if audio is None else audio.shape[1]
-        padded = padded_rows(rows, slots, vectors=vectors, config=self.config, mesh=self.mesh)
+        padded = padded_rows(checked, vectors=vectors, config=self.config, mesh=self.mesh, sizes=sizes)
         prompt = Prompt(
             ids=place(self.mesh, padded.ids, "batch", "token"),
             lengths=place(self.mesh, padded.lengths, "batch"),
@@ -304,18 +326,6 @@ class Qwen2AudioForConditionalGeneration:
             slots=None if audio is None else place(self.mesh, padded.slots, "batch", "token"),
         )
         return prompt, padded.lengths
-
-    def _labels(self, labels: Any, rows: TextRows) -> np.ndarray:
-        array = np.atleast_2d(np.asarray(labels))
-        shape, vocab = (len(rows.ids), rows.width), self.config.text_config.vocab_size
-        if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"labels has shape {array.shape} and dtype {array.dtype}; integers {shape} are needed")
-        wrong = array[(array != self.config.ignore_index) & ((array < 0) | (array >= vocab))]
-        if wrong.size:
-            raise ValueError(
-                f"labels holds {wrong[0]}; only {self.config.ignore_index} (ignored) and 0 to {vocab - 1} are labels"
-            )
-        return array.astype(np.int32)
 
     def _check_positions(self, prompt: int, new: int) -> None:
         limit = self.config.text_config.max_position_embeddings

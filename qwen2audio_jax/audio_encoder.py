@@ -12,10 +12,11 @@ from qwen2audio_jax import generate as engine
 from qwen2audio_jax.checkpoint import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.inputs import clips, place_clips
+from qwen2audio_jax.inputs import Clips, clips, place_clips
 from qwen2audio_jax.model import sharded_specs
 from qwen2audio_jax.places import Place
 from qwen2audio_jax.sharding import single_device_mesh
+from qwen2audio_jax.shares import Prepared, agree, own_arrays
 from qwen2audio_jax.source import load_config
 
 
@@ -81,8 +82,14 @@ class Qwen2AudioEncoder:
         Raises:
             ValueError: shapes that do not fit, a clip without an audio token, NaN or Inf.
         """
-        heard = clips(input_features, feature_attention_mask, config=self.config)
-        features, frames = place_clips(heard, config=self.config, mesh=self.mesh)
+
+        def prepare() -> tuple[Clips, Prepared]:
+            heard = clips(input_features, feature_attention_mask, config=self.config)
+            return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
+
+        heard, sizes = agree(self.mesh, prepare)
+        features, frames = place_clips(heard, config=self.config, mesh=self.mesh, sizes=sizes)
         with jax.set_mesh(self.mesh):
             encoded = engine.encode(self.params, features, frames, cfg=self.config, dtype=self.dtype)
+        encoded = own_arrays(self.mesh, encoded)
         return EncoderOutput(encoded[: len(heard.frames), : int(heard.tokens.max())], jax.numpy.asarray(heard.tokens))

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
 from qwen2audio_jax.sharding import round_up
+from qwen2audio_jax.shares import places_per_group
 
 FRAMES = (100, 200, 300, 500, 800, 1000, 1500, 2000, 3000)
 """Mel frames (10 ms each) of an encoder call."""
@@ -44,10 +45,10 @@ def _power_of_two(count: int) -> int:
 
 
 def row_bucket(rows: int, *, mesh: Mesh) -> int:
-    """Rows of a batch: a power of two, at least `SMALLEST_ROWS`, divisible by the mesh's data axis."""
-    return round_up(max(_power_of_two(rows), SMALLEST_ROWS), mesh.shape["data"])
+    """Rows of a process's batch: a power of two, at least `SMALLEST_ROWS`, divisible over its part of `data`."""
+    return round_up(max(_power_of_two(rows), SMALLEST_ROWS), places_per_group(mesh))
 
 
 def clip_bucket(clips: int, *, mesh: Mesh) -> int:
-    """Clips of an encoder call: a power of two, divisible by the number of devices, which all take a share."""
-    return round_up(_power_of_two(clips), mesh.size)
+    """Clips of a process's encoder call: a power of two, divisible by its devices, which all take a share."""
+    return round_up(_power_of_two(clips), places_per_group(mesh) * mesh.shape["model"])

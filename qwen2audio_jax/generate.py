@@ -19,10 +19,10 @@ from qwen2audio_jax import model
 from qwen2audio_jax.buckets import cache_bucket, row_bucket
 from qwen2audio_jax.cache import CACHE_AXES, KVCache, empty_cache, fork
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.inputs import place
 from qwen2audio_jax.layers import Params
 from qwen2audio_jax.sampling import Mode, NextToken, SamplerState, SamplingParams, init_state, next_token
 from qwen2audio_jax.sharding import named_sharding
+from qwen2audio_jax.shares import Sizes, everywhere, global_rows, own_rows, place, share_of
 
 encode = jax.jit(model.encode, static_argnames=("cfg", "dtype"))
 encode_audio = jax.jit(model.encode_audio, static_argnames="cfg")
@@ -82,6 +82,7 @@ class Decoding:
         rows: int,
         copies: int,
         budget: int,
+        sizes: Sizes,
         seeds: np.ndarray,
         sampling: SamplingParams,
         mode: Mode,
@@ -97,6 +98,7 @@ class Decoding:
             rows: real prompts.
             copies: continuations of each, which come out next to each other.
             budget: most new tokens a row; at least 1.
+            sizes: agreed between the processes: the most rows, tokens and budget of any of them.
             seeds: [rows * copies] uint32.
             sampling: settings.
             mode: "greedy" or "sample".
@@ -105,14 +107,19 @@ class Decoding:
         """
         self._params, self._prompt, self._lengths = params, prompt, lengths
         self._budget, self._sampling, self._mode, self._cfg, self._mesh = budget, sampling, mode, cfg, mesh
-        self._count = rows * copies
-        decoded = row_bucket(self._count, mesh=mesh)
-        # Rows that only pad the batch copy the first prompt and are finished from the start.
+        self._count, self._copies, self._sizes = rows * copies, copies, sizes
+        decoded = row_bucket(sizes.rows * copies, mesh=mesh)
+        # Rows that only pad the batch are finished from the start; of several copies they copy the first prompt.
         self._sources = np.zeros(decoded, np.int32)
         self._sources[: self._count] = np.repeat(np.arange(rows), copies)
         self._seeds = np.zeros(decoded, np.uint32)
         self._seeds[: self._count] = seeds
         self._stopped = np.arange(decoded) >= self._count
+
+    @property
+    def rows(self) -> int:
+        """How many rows come out."""
+        return self._count
 
     def stop(self, row: int) -> None:
         """End a row: it gives padding from the next step on."""
@@ -123,15 +130,16 @@ class Decoding:
         prompt, mesh, cfg = self._prompt, self._mesh, self._cfg
         rows, width = prompt.ids.shape
         # The last token's key and value are never read, so the budget needs one position less than it has tokens.
-        needed = int(self._lengths.max()) + self._budget - 1
+        needed = self._sizes.tokens + self._sizes.budget - 1
         capacity = max(width, cache_bucket(needed, config=cfg))
         cache = _cache_maker(cfg, rows, capacity, mesh)()
         logits, cache = prefill(self._params, prompt, cache, cfg=cfg, window=width)
         present = place(mesh, np.arange(width) < self._lengths[:, None], "batch", "token")
         state = _initial_state(prompt.ids, present, np.zeros(rows, np.uint32), vocab_size=logits.shape[-1])
         # What follows may have more rows than there are prompts: several continuations of each.
-        if not np.array_equal(self._sources, np.arange(rows)):
-            logits, cache, state = _fork((logits, cache, state), self._sources)
+        if self._copies > 1:
+            sources = global_rows(mesh, self._sources, size=len(self._lengths)).astype(np.int32)
+            logits, cache, state = _fork((logits, cache, state), place(mesh, sources, "batch"))
         state = replace(
             state, seeds=place(mesh, self._seeds, "batch"), finished=place(mesh, self._stopped.copy(), "batch")
         )
@@ -141,7 +149,8 @@ class Decoding:
         """Run; a row's tokens do not depend on what else is in the batch."""
         with jax.set_mesh(self._mesh):
             issued, cache = self._start()
-        for left in reversed(range(self._budget)):
+        given, over = 0, False
+        for left in reversed(range(self._sizes.budget)):
             arriving = issued
             if left:
                 stopped = place(self._mesh, self._stopped.copy(), "batch")
@@ -156,12 +165,24 @@ class Decoding:
                         cfg=self._cfg,
                         mode=self._mode,
                     )
-            tokens, log_probs, finished = jax.device_get((arriving.tokens, arriving.log_probs, arriving.state.finished))
-            ended = self._stopped.copy()
-            tokens = np.where(ended, np.asarray(self._sampling.pad_token_id), tokens)
-            log_probs = np.where(ended, np.float32(0), log_probs)
-            yield Step(tokens[: self._count], log_probs[: self._count], (finished | ended)[: self._count])
-            if (finished | self._stopped).all():
+            tokens, log_probs, finished = own_rows(
+                self._mesh, (arriving.tokens, arriving.log_probs, arriving.state.finished)
+            )
+            if not over:
+                ended = self._stopped.copy()
+                tokens = np.where(ended, np.asarray(self._sampling.pad_token_id), tokens)
+                log_probs = np.where(ended, np.float32(0), log_probs)
+                yield Step(tokens[: self._count], log_probs[: self._count], (finished | ended)[: self._count])
+                given += 1
+                over = given == self._budget or bool((finished | self._stopped).all())
+            if share_of(self._mesh).alone:
+                if over:
+                    return
+                continue
+            # Other processes may have rows that still run, and their steps need this process too.
+            if over:
+                self._stopped[:] = True
+            if everywhere(self._mesh, arriving.state.finished):
                 return
 
 

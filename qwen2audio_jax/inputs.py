@@ -3,7 +3,7 @@
 Host-side numpy only; what is wrong with an input is said here, before anything is computed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from qwen2audio_jax.buckets import clip_bucket, frame_bucket, row_bucket, token_bucket
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
 from qwen2audio_jax.lengths import token_count
-from qwen2audio_jax.sharding import named_sharding
+from qwen2audio_jax.shares import Sizes, global_rows, place
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Clips:
     def tokens(self) -> np.ndarray:
         """[A] int32: audio tokens of each clip."""
         return np.asarray(token_count(self.frames), np.int32)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What its arrays need."""
+        return Sizes(clips=len(self.frames), frames=int(self.frames.max()))
 
 
 def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2AudioConfig) -> TextRows:
@@ -85,6 +90,34 @@ def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2
         columns=columns,
         width=ids.shape[1],
     )
+
+
+def check_contiguous(rows: TextRows) -> None:
+    """Raise a `ValueError` if padding stands between a row's tokens."""
+    for row, columns in enumerate(rows.columns):
+        if columns[-1] - columns[0] + 1 != len(columns):
+            raise ValueError(
+                f"attention_mask of row {row} has a 0 between tokens, which leaves the positions after it unclear: "
+                "0 may stand only before or after a row's tokens; take the masked tokens out"
+            )
+
+
+def label_rows(labels: object, rows: TextRows, *, config: Qwen2AudioConfig) -> np.ndarray:
+    """Check labels: [B, T] int32, each an id of the vocabulary or `config.ignore_index`.
+
+    Raises:
+        ValueError: another shape or type, or another label.
+    """
+    array = np.atleast_2d(np.asarray(labels))
+    shape, vocab = (len(rows.ids), rows.width), config.text_config.vocab_size
+    if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels has shape {array.shape} and dtype {array.dtype}; integers {shape} are needed")
+    wrong = array[(array != config.ignore_index) & ((array < 0) | (array >= vocab))]
+    if wrong.size:
+        raise ValueError(
+            f"labels holds {wrong[0]}; only {config.ignore_index} (ignored) and 0 to {vocab - 1} are labels"
+        )
+    return array.astype(np.int32)
 
 
 def clips(input_features: object, feature_attention_mask: object | None, *, config: Qwen2AudioEncoderConfig) -> Clips:
@@ -163,19 +196,77 @@ def audio_slots(rows: TextRows, heard: Clips | None, *, config: Qwen2AudioConfig
     return slots
 
 
-def place(mesh: Mesh, array: np.ndarray, *axes: str | None) -> jax.Array:
-    """Put a host array on the mesh, split by its logical axes."""
-    return jax.device_put(array, named_sharding(mesh, *axes))
+@dataclass(frozen=True)
+class Given:
+    """A call's inputs, checked.
+
+    Attributes:
+        rows: the prompts.
+        heard: their clips; None for text alone.
+        slots: of `audio_slots`.
+    """
+
+    rows: TextRows
+    heard: Clips | None
+    slots: list[np.ndarray]
+
+    @property
+    def sizes(self) -> Sizes:
+        """What its arrays need."""
+        rows = Sizes(rows=len(self.rows.ids), tokens=int(self.rows.lengths.max()), width=self.rows.width)
+        if self.heard is None:
+            return rows
+        return replace(rows, clips=self.heard.sizes.clips, frames=self.heard.sizes.frames)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All that was given."""
+        own = (self.rows.lengths, *self.rows.ids, *self.rows.columns)
+        return own if self.heard is None else (*own, self.heard.frames, self.heard.features)
 
 
-def place_clips(heard: Clips, *, config: Qwen2AudioEncoderConfig, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """Pad clips to listed shapes and place them: features [A, M, L] and frames [A] (0 for clips that only pad)."""
-    count, length = len(heard.frames), frame_bucket(int(heard.frames.max()), config=config)
-    padded = clip_bucket(count, mesh=mesh)
-    features = np.zeros((padded, heard.features.shape[1], length), np.float32)
-    features[:count] = heard.features[:, :, :length]
+def given(
+    input_ids: object,
+    attention_mask: object | None,
+    input_features: object | None,
+    feature_attention_mask: object | None,
+    *,
+    config: Qwen2AudioConfig,
+) -> Given:
+    """Check all that `generate` and the model's call take.
+
+    Raises:
+        ValueError: as `text_rows`, `clips` and `audio_slots`.
+    """
+    rows = text_rows(input_ids, attention_mask, config=config)
+    if input_features is None:
+        if feature_attention_mask is not None:
+            raise ValueError("feature_attention_mask came without input_features")
+        heard = None
+    else:
+        heard = clips(input_features, feature_attention_mask, config=config.audio_config)
+    return Given(rows, heard, audio_slots(rows, heard, config=config))
+
+
+def place_clips(
+    heard: Clips | None, *, config: Qwen2AudioEncoderConfig, mesh: Mesh, sizes: Sizes
+) -> tuple[jax.Array, jax.Array]:
+    """Pad clips to listed shapes and place them: features [A, M, L] and frames [A] (0 for clips that only pad).
+
+    Args:
+        heard: this process's clips; None if only others have some.
+        config: gives M.
+        mesh: where they go.
+        sizes: agreed between the processes.
+    """
+    length = frame_bucket(sizes.frames, config=config)
+    padded = clip_bucket(sizes.clips, mesh=mesh)
+    features = np.zeros((padded, config.num_mel_bins, length), np.float32)
     frames = np.zeros(padded, np.int32)
-    frames[:count] = heard.frames
+    if heard is not None:
+        count = len(heard.frames)
+        features[:count] = heard.features[:, :, :length]
+        frames[:count] = heard.frames
     return place(mesh, features, "clip", "mels", "position"), place(mesh, frames, "clip")
 
 
@@ -191,24 +282,23 @@ class PaddedRows:
     slots: np.ndarray
 
 
-def padded_rows(
-    rows: TextRows, slots: list[np.ndarray], *, vectors: int, config: Qwen2AudioConfig, mesh: Mesh
-) -> PaddedRows:
+def padded_rows(checked: Given, *, vectors: int, config: Qwen2AudioConfig, mesh: Mesh, sizes: Sizes) -> PaddedRows:
     """Pad prompts to listed shapes.
 
     Args:
-        rows: the prompts.
-        slots: of `audio_slots`.
+        checked: the prompts, and what goes where in them.
         vectors: W, how many audio vectors the encoder's output has room for in a clip.
         config: gives the longest prompt.
         mesh: what the row count must divide by.
+        sizes: agreed between the processes.
     """
-    lengths = rows.lengths
-    shape = (row_bucket(len(rows.ids), mesh=mesh), token_bucket(int(lengths.max()), config=config))
+    lengths = checked.rows.lengths
+    shape = (row_bucket(sizes.rows, mesh=mesh), token_bucket(sizes.tokens, config=config))
     ids, flat = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-    for index, (row, pairs) in enumerate(zip(rows.ids, slots, strict=True)):
+    for index, (row, pairs) in enumerate(zip(checked.rows.ids, checked.slots, strict=True)):
         ids[index, : len(row)] = row
-        flat[index, : len(row)] = np.where(pairs[:, 0] >= 0, pairs[:, 0] * vectors + pairs[:, 1], -1)
+        clip = global_rows(mesh, np.maximum(pairs[:, 0], 0), size=clip_bucket(sizes.clips, mesh=mesh))
+        flat[index, : len(row)] = np.where(pairs[:, 0] >= 0, clip * vectors + pairs[:, 1], -1)
     padded = np.ones(shape[0], np.int32)
     padded[: len(lengths)] = lengths
     return PaddedRows(ids, padded, flat)

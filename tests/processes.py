@@ -21,7 +21,11 @@ def environment(*, devices: int = 1, **changed: str) -> dict[str, str]:
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     places = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": places}
-    return {**os.environ, **own, **changed}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return {**cache, **os.environ, **own, **changed}
 
 
 def start(*command: object, **changed: object) -> subprocess.Popen:

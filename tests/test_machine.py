@@ -36,7 +36,7 @@ def test_a_sound_machine_has_no_problems():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"pod_workers": 4}, "only 1 of 4 workers of this TPU pod is running"),
+        ({"pod_workers": 4}, "of 4 workers of this TPU pod only 1 is running"),
         ({"peers_missing": "1 of 2 have arrived"}, "1 of 2 have arrived"),
         ({"tpu_holders": [77, 78]}, "libtpu is held by another process (77, 78)"),
         (

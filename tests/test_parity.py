@@ -18,7 +18,7 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cache import empty_cache
 from qwen2audio_jax.encoder import Encoder
 from qwen2audio_jax.generate import prefill as jitted_prefill
-from qwen2audio_jax.inputs import text_rows
+from qwen2audio_jax.inputs import given
 from qwen2audio_jax.layers import bind
 from qwen2audio_jax.lengths import conv_length, token_count
 from qwen2audio_jax.model import Prompt, decode_step, embed, forward, prefill
@@ -103,9 +103,10 @@ def test_every_even_buffer_with_two_silent_frames_gives_the_same(load, name):
 
 def device_prompt(model, inputs):
     """What the model object makes of a batch, and for each row its place in the left-aligned arrays."""
-    rows = text_rows(inputs["input_ids"], inputs["attention_mask"], config=model.config)
-    prompt, _ = model._prompt(rows, inputs.get("input_features"), inputs.get("feature_attention_mask"))
-    return rows, prompt
+    clips = inputs.get("input_features"), inputs.get("feature_attention_mask")
+    checked = given(inputs["input_ids"], inputs["attention_mask"], *clips, config=model.config)
+    prompt, _ = model._prompt(checked, checked.sizes)
+    return checked.rows, prompt
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,7 @@ FLOORS = (
         "generation_config",
     },
     {"sharding"},
+    {"shares"},
     {"layers", "cache", "buckets", "sampling", "loss", "manifest", "journal", "checkpoint", "audio", "outputs"},
     {"checkpoint_writer", "cache_folder"},
     {"attention"},

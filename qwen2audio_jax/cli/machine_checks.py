@@ -106,10 +106,11 @@ def check_processes(machine: Machine) -> Checked:
     if machine.peers_missing is not None:
         problems.append(machine.peers_missing)
     elif workers is not None and workers > machine.processes:
+        running = "1 is" if machine.processes == 1 else f"{machine.processes} are"
         problems.append(
-            f"only {machine.processes} of {workers} workers of this TPU pod "
-            f"{'is' if machine.processes == 1 else 'are'} running this: JAX waits for the others without a word; start the command on every worker at once "
-            "(gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...)"
+            f"of {workers} workers of this TPU pod only {running} running this: JAX waits for the others without a "
+            "word; start the command on every worker at once (gcloud compute tpus tpu-vm ssh NAME --worker=all "
+            "--command=...)"
         )
     found = f"{machine.processes}" + (f" of the pod's {workers} workers" if workers else "")
     return Checked("processes", found, problems)

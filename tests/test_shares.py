@@ -1,0 +1,134 @@
+"""Several processes with rows of their own give what one process gives: tokens, logits, audio features, errors."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from conftest import relative_error
+from hf_layout import write_hf_checkpoint
+from processes import ROOT, finish, free_port, start
+from shares_process import BUDGETS, OPTIONS, PARTS, of_rows
+
+from qwen2audio_jax.convert import convert
+from qwen2audio_jax.sharding import make_mesh
+from qwen2audio_jax.shares import Share, agree, global_rows, share_of
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shares")
+    write_hf_checkpoint(folder / "hf", "gqa", seed=tiny.SEEDS["gqa"])
+    convert(folder / "hf", folder / "orbax")
+    return folder / "orbax"
+
+
+@pytest.fixture(scope="module")
+def one(checkpoint):
+    from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+
+    return Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def together(folder, checkpoint, *, processes, devices, data, model, groups, full):
+    address = f"127.0.0.1:{free_port()}"
+    share = processes // groups
+    started = []
+    for number in range(processes):
+        group = number // share
+        case = {"process": number, "processes": processes, "data": data, "model": model, "group": group}
+        case |= {"rows": PARTS[groups][group], "checkpoint": str(checkpoint), "seed": 10 * group, "full": full}
+        started.append(start(ROOT / "tests" / "shares_process.py", json.dumps(case), address, folder, devices=devices))
+    for code, _, err in finish(started, timeout=500):
+        assert code == 0, err
+    return [dict(np.load(folder / f"{number}.npz")) for number in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "data", "model", "groups"),
+    [
+        pytest.param(2, 2, 2, 2, 2, id="two-processes-a-model-group-each"),
+        pytest.param(4, 1, 4, 1, 4, id="four-processes-of-one-device"),
+        pytest.param(4, 1, 2, 2, 2, id="four-processes-of-which-two-share-a-model-group"),
+    ],
+)
+def test_processes_give_what_one_gives(checkpoint, one, tmp_path, processes, devices, data, model, groups):
+    """Rows, clips, lengths and budgets differ between the processes."""
+    full = groups < processes or processes == 2
+    results = together(
+        tmp_path, checkpoint, processes=processes, devices=devices, data=data, model=model, groups=groups, full=full
+    )
+    for number, result in enumerate(results):
+        group = number * groups // processes
+        inputs = of_rows(PARTS[groups][group])
+        labels = np.where(inputs["attention_mask"] == 1, inputs["input_ids"], -100)
+        called = one(**inputs, labels=labels)
+        assert relative_error(result["logits"], called.logits) < 1e-5
+        assert relative_error(result["loss"], called.loss) < 1e-5
+        tokens = one.generate(**inputs, **OPTIONS, max_new_tokens=BUDGETS[group])
+        np.testing.assert_array_equal(result["tokens"], tokens)
+        if full:
+            sampled = {"do_sample": True, "temperature": 1.2, "num_return_sequences": 2, "max_new_tokens": 6}
+            expected = one.generate(**inputs, **{**OPTIONS, **sampled}, seed=10 * group)
+            np.testing.assert_array_equal(result["sampled"], expected)
+            heard = inputs if "input_features" in inputs else of_rows((1,))
+            features = one.encode_audio(heard["input_features"], heard["feature_attention_mask"])
+            np.testing.assert_array_equal(result["lengths"], features.lengths)
+            for clip, length in enumerate(result["lengths"]):
+                kept = np.asarray(features.projected)[clip, :length]
+                assert relative_error(result["projected"][clip, :length], kept) < 1e-5
+        said = json.loads(str(result["said"]))
+        assert ("vocabulary has ids 0 to 320" if number == 1 else "process 1 refused its inputs") in said["wrong"]
+        assert "given different options" in said["options"]
+        assert "stream runs in one process" in said["stream"]
+        if groups == processes:
+            assert said["rows"] == "done"
+        else:
+            first = group * (processes // groups)
+            assert f"processes {first}, {first + 1} share a model group" in said["rows"]
+
+
+def fake_mesh(owners):
+    """A mesh's shape and the processes of its devices, without devices."""
+    import types
+
+    devices = np.empty(np.shape(owners), object)
+    for place, owner in np.ndenumerate(np.asarray(owners)):
+        devices[place] = types.SimpleNamespace(process_index=owner)
+    return types.SimpleNamespace(devices=devices, shape=dict(zip(("data", "model"), devices.shape, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("owners", "expected"),
+    [
+        ([[0, 0], [0, 0], [1, 1], [1, 1]], Share(2, (2, 3), False)),
+        ([[0], [1], [0], [1]], Share(2, (1, 3), False)),
+        ([[0, 1], [2, 3]], Share(2, (0,), False)),
+        ([[0, 1, 2, 3]], Share(1, (0,), False)),
+        ([[1, 1]], Share(1, (0,), True)),
+        ([[0, 1], [1, 2]], "unequal or overlapping"),
+        ([[0], [1], [1]], "unequal or overlapping"),
+        ([[0], [2]], "none of the mesh's devices belongs to this process"),
+    ],
+)
+def test_shares_of_a_mesh(monkeypatch, owners, expected):
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    find = share_of.__wrapped__
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            find(fake_mesh(owners))
+    else:
+        assert find(fake_mesh(owners)) == expected
+
+
+def test_rows_among_those_of_all(monkeypatch):
+    monkeypatch.setattr("qwen2audio_jax.shares.share_of", lambda mesh: Share(2, (1, 3), False))
+    assert global_rows(None, np.arange(4), size=4).tolist() == [2, 3, 6, 7]
+
+
+def test_one_process_agrees_with_itself():
+    mesh = make_mesh(data=4, model=2)
+    assert share_of(mesh) == Share(1, (0, 1, 2, 3), True)
+    with pytest.raises(ZeroDivisionError):
+        agree(mesh, lambda: 1 / 0)
