@@ -123,6 +123,9 @@ class Qwen2AudioForConditionalGeneration:
     ) -> ModelOutput:
         """Logits at every position, and the loss when labels are given.
 
+        On a mesh over several processes each passes rows of its own, all of them call this, and what is returned is on
+        the process's first device; the loss is that of its own rows. The same holds for `encode_audio` and `generate`.
+
         Args:
             input_ids: [B, T] ints, <|AUDIO|> standing once for every audio vector, as the processor leaves it.
             attention_mask: [B, T] of 0 (padding, on either side) and 1.

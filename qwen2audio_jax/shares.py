@@ -30,11 +30,13 @@ class Share:
 
     Attributes:
         groups: of processes, each with rows of its own.
+        group: this process's, from 0.
         own: the places on the axis, in order; every group has as many.
         alone: whether this process has the whole mesh.
     """
 
     groups: int
+    group: int
     own: tuple[int, ...]
     alone: bool
 
@@ -48,7 +50,7 @@ def share_of(mesh: Mesh) -> Share:
     """
     places = tuple(range(mesh.shape["data"]))
     if jax.process_count() == 1:  # also for meshes of devices that are only compiled for
-        return Share(1, places, True)
+        return Share(1, 0, places, True)
     held: dict[int, list[int]] = {}
     for place in places:
         for process in {device.process_index for device in mesh.devices[place]}:
@@ -65,7 +67,7 @@ def share_of(mesh: Mesh) -> Share:
             "the mesh's processes hold unequal or overlapping parts of its data axis: let make_mesh choose the order, "
             "and a size of model that divides the devices of a process, or is a multiple of their number"
         )
-    return Share(len(groups), tuple(own), len(held) == 1)
+    return Share(len(groups), sorted(groups).index(tuple(own)), tuple(own), len(held) == 1)
 
 
 def places_per_group(mesh: Mesh) -> int:
@@ -206,6 +208,16 @@ def agree(mesh: Mesh, prepare: Callable[[], tuple[T, Prepared]]) -> tuple[T, Siz
         )
     largest = [max(facts[1 + i] for facts in said.values()) for i in range(len(fields(Sizes)) - 1)]
     return value, Sizes(*(*largest, group[0][len(fields(Sizes))]))
+
+
+def hear_all(mesh: Mesh, text: str) -> list[str]:
+    """What every process of the mesh says, in the order of their numbers; all of them call this."""
+    if share_of(mesh).alone:
+        return [text]
+    own = text.encode()
+    lengths = [facts[0] for facts in _exchange(mesh, [len(own)]).values()]
+    said = _exchange(mesh, [*own, *[0] * (max(lengths) - len(own)), 0]).values()
+    return [bytes(facts[:length]).decode() for facts, length in zip(said, lengths, strict=True)]
 
 
 def _group(mesh: Mesh) -> list[int]:

@@ -11,8 +11,10 @@ from processes import ROOT, finish, free_port, start
 from shares_process import BUDGETS, OPTIONS, PARTS, of_rows
 
 from qwen2audio_jax.convert import convert
+from qwen2audio_jax.embedded import example
 from qwen2audio_jax.sharding import make_mesh
 from qwen2audio_jax.shares import Share, agree, global_rows, share_of
+from qwen2audio_jax.speech.tasks import TRANSCRIBE
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,44 @@ def test_processes_give_what_one_gives(checkpoint, one, tmp_path, processes, dev
             assert f"processes {first}, {first + 1} share a model group" in said["rows"]
 
 
+def test_commands_in_two_processes(tmp_path):
+    """The first one alone tells the answers; of an evaluation each asks its share."""
+    from qwen2audio_jax.embedded import EMBEDDED
+    from qwen2audio_jax.source import resolve_checkpoint
+
+    resolve_checkpoint(EMBEDDED, cache_dir=tmp_path / "cache")
+    record = {
+        "task": "transcribe",
+        "prompt": TRANSCRIBE,
+        "response": "306",
+        "audios": [str(example("high-voice-306"))],
+        "meta": {"clips": [{"seconds": 2.0}]},
+    }
+    (tmp_path / "records.jsonl").write_text("\n".join(json.dumps(record) for _ in range(3)))
+    generate = ["generate", "--audio", "example:high-voice-306", "Which digits are spoken?", "--mesh", "1x2"]
+    evaluation = ["evaluate", "--data", tmp_path, "--batch", "2", "--json", "--mesh", "2x1"]
+    for command, mesh in ((generate, True), (evaluation, True), (generate[:-2], False)):
+        where = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
+        both = [
+            start("-m", "qwen2audio_jax", *command, *where, number, QWEN2AUDIO_CACHE=str(tmp_path / "cache"))
+            for number in range(2)
+        ]
+        results = finish(both)
+        if not mesh:
+            assert [code for code, *_ in results] == [2, 2]
+            assert all("2 processes share a model by --mesh alone" in err for *_, err in results)
+            continue
+        assert [code for code, *_ in results] == [0, 0], results
+        # Gloo has a word to say on stdout.
+        told = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, out, _ in results]
+        assert told[1] == []
+        if command is generate:
+            assert told[0] == ["The digits are 3 0 6."]
+        else:
+            scores = json.loads(told[0][0])
+            assert (scores["counts"], scores["digit_error_rate"]) == ({"transcribe": 3}, 0.0)
+
+
 def fake_mesh(owners):
     """A mesh's shape and the processes of its devices, without devices."""
     import types
@@ -101,11 +141,11 @@ def fake_mesh(owners):
 @pytest.mark.parametrize(
     ("owners", "expected"),
     [
-        ([[0, 0], [0, 0], [1, 1], [1, 1]], Share(2, (2, 3), False)),
-        ([[0], [1], [0], [1]], Share(2, (1, 3), False)),
-        ([[0, 1], [2, 3]], Share(2, (0,), False)),
-        ([[0, 1, 2, 3]], Share(1, (0,), False)),
-        ([[1, 1]], Share(1, (0,), True)),
+        ([[0, 0], [0, 0], [1, 1], [1, 1]], Share(2, 1, (2, 3), False)),
+        ([[0], [1], [0], [1]], Share(2, 1, (1, 3), False)),
+        ([[0, 1], [2, 3]], Share(2, 0, (0,), False)),
+        ([[0, 1, 2, 3]], Share(1, 0, (0,), False)),
+        ([[1, 1]], Share(1, 0, (0,), True)),
         ([[0, 1], [1, 2]], "unequal or overlapping"),
         ([[0], [1], [1]], "unequal or overlapping"),
         ([[0], [2]], "none of the mesh's devices belongs to this process"),
@@ -123,12 +163,12 @@ def test_shares_of_a_mesh(monkeypatch, owners, expected):
 
 
 def test_rows_among_those_of_all(monkeypatch):
-    monkeypatch.setattr("qwen2audio_jax.shares.share_of", lambda mesh: Share(2, (1, 3), False))
+    monkeypatch.setattr("qwen2audio_jax.shares.share_of", lambda mesh: Share(2, 1, (1, 3), False))
     assert global_rows(None, np.arange(4), size=4).tolist() == [2, 3, 6, 7]
 
 
 def test_one_process_agrees_with_itself():
     mesh = make_mesh(data=4, model=2)
-    assert share_of(mesh) == Share(1, (0, 1, 2, 3), True)
+    assert share_of(mesh) == Share(1, 0, (0, 1, 2, 3), True)
     with pytest.raises(ZeroDivisionError):
         agree(mesh, lambda: 1 / 0)

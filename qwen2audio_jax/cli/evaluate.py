@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+
 from qwen2audio_jax.cli.loading import load_model
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
@@ -43,6 +45,8 @@ def run(options: argparse.Namespace) -> None:
         model = load_model(options)
         shown = _show if sys.stderr.isatty() else None
         scores = score(evaluate(model, processor, data=folder, batch=options.batch, progress=shown))
+    if jax.process_index() != 0:
+        return
     if options.json:
         write(json.dumps(scores.to_dict()) + "\n")
         return

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+import jax
 import numpy as np
 
 from qwen2audio_jax.cli.loading import clip_source, load_model, prepare
@@ -22,11 +23,14 @@ def run(options: argparse.Namespace) -> None:
     processor, arguments = prepare(options)
     inputs = _inputs(prompt, options=options, processor=processor)
     model = load_model(options)
-    if not options.json and arguments["num_return_sequences"] == 1:
+    alone = jax.process_count() == 1
+    if alone and not options.json and arguments["num_return_sequences"] == 1:
         write_answer(model.stream(**inputs, **arguments), written=[])
         return
     width = inputs.input_ids.shape[1]
     result = model.generate(**inputs, **arguments, return_dict_in_generate=True)
+    if jax.process_index() != 0:
+        return  # all of several processes answer the same prompt, and the first one tells
     for row, length in enumerate(result.lengths):
         ids = result.sequences[row, width : width + length]
         text = processor.decode(ids, skip_special_tokens=True)

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any
 
+import jax
+
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.options import DEFAULT_MODEL, DEFAULT_NEW_TOKENS, generation_options, mesh_arguments
 from qwen2audio_jax.cli.output import say
@@ -82,6 +84,12 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
         ValueError: the checkpoint, dtype, mesh or adapter cannot be used.
     """
     join(options)
+    if options.mesh is None and jax.process_count() > 1:
+        count = jax.device_count()
+        raise ValueError(
+            f"{jax.process_count()} processes share a model by --mesh alone: give one of their {count} devices, such "
+            f"as --mesh {count}x1 (a copy on each) or --mesh 1x{count} (one copy for all)"
+        )
     chosen = {} if options.mesh is None else mesh_arguments(options.mesh)
     mesh = make_mesh(**chosen) if chosen else None
     dtype = options.dtype

@@ -6,8 +6,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.shares import hear_all, share_of
 from qwen2audio_jax.speech.scoring import Answer, task_of
 
 LONGEST_ANSWER = 32
@@ -41,7 +44,10 @@ def evaluate(
         raise ValueError(f"batch is {batch}; it must be at least 1")
     folder = Path(data)
     records = read_records(folder)
-    answers: dict[int, Answer] = {}
+    # Of several processes each asks its share of a batch, and none leaves one out: a call needs all of them.
+    share = share_of(model.mesh) if jax.process_count() > 1 else None
+    texts: dict[int, str] = {}
+    done = 0
     # Raw prompts and conversations go to the processor by different ways, and a batch costs what its longest clip does.
     order = sorted(range(len(records)), key=lambda i: ("prompt" in records[i], _seconds(records[i]), i))
     raw = sum("prompt" in record for record in records)
@@ -49,14 +55,19 @@ def evaluate(
     for indices in (chats, prompts):
         for start in range(0, len(indices), batch):
             part = indices[start : start + batch]
+            done += len(part)
+            if share is not None:
+                part = part[share.group :: share.groups] or part[:1]
             inputs = _inputs([records[i] for i in part], folder=folder, processor=processor)
             sequences = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
             said = processor.batch_decode(sequences[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(part, said, strict=True):
-                answers[i] = Answer(task_of(records[i]), _expected(records[i]), text)
+            texts |= zip(part, said, strict=True)
             if progress is not None:
-                progress(len(answers), len(records))
-    return [answers[i] for i in range(len(records))]
+                progress(done, len(records))
+    if share is not None:
+        for other in hear_all(model.mesh, json.dumps(list(texts.items()))):
+            texts |= json.loads(other)
+    return [Answer(task_of(record), _expected(record), texts[i]) for i, record in enumerate(records)]
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
