@@ -35,7 +35,7 @@ def test_first_command(tmp_path, capsys, monkeypatch):
     assert install == "pip install -e ."
     monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
     assert main(shlex.split(generate)[1:]) == 0
-    assert capsys.readouterr().out.strip() == "The digits are 3 0 6."
+    assert capsys.readouterr().out.strip() == "The digits are 4 7 1 9."
 
 
 def test_commands_of_the_embedded_model(tmp_path, capsys, monkeypatch):
