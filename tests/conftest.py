@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 import tiny
 from hf_layout import random_tensors, write_hf_checkpoint
@@ -34,6 +33,13 @@ if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__)
 
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what compares numbers with the reference: `-m parity` runs it on another processor, or as if on one."""
+    for item in items:
+        if {"reference", "exact_features"} & set(item.fixturenames):
+            item.add_marker("parity")
 
 
 @cache
@@ -55,6 +61,18 @@ def build_reference(name: str):
 def reference():
     """`reference(name)`: the transformers model of `tiny.CONFIGS[name]`; skips where transformers is missing."""
     return build_reference
+
+
+@pytest.fixture(scope="session")
+def exact_features():
+    """transformers' feature extractor, from here on by its float64 path in numpy.
+
+    The one in torch is float32: how far it is from this depends on the processor's transform.
+    """
+    extractor = pytest.importorskip("transformers").WhisperFeatureExtractor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "_torch_extract_fbank_features", extractor._np_extract_fbank_features)
+        yield extractor
 
 
 @pytest.fixture(scope="session")
@@ -110,13 +128,6 @@ def object_store(monkeypatch, tmp_path):
     import object_store
 
     yield from object_store.cleared(monkeypatch, tmp_path)
-
-
-def relative_error(actual, expected) -> float:
-    """max |a - b| / max |b|, in float64."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, (actual.shape, expected.shape)
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 @pytest.fixture

@@ -58,3 +58,12 @@ def as_torch(inputs):
     import torch
 
     return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in inputs.items()}
+
+
+def forward_inputs(inputs):
+    """The batch as torch tensors, with the positions that the reference's own `generate` counts.
+
+    Its bare forward counts padding on the left as well: turned by other angles, whose float32 rounding is another.
+    """
+    positions = np.maximum(inputs["attention_mask"].cumsum(1) - 1, 0)
+    return as_torch({**inputs, "position_ids": positions})

@@ -2,15 +2,17 @@
 
     python tests/record_reference.py
 
-For each configuration, on `prompts.random_inputs(name)`: `NAME/logits` float32 [rows, V] after each row's last token,
-and `NAME/PENALTY` int [rows, 64], greedy tokens of each row run alone, padded after its end.
+For each configuration, on `prompts.random_inputs(name)`: `NAME/logits` float64 [rows, V] after each row's last token,
+computed in float64, `NAME/allowed`, how far ours may be from them (see `judge`), and `NAME/PENALTY` int [rows, 64],
+greedy tokens of each row run alone in float32, padded after its end.
 """
 
 from pathlib import Path
 
 import numpy as np
 import tiny
-from prompts import RAGGED, as_torch, random_inputs, row_alone
+from judge import judge
+from prompts import RAGGED, as_torch, forward_inputs, random_inputs, row_alone
 
 RECORD = Path(__file__).parent / "data" / "reference.npz"
 PENALTIES = (1.0, 1.1)
@@ -18,12 +20,15 @@ NEW_TOKENS = 64
 SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": [tiny.IM_END, tiny.END_OF_TEXT], "do_sample": False}
 
 
-def last_logits(model, name: str) -> np.ndarray:
-    """The reference's logits after each row of the ragged batch."""
+def last_logits(name: str):
+    """For `judge`: a model's logits after each row of the ragged batch."""
     import torch
 
-    with torch.no_grad():
-        return model(**as_torch(random_inputs(name))).logits[:, -1].numpy()
+    def logits(model) -> np.ndarray:
+        with torch.no_grad():
+            return model(**forward_inputs(random_inputs(name))).logits[:, -1].numpy()
+
+    return logits
 
 
 def greedy_tokens(model, name: str, penalty: float) -> np.ndarray:
@@ -49,7 +54,9 @@ def main() -> None:
     arrays = {}
     for name in tiny.CONFIGS:
         model = build_reference(name)
-        arrays[f"{name}/logits"] = last_logits(model, name)
+        (arrays[f"{name}/logits"],), (arrays[f"{name}/allowed"],) = (
+            found.values() for found in judge(model, last_logits(name))
+        )
         for penalty in PENALTIES:
             arrays[f"{name}/{penalty}"] = greedy_tokens(model, name, penalty).astype(np.int32)
     RECORD.parent.mkdir(exist_ok=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import LINEARS, config_of, random_adapter, settings_of
-from conftest import relative_error
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hf_layout import write_hf_checkpoint
+from judge import relative_error
 from prompts import random_inputs
 from safetensors.numpy import load_file, save_file
 

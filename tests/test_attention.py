@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from conftest import relative_error
+from judge import relative_error
 
 from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, attention, make_mesh, model
 from qwen2audio_jax.attention import attend, check_attention, choose_attention

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny
-from conftest import relative_error
+from judge import in_float64, relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
 from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
@@ -22,7 +22,9 @@ def recorded():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_record_is_the_references(reference, recorded, name):
     model = reference(name)
-    assert relative_error(recorded[f"{name}/logits"], last_logits(model, name)) < 1e-6
+    exact = last_logits(name)(in_float64(model))
+    # The cosines of RoPE's float32 angles are the processor's.
+    assert relative_error(recorded[f"{name}/logits"], exact) < 1e-6
     for penalty in PENALTIES:
         np.testing.assert_array_equal(recorded[f"{name}/{penalty}"], greedy_tokens(model, name, penalty))
 
@@ -30,7 +32,7 @@ def test_the_record_is_the_references(reference, recorded, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_the_record(load, recorded, name):
     logits = load(name)(**random_inputs(name)).logits[:, -1]
-    assert relative_error(logits, recorded[f"{name}/logits"]) < 1e-5
+    assert relative_error(logits, recorded[f"{name}/logits"]) < recorded[f"{name}/allowed"]
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from adapters import config_of, random_adapter, settings_of
-from conftest import relative_error
 from flax.traverse_util import flatten_dict, unflatten_dict
+from judge import relative_error
 from prompts import random_inputs
 from test_resume import SMALL, Stopped, stop_at
 

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import relative_error
 from hf_layout import write_hf_checkpoint
+from judge import relative_error
 from prompts import random_inputs
 
 from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, make_mesh

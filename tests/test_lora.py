@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapters import EVERYTHING, LINEARS, config_of, random_adapter, settings_of
-from conftest import relative_error
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
-from prompts import as_torch, random_inputs
+from judge import assert_as_close_as_the_reference, relative_error
+from prompts import as_torch, forward_inputs, random_inputs
 from safetensors.numpy import load_file
 from train_rows import examples, pack
 
@@ -43,11 +43,15 @@ def logits(model, params, inputs):
     return np.asarray(found)[inputs["attention_mask"] == 1]
 
 
-def peft_logits(model, inputs):
+def peft_logits(inputs):
+    """For `judge`: a model's logits."""
     import torch
 
-    with torch.no_grad():
-        return model(**as_torch(inputs)).logits.numpy()[inputs["attention_mask"] == 1]
+    def logits(model):
+        with torch.no_grad():
+            return model(**forward_inputs(inputs)).logits.numpy()[inputs["attention_mask"] == 1]
+
+    return logits
 
 
 # What is adapted
@@ -258,10 +262,9 @@ def test_peft_computes_with_our_adapter(peft, reference, load, tmp_path, name, t
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(reference(name)), tmp_path)
     adapted = {key for key, _ in theirs.named_modules() if key.endswith("lora_A.default")}
     assert len(adapted) == len(target_paths(model.config, targets))
-    expected = peft_logits(theirs.eval(), inputs)
     ours = logits(model, with_adapter(model.params, adapter, scale=lora_scale(settings)), inputs)
-    assert relative_error(ours, expected) < 1e-5
-    assert relative_error(logits(model, model.params, inputs), expected) > 0.1
+    assert_as_close_as_the_reference(ours, theirs.eval(), peft_logits(inputs))
+    assert relative_error(logits(model, model.params, inputs), ours) > 0.1
     again, scale = load_adapter(tmp_path, config=model.config)
     assert scale == lora_scale(settings)
     jax.tree.map(np.testing.assert_array_equal, again, adapter)
@@ -299,10 +302,10 @@ def peft_adapter(peft, reference, folder, **options):
 def test_we_compute_with_pefts_adapter(peft, reference, load, tmp_path, kind):
     theirs = peft_adapter(peft, reference, tmp_path, **PEFT_OPTIONS[kind])
     model, inputs = load("gqa"), random_inputs("gqa")
-    expected = peft_logits(theirs, inputs)
     adapter, scale = load_adapter(tmp_path, config=model.config)
-    assert relative_error(logits(model, with_adapter(model.params, adapter, scale=scale), inputs), expected) < 1e-5
-    assert relative_error(logits(model, model.params, inputs), expected) > 1e-2
+    ours = logits(model, with_adapter(model.params, adapter, scale=scale), inputs)
+    assert_as_close_as_the_reference(ours, theirs, peft_logits(inputs))
+    assert relative_error(logits(model, model.params, inputs), ours) > 1e-2
 
 
 def test_gradients_equal_pefts(peft, reference, load, tmp_path):
@@ -334,8 +337,7 @@ def test_gradients_equal_pefts(peft, reference, load, tmp_path):
 def test_from_pretrained_merges_pefts_adapter(peft, reference, hf_checkpoint, load, tmp_path):
     theirs = peft_adapter(peft, reference, tmp_path / "adapter", target_modules="all-linear")
     inputs = random_inputs("gqa")
-    expected = peft_logits(theirs, inputs)
     model = Qwen2AudioForConditionalGeneration.from_pretrained(
         hf_checkpoint("gqa"), adapter=tmp_path / "adapter", cache_dir=tmp_path
     )
-    assert relative_error(logits(model, model.params, inputs), expected) < 1e-5
+    assert_as_close_as_the_reference(logits(model, model.params, inputs), theirs, peft_logits(inputs))

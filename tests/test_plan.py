@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tpu_programs
 from filelock import FileLock
 from jax.experimental import topologies
-from test_tpu import needs_libtpu
+from tpu_programs import needs_libtpu
 
 from qwen2audio_jax.cache import cache_specs
 from qwen2audio_jax.cli.main import main
@@ -527,12 +527,7 @@ class TestCommand:
 @cache
 def planned(*arguments: str) -> dict:
     """What the command prints for the tiny model, in the process that it starts."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, "-m", "qwen2audio_jax", "plan", "--config", TINY, "--json", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return tpu_programs.report("-m", "qwen2audio_jax", "plan", "--config", TINY, "--json", *arguments)
 
 
 # A prompt of 62 tokens holds a clip of 1.28 s; 64 positions.

@@ -4,7 +4,7 @@ import json
 from functools import cache
 
 import pytest
-from test_tpu import ROOT
+from tpu_programs import ROOT
 
 from qwen2audio_jax.cli.main import main
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from conftest import relative_error
+from judge import relative_error
 from prompts import as_torch
 from test_generate import Letters, drained
 

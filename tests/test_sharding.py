@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from conftest import relative_error
+from judge import relative_error
 from prompts import RAGGED, random_inputs
 
 from qwen2audio_jax import make_mesh

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import tiny
-from conftest import relative_error
 from hf_layout import write_hf_checkpoint
+from judge import relative_error
 from processes import ROOT, finish, free_port, start
 from shares_process import BUDGETS, OPTIONS, PARTS, of_rows
 

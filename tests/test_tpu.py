@@ -5,33 +5,18 @@ benchmarks/decode_memory.py compiles it and reads the compiled program. It runs 
 allows one at a time.
 """
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
+import tpu_programs
+from tpu_programs import ROOT, needs_libtpu
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "benchmarks" / "decode_memory.py"
 LAYERS = 32
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, which compiles for TPUs, is not installed (x86 Linux)"
-)
 
 
 @cache
 def report(*arguments: str) -> dict:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, str(PROGRAM), *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return tpu_programs.report("benchmarks/decode_memory.py", *arguments)
 
 
 # The larger mesh axis splits 32 KV heads in 8; the second mesh has two groups of rows as well.
@@ -84,7 +69,7 @@ def test_a_scan_over_stacked_buffers_is_seen_to_copy_the_cache():
 
 
 def test_copies_within_main_memory_are_told_from_moves_to_the_chip(monkeypatch):
-    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import decode_memory
 
     layout = "bf16[8,4,2048,128]{3,2,1,0:T(8,128)(2,1)%s}"

@@ -4,27 +4,18 @@ At the published heads, clips of 30 s and prompts of 780 tokens; benchmarks/atte
 a process of its own, because libtpu allows one at a time.
 """
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
-from test_tpu import ROOT, needs_libtpu
+import tpu_programs
+from tpu_programs import needs_libtpu
 
-PROGRAM = ROOT / "benchmarks" / "attention_memory.py"
 TOPOLOGIES = ("v5e:2x4", "v6e:2x2")
 
 
 @cache
 def report(*arguments: str) -> dict[str, list[dict]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, str(PROGRAM), *TOPOLOGIES, *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return tpu_programs.report("benchmarks/attention_memory.py", *TOPOLOGIES, *arguments)
 
 
 @needs_libtpu

@@ -4,17 +4,11 @@ At the published widths, some layers with embedding and head; benchmarks/int8_me
 process of its own, because libtpu allows one at a time.
 """
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
-from test_tpu import ROOT, needs_libtpu
-
-PROGRAM = ROOT / "benchmarks" / "int8_memory.py"
-
+import tpu_programs
+from tpu_programs import ROOT, needs_libtpu
 
 STEP = ("--layers", "4", "--capacity", "2048", "--stages", "decode")
 # One chip that holds the model, and the decoder split over eight and over four.
@@ -27,12 +21,8 @@ MACHINES = {
 
 @cache
 def report(machine: str) -> dict[str, dict]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    command = [sys.executable, str(PROGRAM), *MACHINES[machine]]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {each["stage"]: each for each in json.loads(done.stdout.splitlines()[-1])}
+    stages = tpu_programs.report("benchmarks/int8_memory.py", *MACHINES[machine], timeout=1800)
+    return {each["stage"]: each for each in stages}
 
 
 def sizes(machine: str) -> tuple[int, int, int]:
@@ -78,7 +68,7 @@ def test_a_step_sends_activations_alone(machine):
 
 def test_fused_conversions_are_told_from_arrays_in_memory(monkeypatch):
     """The measurement can fail."""
-    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import int8_memory
 
     program = """HloModule step

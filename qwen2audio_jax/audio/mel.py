@@ -36,13 +36,8 @@ def mel_filters(num_mel_bins: int) -> np.ndarray:
 
 @functools.cache
 def hann_window() -> np.ndarray:
-    """Periodic Hann window: [WINDOW] float32, with the rounding of its angles that `torch.hann_window` has.
-
-    That rounding is two thirds of what an exact window differs by from the reference, which computes in float32.
-    """
-    angles = np.arange(WINDOW, dtype=np.float32) * np.float32(2 * np.pi / WINDOW)
-    # The cosine in float64, as its float32 form differs between machines.
-    window = np.float32(0.5) - np.float32(0.5) * np.cos(angles.astype(np.float64)).astype(np.float32)
+    """Periodic Hann window: [WINDOW] float64."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     window.flags.writeable = False
     return window
 
@@ -75,7 +70,7 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
     buffer[: len(samples)] = samples
     buffer = np.pad(buffer, WINDOW // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(buffer, WINDOW)[::HOP][:frames]
-    spectrum = np.fft.rfft((windows * hann_window()).astype(np.float64))
+    spectrum = np.fft.rfft(windows * hann_window())
     power = spectrum.real**2 + spectrum.imag**2  # [L, bins]
     log_power = np.log10(np.maximum(power @ mel_filters(num_mel_bins), FLOOR))
     lowest = log_power.max() - RANGE
@@ -121,7 +116,7 @@ def log_mel_batch(
     half = WINDOW // 2
     angles = 2 * np.pi * np.outer(np.arange(half + 1), np.arange(half + 1)) / WINDOW
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    windows *= hann_window()
+    windows *= jnp.asarray(hann_window(), jnp.float32)
     left, right = windows[..., 1:half], windows[..., :half:-1]
     even = jnp.concatenate([windows[..., :1], left + right, windows[..., half : half + 1]], axis=-1)
     real = product(even, jnp.asarray(np.cos(angles), jnp.float32))

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.loading import clip_source, load_model, prepare
+from qwen2audio_jax.cli.loading import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import one_line, say, write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 
@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """
     processor, arguments = prepare(options)
     arguments["num_return_sequences"] = 1
+    join(options)
     chat = Chat(load_model(options), processor, options=options, arguments=arguments)
     interactive = sys.stdin.isatty()
     if interactive:

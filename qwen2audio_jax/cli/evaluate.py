@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from qwen2audio_jax.cli.loading import load_model
+from qwen2audio_jax.cli.loading import join, load_model
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("name what to evaluate on: either --data DIR or --fresh N")
     if options.data is not None and (options.seed is not None or options.split is not None):
         raise ValueError("--seed and --split are for --fresh, which synthesises; leave them out with --data")
+    join(options)
     # Imported here: the other commands do without.
     from qwen2audio_jax.speech.dataset import write_dataset
     from qwen2audio_jax.speech.evaluate import evaluate, read_records

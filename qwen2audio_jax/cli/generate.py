@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 
-from qwen2audio_jax.cli.loading import clip_source, load_model, prepare
+from qwen2audio_jax.cli.loading import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import write, write_answer
 from qwen2audio_jax.processor import Qwen2AudioProcessor
 from qwen2audio_jax.processor_output import ProcessorOutput
@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> None:
     prompt = _prompt(options)
     processor, arguments = prepare(options)
     inputs = _inputs(prompt, options=options, processor=processor)
+    join(options)
     model = load_model(options)
     alone = jax.process_count() == 1
     if alone and not options.json and arguments["num_return_sequences"] == 1:

@@ -78,12 +78,11 @@ def join(options: argparse.Namespace) -> None:
 
 
 def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneration:
-    """The model on its mesh.
+    """The model on its mesh; after `join`.
 
     Raises:
         ValueError: the checkpoint, dtype, mesh or adapter cannot be used.
     """
-    join(options)
     if options.mesh is None and jax.process_count() > 1:
         count = jax.device_count()
         raise ValueError(
