@@ -1,6 +1,6 @@
-"""The model object: weights on a mesh, a configuration, and the calls that users make.
+"""The model object: weights on a mesh, a configuration, and the public calls.
 
-It holds the only state there is. Everything here is checking, padding and bookkeeping on the host; the arithmetic is in
+It holds all the state of the package. This module checks, pads and keeps books on the host; the arithmetic is in
 `model`, the decoding loop in `generate`.
 """
 
@@ -41,7 +41,7 @@ Begin = Callable[[Given, Sizes, int], engine.Prompted]
 
 @partial(jax.jit, static_argnames=("vocab_size",))
 def _at_input_positions(logits: jax.Array, places: jax.Array, *, vocab_size: int) -> jax.Array:
-    """Left-aligned logits to where the tokens stood: places [B, T] is the left-aligned position, -1 on padding."""
+    """Left-aligned logits at the input's own positions: places [B, T] is the left-aligned position, -1 on padding."""
     moved = jnp.take_along_axis(logits[: len(places)], jnp.maximum(places, 0)[..., None], axis=1)[..., :vocab_size]
     return jnp.where(places[..., None] >= 0, moved, 0.0)
 
@@ -54,8 +54,8 @@ class Qwen2AudioForConditionalGeneration:
         params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's.
         mesh: the devices, with axes `data` and `model`.
         generation_config: the defaults of `generate`.
-        cache: how `generate` keeps keys and values: "auto" (in the compute dtype) or "int8".
-        attention: what computes it over whole prompts and clips: "xla", "cudnn" or "pallas".
+        cache: storage of keys and values in `generate`: "auto" (the compute dtype) or "int8".
+        attention: implementation for whole prompts and clips: "xla", "cudnn" or "pallas".
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Qwen2AudioForConditionalGeneration:
         cache: str = "auto",
         attention: str = "auto",
     ):
-        """Hold weights that are already where `model.sharded_specs(config, mesh=mesh)` says; see `from_pretrained`."""
+        """Wrap weights that are already laid out as `model.sharded_specs(config, mesh=mesh)`; see `from_pretrained`."""
         check_storage(weights="auto", cache=cache)
         self.config = config
         self.params = params
@@ -96,10 +96,10 @@ class Qwen2AudioForConditionalGeneration:
 
         Args:
             source: a converted (Orbax) checkpoint; or a Hugging Face directory of safetensors or a hub id, which is
-                converted once into a cache folder and loaded from there ever after; or the URL of either directory in a
-                bucket (extra: `buckets`): a converted one on gs:// is read where it is, others are copied or converted
-                into that folder once; default: the small model
-                that comes with the package (see `qwen2audio_jax.embedded`), likewise converted once.
+                converted once into a cache folder and loaded from there afterwards; or the URL of either directory in a
+                bucket (extra: `buckets`): a converted one on gs:// is read in place, others are copied or converted
+                into that folder once; default: the small model that comes with the package (see
+                `qwen2audio_jax.embedded`), likewise converted once.
             dtype: of the computation, and of weights that are not int8: "auto" (as stored), "float32", "bfloat16" or
                 "float16".
             mesh: from `make_mesh`; default: the first device alone.
@@ -107,12 +107,12 @@ class Qwen2AudioForConditionalGeneration:
             cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
             adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights; the sum is
                 rounded to their dtype.
-            weights: "auto" (int8 where the checkpoint has been converted so) or "int8": the decoder's weights,
-                embedding and head are quantised while they are read; see `qwen2audio_jax.quantization`.
-            cache: "auto" (the cache of `generate` has the compute dtype) or "int8", half of bfloat16's size.
-            attention: "auto" (the flash kernel of the mesh's devices, where they have one for the dtype; of float32
-                always plain XLA), "xla", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). It concerns whole prompts and clips:
-                one token against the cache is plain XLA.
+            weights: "auto" (int8 if the checkpoint was converted to int8) or "int8": the decoder's weights, embedding
+                and head are quantised while they are read; see `qwen2audio_jax.quantization`.
+            cache: "auto" (the cache of `generate` has the compute dtype) or "int8", half the size of bfloat16.
+            attention: "auto" (the flash kernel of the mesh's devices, where they have one for the dtype; always plain
+                XLA for float32), "xla", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). It applies to whole prompts and
+                clips: one token against the cache is plain XLA.
 
         Raises:
             ValueError: no checkpoint there, one that is incomplete or does not fit its configuration, an unknown dtype,
@@ -144,11 +144,11 @@ class Qwen2AudioForConditionalGeneration:
     ) -> ModelOutput:
         """Logits at every position, and the loss when labels are given.
 
-        On a mesh over several processes each passes rows of its own, all of them call this, and what is returned is on
-        the process's first device; the loss is that of its own rows. The same holds for `encode_audio` and `generate`.
+        On a mesh over several processes every process calls this with its own rows, and gets its result on its first
+        device; the loss is that of its own rows. The same holds for `encode_audio` and `generate`.
 
         Args:
-            input_ids: [B, T] ints, <|AUDIO|> standing once for every audio vector, as the processor leaves it.
+            input_ids: [B, T] ints, with one <|AUDIO|> for every audio vector, as the processor returns them.
             attention_mask: [B, T] of 0 (padding, on either side) and 1.
             input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
             feature_attention_mask: [A, max_frames] of 0 and 1.
@@ -241,8 +241,8 @@ class Qwen2AudioForConditionalGeneration:
             end, padding; or a `GenerateOutput`.
 
         Raises:
-            TypeError: an option nobody knows.
-            ValueError: an option of the reference that is not built here, a value out of range, inputs that do not fit,
+            TypeError: an unknown option.
+            ValueError: an option of the reference that is not supported, a value out of range, inputs that do not fit,
                 or prompt and new tokens together beyond the model's positions or the devices' memory.
 
         Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty; in the reference padding
@@ -265,11 +265,11 @@ class Qwen2AudioForConditionalGeneration:
         skip_special_tokens: bool = True,
         **options: Any,
     ) -> Generator[str, None, str]:
-        """Continue one prompt, yielding its text in pieces as it comes; never half a UTF-8 character.
+        """Continue one prompt, yielding its text incrementally; never half a UTF-8 character.
 
-        Arguments are those of `generate`, for a single row. Joined, the pieces are what `tokenizer.decode` makes of the
-        new tokens. All checks are done before this returns; leaving the loop early ends the generation. The generator's
-        own return value is the finish reason, as in `GenerateOutput`.
+        Arguments are those of `generate`, for a single row. The joined pieces equal `tokenizer.decode` of the new
+        tokens. All checks are done before this returns; leaving the loop early ends the generation. The generator's
+        return value is the finish reason, as in `GenerateOutput`.
 
         Raises:
             TypeError, ValueError: as `generate`; also for more than one row or returned sequence.
@@ -282,11 +282,11 @@ class Qwen2AudioForConditionalGeneration:
         return pieces(decoding, text, matchers=matchers)
 
     def start(self, **inputs: Any) -> Session:
-        """A session, which keeps what it computes of a prompt for what is asked next; see `Session`.
+        """A session, which keeps the keys and values of a prompt for the next call; see `Session`.
 
         Args:
-            **inputs: input_ids and so on, as for `generate`: one prompt, or the beginning of those to come, which is
-                read at once. Without any the session begins with its first call.
+            **inputs: input_ids and so on, as for `generate`: one prompt, or the common prefix of later prompts, which
+                is prefilled at once. Without inputs the session is empty until its first call.
 
         Raises:
             ValueError: as `Session.read`; or the mesh spans several processes.
@@ -349,7 +349,7 @@ class Qwen2AudioForConditionalGeneration:
         return decoding, matchers
 
     def _begin(self, checked: Given, sizes: Sizes, capacity: int) -> engine.Prompted:
-        """Read prompts from their first token."""
+        """Prefill prompts from their first token."""
         prompt, lengths = self._prompt(checked, sizes)
         return engine.read_prompts(
             self.params,
@@ -390,7 +390,7 @@ class Qwen2AudioForConditionalGeneration:
 
 
 def _default_generation(config: Qwen2AudioConfig) -> GenerationConfig:
-    """What a checkpoint without generation_config.json means: greedy, with its configuration's stop and padding ids."""
+    """The options of a checkpoint without generation_config.json: greedy, its configuration's stop and padding ids."""
     text = config.text_config
     return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
 

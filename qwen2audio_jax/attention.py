@@ -1,7 +1,7 @@
 """Scaled dot-product attention over grouped key/value heads: the one function that encoder and decoder call.
 
-Callers say which keys a query may see, and each implementation makes of it what it needs: plain XLA a mask, the flash
-kernels (`flash_attention`), which never hold a row's scores in memory, lengths and a causal order.
+Callers state which keys a query may attend to. Plain XLA turns that into a mask; the flash kernels (`flash_attention`),
+which never hold a row's scores in memory, take lengths and a causal flag.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,10 +42,10 @@ def check_attention(attention: str, *, mesh: Mesh) -> None:
 
 
 def choose_attention(attention: str, *, mesh: Mesh, dtype: str, head_dims: Sequence[int]) -> str:
-    """Which implementation computes the attention over whole prompts and clips: "xla", "cudnn" or "pallas".
+    """Choose the implementation of attention over whole prompts and clips: "xla", "cudnn" or "pallas".
 
     Args:
-        attention: the choice, or "auto": the flash kernel of the mesh's devices where it serves, else plain XLA.
+        attention: the choice, or "auto": the flash kernel of the mesh's devices where it is usable, else plain XLA.
         mesh: the devices that will compute, not necessarily those of this process's default backend.
         dtype: of the computation.
         head_dims: H of every attention of the model.
@@ -57,8 +57,8 @@ def choose_attention(attention: str, *, mesh: Mesh, dtype: str, head_dims: Seque
     device: Any = mesh.devices.flat[0]
     if attention == AUTO:
         kernel = _OF_PLATFORM.get(device.platform, XLA)
-        # float32 is the guarantee of the reference's numbers to 1e-5, which the plain form is held to: the kernels sum
-        # in the order of their blocks, cuDNN has no float32, and on TPUs it takes several passes of bfloat16 each.
+        # float32 guarantees the reference's numbers to 1e-5, and the plain form is tested against that: the kernels sum
+        # in block order, cuDNN has no float32, and on TPUs a float32 product takes several bfloat16 passes.
         return XLA if dtype == "float32" or _refusal(kernel, device, dtype, head_dims) else kernel
     if refusal := _refusal(attention, device, dtype, head_dims):
         raise ValueError(f"attention={attention!r}: {refusal}; use 'auto' or 'xla'")
@@ -66,7 +66,7 @@ def choose_attention(attention: str, *, mesh: Mesh, dtype: str, head_dims: Seque
 
 
 def _refusal(attention: str, device: Any, dtype: str, head_dims: Sequence[int]) -> str | None:
-    """Why a kernel cannot be used on a device of its platform."""
+    """The reason why a kernel cannot be used on a device of its platform; None if it can."""
     if attention == PALLAS and dtype == "float16":
         return "the TPU kernel computes in bfloat16 or float32, and the dtype is 'float16'"
     if attention != CUDNN:
@@ -76,7 +76,7 @@ def _refusal(attention: str, device: Any, dtype: str, head_dims: Sequence[int]) 
     for size in head_dims:
         if size % 8 or size > _CUDNN_HEAD_DIM:
             return f"cuDNN takes heads of a multiple of 8 up to {_CUDNN_HEAD_DIM}, and the model has {size}"
-    # Devices of other makers name theirs differently ("gfx90a"), or not at all.
+    # Other vendors write the compute capability differently ("gfx90a"), or not at all.
     capability = str(getattr(device, "compute_capability", ""))
     numbers = tuple(int(part) if part.isdigit() else -1 for part in capability.split("."))
     if numbers < _CUDNN_CAPABILITY:
@@ -96,20 +96,20 @@ def attend(
     starts: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """Attend from every query to the keys that it may see; softmax in float32.
+    """Scaled dot-product attention of every query over its permitted keys; softmax in float32.
 
     Args:
         q: [B, T, N, H], already scaled.
         k: [B, K, S, H]; query head n reads key head n // (N / K).
         v: [B, K, S, H].
-        causal: whether a query sees only the keys up to its own position.
+        causal: whether a query attends only to the keys up to its own position.
         axes: the logical axes of the rows, the heads and the key/value heads.
-        attention: "xla", "cudnn" or "pallas", static. The kernels serve queries and keys of the same positions;
-            what they have no form for (`starts`, `segments`, on TPUs less than a block of queries) is plain XLA.
-        lengths: [B] int32, valid keys of each row; None: all. A row without keys gets a finite result that means
-            nothing.
+        attention: "xla", "cudnn" or "pallas", static. The kernels handle queries and keys of the same positions;
+            unsupported cases (`starts`, `segments`, on TPUs less than a block of queries) fall back to plain XLA.
+        lengths: [B] int32, valid keys of each row; None: all. A row without keys gets a finite but meaningless
+            result.
         starts: [B] int32, position of each row's first query among the keys; None: 0.
-        segments: [B, T] int32: only queries and keys of the same number see each other.
+        segments: [B, T] int32: queries attend only to keys of the same segment.
 
     Returns:
         [B, T, N, H] in q's dtype.
@@ -155,7 +155,7 @@ def _on_each_device(
 
 
 def _plain(q: jax.Array, k: Buffer, v: Buffer, *, mask: jax.Array) -> jax.Array:
-    """Of int8 keys the scales multiply the scores, of int8 values the probabilities: the codes enter as they are."""
+    """Plain XLA attention. Scales of int8 keys multiply the scores, those of int8 values the probabilities."""
     batch, queries, heads, head_dim = q.shape
     # Batch axes first in every product and its result: XLA's CPU backend has no bfloat16 product in another layout.
     grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim).transpose(0, 2, 3, 1, 4)

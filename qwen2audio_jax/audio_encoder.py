@@ -1,4 +1,4 @@
-"""The audio encoder as an object of its own: sound features without the 7 B decoder in memory."""
+"""The standalone audio encoder: audio features without the 7 B decoder in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from qwen2audio_jax.source import load_config
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What the encoder heard.
+    """The encoder's output.
 
     Attributes:
-        last_hidden_state: [A, W, D], one vector for 40 ms, cut to the longest clip; what lies past a clip's own length
-            is meaningless.
+        last_hidden_state: [A, W, D], one vector for 40 ms, cut to the longest clip; vectors past a clip's own length
+            are meaningless.
         lengths: [A] int32, valid vectors of each clip.
     """
 
@@ -43,7 +43,7 @@ class Qwen2AudioEncoder:
         params: its weights, a nested dict of `jax.Array`s.
         mesh: the devices; clips are split over all of them.
         dtype: compute dtype.
-        attention: what computes it: "xla", "cudnn" or "pallas".
+        attention: its implementation: "xla", "cudnn" or "pallas".
 
     Source: `Qwen2AudioEncoder`.
     """
@@ -57,7 +57,7 @@ class Qwen2AudioEncoder:
         mesh: Mesh | None = None,
         attention: str = "auto",
     ):
-        """Hold weights; see `from_pretrained`."""
+        """Wrap weights; see `from_pretrained`."""
         self.config = config
         self.params = params
         self.dtype = dtype
@@ -75,7 +75,7 @@ class Qwen2AudioEncoder:
         cache_dir: str | PathLike[str] | None = None,
         attention: str = "auto",
     ) -> "Qwen2AudioEncoder":
-        """Read the encoder's weights alone; arguments and errors as `Qwen2AudioForConditionalGeneration`'s."""
+        """Load only the encoder's weights; arguments and errors as `Qwen2AudioForConditionalGeneration`'s."""
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)

@@ -1,7 +1,7 @@
-"""The listed shapes that programs are compiled for: every count is padded up to the next one.
+"""Shape buckets that programs are compiled for: every count is padded up to the next bucket.
 
-Padding never changes a result (rows are left-aligned, masked and independent); it only bounds how many programs there
-are.
+Padding never changes a result (rows are left-aligned, masked and independent); it only bounds the number of compiled
+programs.
 """
 
 from jax.sharding import Mesh
@@ -25,7 +25,7 @@ def _bucket(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
 
 
 def frame_bucket(frames: int, *, config: Qwen2AudioEncoderConfig) -> int:
-    """Frames to encode clips of at most `frames` valid ones in, exactly: even, and two of silence after each clip."""
+    """Padded frames for clips of at most `frames` valid ones, exact: even, with two frames of silence after each."""
     limit = config.max_frames
     return _bucket(min(frames + 2, limit), FRAMES, limit=limit)
 
@@ -36,7 +36,7 @@ def token_bucket(tokens: int, *, config: Qwen2AudioConfig) -> int:
 
 
 def cache_bucket(tokens: int, *, config: Qwen2AudioConfig) -> int:
-    """Positions of a cache whose longest row will hold `tokens`; never more than the model has."""
+    """Positions of a cache whose longest row holds `tokens`; never more than the model's."""
     return _bucket(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
 
 
@@ -50,5 +50,5 @@ def row_bucket(rows: int, *, mesh: Mesh) -> int:
 
 
 def clip_bucket(clips: int, *, mesh: Mesh) -> int:
-    """Clips of a process's encoder call: a power of two, divisible by its devices, which all take a share."""
+    """Clips of a process's encoder call: a power of two, divisible by the number of its devices."""
     return round_up(_power_of_two(clips), places_per_group(mesh) * mesh.shape["model"])

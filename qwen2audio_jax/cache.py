@@ -1,10 +1,10 @@
-"""The key/value cache: a value that functions take and return, one pair of buffers a layer, donated step by step.
+"""The key/value cache: a value that functions take and return, one pair of buffers per layer, donated at each step.
 
-Rows are left-aligned: position s of a row's buffer holds its s-th token, and `lengths` says how many are valid. What
-lies beyond is garbage that the next write replaces and no mask lets through.
+Rows are left-aligned: position s of a row's buffer holds its s-th token, and `lengths` counts the valid ones. Positions
+beyond are garbage, masked everywhere and overwritten by the next write.
 
-A cache of int8 holds codes and, for every token and head, a scale. It is written quantised, and read as it is: see
-`attention`.
+An int8 cache holds codes and a scale for every token and head. It is quantised when written and never dequantised in
+memory: see `attention`.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from qwen2audio_jax.sharding import constrain, named_sharding
 T = TypeVar("T")
 
 CACHE_AXES = ("batch", "kv_heads", "capacity", "head_dim")
-"""Logical axes of every buffer: positions lie next to each other, so that attention reads one head in one sweep."""
+"""Logical axes of every buffer: positions are contiguous, so that attention reads one head sequentially."""
 
 SCALE_AXES = CACHE_AXES[:3]
-"""Those of the scales of an int8 buffer."""
+"""Logical axes of the scales of an int8 buffer."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("codes", "scales"), meta_fields=())
@@ -55,11 +55,11 @@ Buffer = jax.Array | Int8Buffer
 @partial(jax.tree_util.register_dataclass, data_fields=("keys", "values", "lengths"), meta_fields=())
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, rotated already.
+    """Keys (already rotated) and values of every layer.
 
     Attributes:
-        keys: one [B, K, S, H] buffer a layer.
-        values: one [B, K, S, H] buffer a layer.
+        keys: one [B, K, S, H] buffer per layer.
+        values: one [B, K, S, H] buffer per layer.
         lengths: [B] int32, valid positions of each row.
     """
 
@@ -69,12 +69,12 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """S: how many positions a row can hold."""
+        """S: the number of positions a row can hold."""
         return self.keys[0].shape[2]
 
 
 def empty_cache(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype) -> KVCache:
-    """A cache of `rows` rows that hold nothing and have room for `capacity` positions; `dtype` may be int8."""
+    """A cache of `rows` empty rows of `capacity` positions; `dtype` may be int8."""
     shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
 
     def buffer() -> Buffer:
@@ -107,17 +107,17 @@ def first(buffer: Buffer, window: int) -> Buffer:
 
 
 def constrain_buffer(buffer: Buffer) -> Buffer:
-    """Fix how a traced buffer is split: see `sharding.constrain`."""
+    """Constrain the sharding of a traced buffer: see `sharding.constrain`."""
     return jax.tree.map(lambda array: constrain(array, *CACHE_AXES[: array.ndim]), buffer)
 
 
 def write(buffer: Buffer, new: jax.Array, *, starts: jax.Array) -> Buffer:
-    """Put new keys or values into a layer's buffer at each row's own position.
+    """Write new keys or values into a layer's buffer at each row's own position.
 
     Args:
         buffer: [B, K, S, H].
         new: [B, K, T, H], cast to the buffer's dtype or quantised.
-        starts: [B] int32; starts + T must not pass S, or the write would slide back.
+        starts: [B] int32; starts + T must not exceed S, or the write is shifted back.
     """
     if isinstance(buffer, Int8Buffer):
         codes, scales = quantize(new, axis=-1)
@@ -136,19 +136,19 @@ def _written(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
 def fork(rows_of: T, sources: Sequence[int] | jax.Array) -> T:
     """Copies of rows: row i of every array in the result is row `sources[i]` of the given one.
 
-    Takes any pytree of arrays with rows first, so that a cache and what belongs to it are forked together.
+    Takes any pytree of arrays with rows first, so that a cache and its companions are forked together.
     """
     index = jnp.asarray(sources, jnp.int32)
     return jax.tree.map(lambda array: jnp.take(array, index, axis=0), rows_of)
 
 
 def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: int) -> KVCache:
-    """Beginnings of rows in a new cache, of which the given one may have had more or fewer rows and positions.
+    """Copy row prefixes into a new cache, whose numbers of rows and positions may differ from the given one's.
 
     Args:
         cache: to copy from.
-        sources: [B'] int32, the row that each new row begins like.
-        lengths: [B'] int32, how many of its positions are valid; at most `capacity`.
+        sources: [B'] int32, the row that each new row is copied from.
+        lengths: [B'] int32, the number of its positions that are valid; at most `capacity`.
         capacity: static, positions of the new cache.
     """
 

@@ -1,6 +1,6 @@
-"""The folder in which conversions and copies of checkpoints are kept: $QWEN2AUDIO_CACHE, else ~/.cache/qwen2audio_jax.
+"""The folder for conversions and copies of checkpoints: $QWEN2AUDIO_CACHE, else ~/.cache/qwen2audio_jax.
 
-A name in it tells where its content comes from and what that held then: a source that changes gets another.
+The name of an entry encodes its source and the source's state, so a source that changes gets a new entry.
 """
 
 import hashlib
@@ -18,25 +18,25 @@ from qwen2audio_jax.checkpoint import MARKER, is_checkpoint
 
 
 def default_cache_dir() -> Path:
-    """The folder that conversions go to."""
+    """The default folder for conversions."""
     configured = os.environ.get("QWEN2AUDIO_CACHE")
     return Path(configured) if configured else Path.home() / ".cache" / "qwen2audio_jax"
 
 
 def digest_of(text: str) -> str:
-    """What stands in names for `text`."""
+    """A short digest of `text` for use in names."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def named(folder: Path, *, label: str, told_by: tuple[str, ...]) -> Path:
-    """A place in `folder`: its name says `label`, and differs where one of `told_by` does."""
+    """A path in `folder`: its name contains `label`, and a digest of `told_by`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", label).strip(".-") or "checkpoint"
     return folder / "-".join([name, *map(digest_of, told_by)])
 
 
 @contextmanager
 def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
-    """Make a checkpoint in the cache, at `place`, while other processes that want to do so wait.
+    """Make a checkpoint in the cache, at `place`, under a lock against other processes.
 
     Raises:
         ValueError: the cache folder cannot be written.
@@ -64,7 +64,7 @@ def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
 
 
 def _tidy(place: Path) -> None:
-    """Remove what killed processes left of earlier states of this source, and name finished ones that are stale."""
+    """Remove unfinished entries of earlier states of this source, and report finished ones that are stale."""
     prefix = place.name.rsplit("-", 1)[0] + "-"
     for other in place.parent.iterdir():
         if other == place or not other.name.startswith(prefix) or not other.is_dir():

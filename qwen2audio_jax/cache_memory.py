@@ -1,4 +1,4 @@
-"""Whether a cache fits in the memory of the devices, told before it is allocated."""
+"""Memory check for the key/value cache: its size against the devices' free memory, before it is allocated."""
 
 import math
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ def cache_bytes(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype
 
 
 def free_bytes(devices: Iterable[jax.Device]) -> int | None:
-    """Memory that the fullest of the devices has left; None where they do not tell (CPUs)."""
+    """Free bytes of the fullest device; None where devices do not report memory (CPUs)."""
     free = []
     for device in devices:
         stats = device.memory_stats() or {}
@@ -34,9 +34,9 @@ def free_bytes(devices: Iterable[jax.Device]) -> int | None:
 def check_fits(
     config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh, spare: int = 0
 ) -> None:
-    """Raise a `ValueError` if a cache is larger than what a device of this process has left, where it tells.
+    """Raise a `ValueError` if a cache exceeds the free memory of a device of this process, where it is reported.
 
-    `spare` bytes of each device count as left: what is there now and makes room for the cache.
+    `spare` bytes on each device count as free: memory in use now that is released for the cache.
     """
     free = free_bytes(mesh.local_devices)
     if free is None:

@@ -1,10 +1,10 @@
-"""A rendered conversation to token ids, in which only the template writes control tokens.
+"""Encoding of rendered conversations to token ids, in which only the template writes control tokens.
 
 Rendering loses which characters came from a message. So the conversation is rendered a second time with every character
-that could begin a control token replaced, in the messages alone, by one that occurs nowhere: a control token found in
-that text begins with a character of the template. The text is encoded as a whole where both readings agree, which gives
-the reference's ids; where a message holds control text, what lies between the template's own control tokens is encoded
-with control tokens switched off.
+that could begin a control token replaced, in the messages only, by one that occurs nowhere: a control token found in
+that text begins with a character of the template. Where both renderings agree, the text is encoded as a whole, which
+gives the reference's ids; where a message holds control text, the text between the template's own control tokens is
+encoded with control tokens switched off.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ class RenderedChat:
     """A rendered conversation.
 
     Attributes:
-        text: what the template wrote.
-        control_spans: (start, end) of the control tokens that the template wrote itself.
+        text: the template's output.
+        control_spans: (start, end) of the control tokens that the template itself wrote.
         has_control_text: whether a message holds a control token, or a part that completes one.
-        also_plain: tokens that are no special tokens but that this template uses to control.
+        also_plain: non-special tokens that this template uses as control tokens.
     """
 
     text: str
@@ -44,11 +44,11 @@ def render_chat(
     tokenizer: Qwen2AudioTokenizer,
     variables: Mapping[str, Any],
 ) -> RenderedChat:
-    """Render a conversation and find out which control tokens the template wrote.
+    """Render a conversation and find the control tokens that the template itself wrote.
 
     Raises:
-        ValueError: the template failed, or what it writes depends on characters such as "<" in the messages, so that
-            their text cannot be told from the template's.
+        ValueError: the template failed, or its output depends on characters such as "<" in the messages, so that
+            their text cannot be distinguished from the template's.
     """
     also_plain = frozenset(
         token.content
@@ -71,7 +71,7 @@ def render_chat(
         hidden = template.render({**variables, "messages": messages})
         if hidden.translate(show) == text:
             break
-        # A template may write the time, and a second may have passed in between.
+        # A template may write the time, which may have advanced between the two renderings.
         text = template.render({**variables, "messages": conversation.messages})
     else:
         raise ValueError(
@@ -83,10 +83,10 @@ def render_chat(
 
 
 def encode_chat(chat: RenderedChat, *, tokenizer: Qwen2AudioTokenizer) -> np.ndarray:
-    """Token ids [T] int32 in which exactly the template's control tokens are control tokens.
+    """Token ids [T] int32 in which only the template's control tokens are control tokens.
 
     Raises:
-        ValueError: the tokenizer makes a control token of text that holds none.
+        ValueError: the tokenizer produces a control token for text that holds none.
     """
     control = {chat.text[start:end] for start, end in chat.control_spans}
     if chat.has_control_text:
@@ -109,7 +109,7 @@ def encode_chat(chat: RenderedChat, *, tokenizer: Qwen2AudioTokenizer) -> np.nda
 
 
 def check_no_control_text(conversation: Conversation, chat: RenderedChat, *, tokenizer: Qwen2AudioTokenizer) -> None:
-    """Raise a ValueError that names the message where a rendered text would let a message write control tokens."""
+    """Raise a ValueError that names the message if a message of the rendered text writes control tokens."""
     if not chat.has_control_text:
         return
     pattern = control_pattern(chat.also_plain.union(tokenizer.all_special_tokens))

@@ -1,4 +1,4 @@
-"""A conversation to the text that the model was trained on: the checkpoint's template, or the default one."""
+"""Chat templates: conversations to prompt text, with the checkpoint's template or the default one."""
 
 from collections.abc import Mapping
 from contextvars import copy_context
@@ -32,21 +32,21 @@ DEFAULT_CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""What Qwen2-Audio was trained on. Clips are numbered from 1 over the whole conversation.
+"""The default template, which Qwen2-Audio was trained on. Clips are numbered from 1 over the whole conversation.
 
 Source: `transformers.Qwen2AudioProcessor.default_chat_template`.
 """
 
 
 class ChatTemplate:
-    """A chat template that comes with a checkpoint and is therefore not trusted.
+    """A chat template from a checkpoint, and therefore untrusted.
 
     Args:
         source: jinja2, at most `limits.template_chars` characters.
-        limits: bounds on its length, its time and the text that it makes beyond its messages.
+        limits: bounds on its length, its time and the text that it renders beyond its messages.
 
     Raises:
-        ValueError: the source is too long or no template.
+        ValueError: the source is too long or not a template.
     """
 
     def __init__(self, source: str, *, limits: Limits = LIMITS):
@@ -60,7 +60,7 @@ class ChatTemplate:
         self.source, self.limits = source, limits
         try:
             self._template = compile_template(source)
-        except Exception as error:  # beside jinja2's own, nesting too deep for Python's compiler
+        except Exception as error:  # jinja2's own errors, and nesting too deep for Python's compiler
             raise ValueError(f"the chat template is not valid jinja2: {type(error).__name__}: {error}") from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -70,9 +70,9 @@ class ChatTemplate:
             ValueError: the template failed, refused the conversation, took longer than `limits.template_seconds` or
                 made more than `limits.template_chars` beyond what the variables hold.
         """
-        # Written out, a string may grow where a template escapes it; the clock bounds the rest.
+        # A string may grow where a template escapes it; the time limit bounds the rest.
         size = self.limits.template_chars + 4 * _text_size(variables)
-        # A context of its own: two renderings in one thread, one inside the other, keep their budgets apart.
+        # A separate context: nested renderings in one thread keep separate budgets.
         return copy_context().run(self._render, variables, Budget(seconds=self.limits.template_seconds, size=size))
 
     def _render(self, variables: Mapping[str, Any], budget: Budget) -> str:
@@ -84,7 +84,7 @@ class ChatTemplate:
                 budget.check(size)
                 budget.step()
                 pieces.append(piece)
-        except Exception as error:  # a template can raise whatever Python can
+        except Exception as error:  # a template can raise any exception
             raise ValueError(
                 f"the chat template cannot render this conversation: {type(error).__name__}: {error}. Change the "
                 f"conversation, or pass another template as chat_template="

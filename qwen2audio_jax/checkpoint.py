@@ -1,8 +1,8 @@
-"""A checkpoint on disk: the Orbax tree of parameters in `params/`, settings files beside it, and a manifest.
+"""Checkpoints on disk: an Orbax parameter tree in `params/`, settings files beside it, and a manifest.
 
 `manifest.json` is written last, so a folder without it is not a checkpoint, whatever stopped its writer; nothing is
-renamed into place, which object stores cannot do. Stored shapes are the model's own: a vocabulary padded for a mesh is
-padded when it is restored. `checkpoint_writer` writes them; models are read by `restore_params`.
+renamed into place, which object stores cannot do. Stored shapes are the model's own: a vocabulary is padded for a mesh
+when it is restored. `checkpoint_writer` writes checkpoints; `restore_params` reads them.
 """
 
 import logging
@@ -23,13 +23,13 @@ from qwen2audio_jax.places import Folder, Place, folder_at
 MANIFEST = "manifest.json"
 PARAMS = "params"
 MARKER = ".qwen2audio_jax_incomplete"
-"""Stands in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
+"""Marker file in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
 
 FORMAT = "qwen2audio_jax checkpoint"
 VERSION = 2
 
 READ_BYTES = 1 << 30
-"""Stored parameters in memory at once, beyond those that are on their devices already."""
+"""Stored parameters in memory at once, besides those already on their devices."""
 
 PADDED_AXES = {
     "decoder/embed_tokens/embedding": 0,
@@ -37,27 +37,27 @@ PADDED_AXES = {
     "decoder/lm_head/kernel": 1,
     "decoder/lm_head/scale": 0,
 }
-"""Parameters that a mesh pads, and the axis of their vocabulary."""
+"""Parameters that are padded for a mesh, and their vocabulary axis."""
 
 READ_IN_PLACE = ("gs://",)
-"""Buckets that Orbax reads by itself, each process what its devices hold; checkpoints in others are copied first."""
+"""Buckets that Orbax reads directly, each process its devices' shards; checkpoints in others are copied first."""
 
 
 def is_checkpoint(path: Place) -> bool:
-    """Whether `path` is a folder, here or in a bucket, with a finished checkpoint of this package."""
+    """Return True if `path` is a folder, local or in a bucket, with a finished checkpoint of this package."""
     return _manifest_problem(folder_at(path)) is None
 
 
 def read_in_place(folder: Folder) -> bool:
-    """Whether Orbax reads a checkpoint where it is."""
+    """Return True if Orbax reads a checkpoint in place."""
     return isinstance(folder, Path) or str(folder).startswith(READ_IN_PLACE)
 
 
 def read_manifest(path: Place) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
-    It holds `format`, `version`, `tool` (what wrote it), `source`, `totals`, `files` (those of `params/` -> bytes) and
-    `parameters` (path -> shape, dtype, bytes, sha256 and, where it was converted, `origin`).
+    It holds `format`, `version`, `tool` (its writer), `source`, `totals`, `files` (those of `params/` -> bytes) and
+    `parameters` (path -> shape, dtype, bytes, sha256 and, if converted, `origin`).
 
     Raises:
         ValueError: the folder holds no finished checkpoint, or one of a later version.
@@ -97,7 +97,7 @@ def _manifest_problem(folder: Folder) -> str | None:
 
 
 def stored_dtypes(path: Place) -> dict[str, str]:
-    """The dtype of every parameter of a checkpoint as it is stored, by its path; raises as `read_manifest`."""
+    """The stored dtype of every parameter of a checkpoint, by its path; raises as `read_manifest`."""
     return {name: record["dtype"] for name, record in read_manifest(path)["parameters"].items()}
 
 
@@ -105,8 +105,8 @@ def restore_params(path: Place, *, specs: Mapping[str, Any]) -> dict[str, Any]:
     """Read parameters from disk straight onto their devices.
 
     Args:
-        path: a finished checkpoint, here or in a bucket that Orbax reads (`READ_IN_PLACE`).
-        specs: nested dict of `jax.ShapeDtypeStruct`, each with the `sharding` it gets (None: the default device). It
+        path: a finished checkpoint, local or in a bucket that Orbax reads (`READ_IN_PLACE`).
+        specs: nested dict of `jax.ShapeDtypeStruct`, each with its target `sharding` (None: the default device). It
             may leave out whole top-level parts, such as the decoder, but nothing within a part. Floating dtypes are
             cast, int8 is read as such; a vocabulary (`PADDED_AXES`) longer than the stored one is padded with zeros.
 
@@ -119,7 +119,7 @@ def restore_params(path: Place, *, specs: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = folder_at(path)
     wanted, stored = _checked(folder, specs)
-    # What takes the most memory to read goes first and alone, while little is held.
+    # The parameters that need the most memory to read go first and alone, while little is held.
     large = sorted(
         (name for name in wanted if _bytes(wanted[name]) > READ_BYTES), key=lambda name: -_bytes(wanted[name])
     )
@@ -139,7 +139,7 @@ def restore_groups(path: Place, *, specs: Mapping[str, Any], group_bytes: int) -
         group_bytes: parameters in one group, unless one alone is larger.
 
     Yields:
-        Parameters by their path. They are the caller's: what it lets go of is gone before the next ones are read.
+        Parameters by their path. The caller owns them: those it drops are freed before the next ones are read.
 
     Raises:
         ValueError: as `restore_params`, before anything is read.
@@ -163,7 +163,7 @@ def _bytes(spec: jax.ShapeDtypeStruct) -> int:
 
 
 def _checked(folder: Folder, specs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """What is wanted and the shapes that are stored, by path, once they are known to fit."""
+    """The requested specs and the stored shapes, by path, checked against each other."""
     manifest = read_manifest(folder)
     if not read_in_place(folder):
         raise ValueError(f"{folder}: Orbax does not read from such a bucket; copy the checkpoint to a local folder")
@@ -205,12 +205,12 @@ def _read(folder: Folder, wanted: Mapping[str, Any], *, stored: dict[str, tuple[
 
 
 def _params_at(folder: Folder) -> str | Path:
-    """Where Orbax finds the parameters of a checkpoint."""
+    """The path at which Orbax finds the parameters of a checkpoint."""
     return folder.absolute() / PARAMS if isinstance(folder, Path) else str(folder / PARAMS)
 
 
 def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
-    """Find what an unfinished copy lacks before Orbax meets it, whose own errors do not name the cause."""
+    """Find missing or cut files before Orbax reads the folder, because its errors do not name the cause."""
     problems = []
     for name, size in listed.items():
         path = folder / name
@@ -237,7 +237,7 @@ def _stored_shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Orbax's warnings off stderr: what is wrong with a folder is raised as one error, in our words."""
+    """Suppress Orbax's warnings on stderr: a damaged folder is reported as one error of this package."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -252,7 +252,7 @@ def _damaged(folder: Folder) -> ValueError:
 
 
 def _check_quantized(folder: Folder, *, wanted: dict[str, Any], listed: Mapping[str, Any]) -> None:
-    """Codes without their scales mean nothing: int8 is read as int8, and nothing else is."""
+    """Raise a `ValueError` unless int8 parameters, and only those, are requested as int8."""
     for name, leaf in wanted.items():
         dtype = listed.get(name, {}).get("dtype")
         if dtype == "int8" and leaf.dtype != jnp.int8:

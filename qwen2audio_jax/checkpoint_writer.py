@@ -1,8 +1,8 @@
-"""Checkpoint folders are written here: group by group, so that a writer that was stopped can go on where it was.
+"""Checkpoint writer: saves parameters group by group, so that an interrupted writer can resume.
 
-While it is written a folder holds a locked marker, the journal, and Orbax's partial saves, one folder a group. All
-groups are joined in a copy made of links, which can be made again if that is interrupted, and the manifest comes last:
-see `checkpoint`. The converter and training write through `new_checkpoint`.
+While it is written a folder holds a locked marker, the journal, and Orbax's partial saves, one folder per group. All
+groups are joined in a copy made of links, which can be made again after an interruption, and the manifest is written
+last: see `checkpoint`. The converter and training write through `new_checkpoint`.
 """
 
 import json
@@ -26,11 +26,11 @@ from qwen2audio_jax.journal import Journal
 from qwen2audio_jax.manifest import describe, totals
 
 GROUP_BYTES = 256 << 20
-"""Parameters handed to Orbax at once, unless one alone is larger."""
+"""Bytes of parameters passed to Orbax at once, unless one alone is larger."""
 CHUNK_BYTES = 32 << 20
-"""Largest stored chunk: a device of another mesh reads whole chunks for its part of a parameter."""
+"""Largest stored chunk: a device of another mesh reads whole chunks for its shard of a parameter."""
 CHUNKS = 8
-"""Of smaller parameters: as many chunks, while these have a MiB. Splitting the largest axis each time makes
+"""Target number of chunks of smaller parameters, each of at least a MiB. Halving the largest axis each time makes
 [1024, 2048] of [4096, 4096], which two hosts can share along either axis."""
 
 Path_ = str | os.PathLike[str]
@@ -47,25 +47,25 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, journal: Journal, *, group_bytes: int):
         self.folder = folder
-        """Where settings files go, straight beside `params/`."""
+        """The folder for settings files, directly beside `params/`."""
         self.source: dict[str, Any] = {}
-        """Where the parameters come from: recorded in the manifest."""
+        """The source of the parameters: recorded in the manifest."""
         self.finished: Finished = dict(journal.parameters)
-        """What the manifest says of parameters that are on disk from an earlier attempt; they are not added again."""
+        """Manifest entries of parameters that an earlier attempt stored; they are not added again."""
         self._journal = journal
         self._group_bytes = group_bytes
         self._group: dict[str, Any] = {}
         self._saving: tuple[Any, dict[str, Any]] | None = None
         self._parameters: dict[str, dict[str, Any]] = dict(journal.parameters)
         self._context = ocp.Context()
-        # Weights hardly compress. A copy of what is written would double the memory: `add` takes the array over.
+        # Weights hardly compress. A copy of the written arrays would double the memory: `add` takes ownership instead.
         self._context.array_options.saving.use_compression = False
         self._context.array_options.saving.scoped_storage_options_creator = _storage
         self._context.memory_options.deepcopy_host_arrays = False
 
     @property
     def held_bytes(self) -> int:
-        """Arrays that were added and are not on disk yet."""
+        """Bytes of arrays that were added and are not on disk yet."""
         groups = (self._group, self._saving[1] if self._saving else {})
         return sum(array.nbytes for group in groups for array in group.values())
 
@@ -83,9 +83,9 @@ class CheckpointWriter:
         Args:
             name: its path.
             array: its values.
-            origin: tells the manifest what it was made from.
-            sha256: of its bytes in C order, where the caller knows it.
-            note: a JSON value that stands as "note" in `finished` when this is gone on with, and nowhere after.
+            origin: the manifest's record of its source tensor.
+            sha256: of its bytes in C order, if the caller knows it.
+            note: a JSON value that is kept as "note" in `finished` when the work is resumed, and dropped at the end.
         """
         if name in self._parameters:
             raise ValueError(f"parameter {name} was added twice")
@@ -99,7 +99,7 @@ class CheckpointWriter:
         self._group[name] = array
 
     def wait(self) -> None:
-        """Wait until less is held: for the group that is being saved, else for the one that is being collected."""
+        """Wait until less memory is held: save the group in flight, else the one being collected."""
         if self._saving is None:
             self._begin_saving()
         self._end_saving()
@@ -123,7 +123,7 @@ class CheckpointWriter:
             self._journal.add({name: self._parameters[name] for name in group}, groups=new)
 
     def abandon(self) -> None:
-        """Let a save that is under way come to its end, whichever it is: nothing may write here any more."""
+        """Wait for a save in flight, successful or not, so that nothing writes to the folder any more."""
         if self._saving is not None:
             try:
                 self._end_saving()
@@ -134,12 +134,12 @@ class CheckpointWriter:
     def _orbax(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # A full disk reaches us as whichever error tensorstore makes of it.
+        except Exception as error:  # A full disk surfaces as one of several tensorstore errors.
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
             raise OSError(f"{self.folder}: cannot be written: {reason}") from error
 
     def finish(self) -> None:
-        """Write what is pending, then the manifest: from here on it is a checkpoint."""
+        """Write pending parameters, then the manifest: from then on the folder is a checkpoint."""
         if not self._parameters:
             raise ValueError(f"{self.folder}: a checkpoint needs at least one parameter")
         from qwen2audio_jax import __version__  # the package's own module imports this one
@@ -166,14 +166,14 @@ class CheckpointWriter:
             json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        # What only an unfinished checkpoint needs goes first: a finished one never holds it.
+        # Files that only an unfinished checkpoint needs are removed first: a finished one never holds them.
         _remove(self.folder / f"{PARAMS}{_PARTIAL}")
         os.replace(whole, self.folder / MANIFEST)
 
     def _join(self) -> None:
         """Make one checkpoint of the groups.
 
-        Orbax moves and merges their files, and cannot go on if that is interrupted: it is done to a copy of links.
+        Orbax moves and merges their files, and cannot resume after an interruption: it works on a copy made of links.
         """
         groups = self.folder / f"{PARAMS}{_PARTIAL}"
         if _has_links(self.folder):
@@ -204,7 +204,7 @@ def _has_links(folder: Path) -> bool:
 
 
 def _link(source: str, target: str) -> None:
-    if Path(source).parent.name == "d":  # the values; what is merged into one file must not be shared
+    if Path(source).parent.name == "d":  # the values; files that are merged into one must not be shared
         os.link(source, target)
     else:
         shutil.copy2(source, target)
@@ -220,14 +220,14 @@ def new_checkpoint(
 ) -> Iterator[CheckpointWriter]:
     """Write a checkpoint folder: it is complete when the block ends.
 
-    When the block raises a `ValueError`, or `work` is None, the folder is removed. Other errors (a full disk, an
-    interruption) leave what is finished, as being killed does, and the same `work` goes on from there.
+    When the block raises a `ValueError`, or any error while `work` is None, the folder is removed. Other errors (a full
+    disk, an interruption) leave the finished groups, as a kill does, and the same `work` resumes from there.
 
     Args:
         path: a folder that does not exist, is empty, or holds an unfinished checkpoint.
-        work: what is being done, as JSON values: an unfinished checkpoint of the same work is gone on with. None: it
-            cannot be gone on with, and an unfinished checkpoint of any work is cleared.
-        accept: called with what is finished; may raise a `ValueError` to refuse to go on, which changes nothing.
+        work: a description of the work, as JSON values: an unfinished checkpoint of the same work is resumed. None: it
+            cannot be resumed, and an unfinished checkpoint of any work is cleared.
+        accept: called with the finished entries; may raise a `ValueError` to refuse to resume, which changes nothing.
         group_bytes: parameters stored at once; default: `GROUP_BYTES`.
 
     Raises:
@@ -274,7 +274,7 @@ def new_checkpoint(
 
 
 def _open_journal(folder: Path, *, work: Work | None, accept: Callable[[Finished], None] | None) -> Journal:
-    """The journal of an unfinished checkpoint of the same work, tidied, or a new one in a cleared folder."""
+    """The journal of an unfinished checkpoint of the same work, cleaned up, or a new one in a cleared folder."""
     groups = folder / f"{PARAMS}{_PARTIAL}"
     records = Journal(folder, groups=groups)
     if work is None or not records.parameters:
@@ -297,7 +297,7 @@ def _open_journal(folder: Path, *, work: Work | None, accept: Callable[[Finished
 
 
 def was_just_finished(path: Path_, *, work: Work) -> bool:
-    """Whether a writer of the same work was killed between its manifest and its end; what it left is tidied then."""
+    """Return True, after clearing its leftovers, if a writer of the same work was killed after its manifest."""
     folder = Path(path).absolute()
     if not (folder / MANIFEST).exists() or not (folder / journal.NAME).exists():
         return False
@@ -310,7 +310,7 @@ def was_just_finished(path: Path_, *, work: Work) -> bool:
 
 
 def unfinished_bytes(path: Path_) -> int:
-    """Bytes that an unfinished checkpoint at `path` takes up; 0 if there is none."""
+    """Disk usage in bytes of an unfinished checkpoint at `path`; 0 if there is none."""
     folder = Path(path)
     if not (folder / MARKER).exists():
         return 0
@@ -349,7 +349,7 @@ def save_params(path: Path_, params: Mapping[str, Any], *, config: Qwen2AudioCon
     Args:
         path: see `new_checkpoint`.
         params: nested dict of arrays with the model's own (unpadded) shapes.
-        config: what the parameters belong to.
+        config: the configuration of the parameters.
 
     Raises:
         ValueError: see `new_checkpoint`.

@@ -1,4 +1,4 @@
-"""The `audio` argument of the processor: which clip belongs to which placeholder of which text."""
+"""Assignment of clips to texts: the processor's `audio` argument matched with the placeholders."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def assign_clips(
     Args:
         audio: None, one clip, a flat list of clips in the order of the placeholders over all texts, or a list with a
             list of clips for each text.
-        texts: the texts, which messages quote.
+        texts: the texts, quoted in error messages.
         counts: placeholders in each text.
         audio_token: the placeholder.
         limits: bound on the clips of a text.
@@ -78,7 +78,7 @@ def load_clips(
     """The samples of clips, each [n] float32 at 16 kHz, in order.
 
     Raises:
-        AudioError: a clip cannot be used; the message begins with its place and the kind is `load_audio`'s.
+        AudioError: a clip cannot be used; the message begins with its position and the kind is `load_audio`'s.
         ValueError: a clip has no source.
     """
     samples = []
@@ -98,7 +98,7 @@ def load_clips(
 def _split(
     clips: list[ClipSource], texts: Sequence[str], counts: Sequence[int], audio_token: str
 ) -> list[list[ClipSource]]:
-    """Clips in order over the texts, as many for each as it has placeholders."""
+    """Clips split in order over the texts, by the number of placeholders in each."""
     if len(texts) == 1:
         return [clips]
     if len(clips) != sum(counts):
@@ -112,7 +112,7 @@ def _split(
 
 
 def _is_clip(value: Any) -> bool:
-    """Whether this is one clip: anything but a list or tuple, or one of plain numbers, or (samples, rate)."""
+    """Return True for one clip: no list or tuple, or a list or tuple of plain numbers, or (samples, rate)."""
     if not isinstance(value, list | tuple):
         return True
     return len(value) > 0 and isinstance(value[-1], int | float | np.number)

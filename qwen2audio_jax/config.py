@@ -1,8 +1,8 @@
 """The model's configuration: frozen, hashable values that every jitted function takes as a static argument.
 
-The fields bear the reference's names (`transformers.Qwen2AudioConfig`) and default to the published 7B model. Reading a
-config.json is strict (`config_json`): what the file leaves out takes the reference's class defaults, what it states and
-this project does not compute is an error. Equality and hash look at the fields that decide the computation only.
+The fields have the reference's names (`transformers.Qwen2AudioConfig`) and default to the published 7B model. Reading a
+config.json is strict (`config_json`): absent keys take the reference's class defaults, and stated values that this
+package does not implement are errors. Equality and hash cover only the fields that affect the computation.
 """
 
 import json
@@ -29,7 +29,7 @@ class Qwen2AudioConfig:
     """The whole model (reference: transformers.Qwen2AudioConfig).
 
     Raises:
-        ValueError: dtype is none of "float32", "bfloat16", "float16", audio_token_index lies outside the vocabulary.
+        ValueError: dtype is not "float32", "bfloat16" or "float16", or audio_token_index is outside the vocabulary.
     """
 
     audio_config: Qwen2AudioEncoderConfig = field(default_factory=Qwen2AudioEncoderConfig)
@@ -37,9 +37,9 @@ class Qwen2AudioConfig:
     audio_token_index: int = 151646
     """Id of the placeholder `<|AUDIO|>`, one for each audio token."""
     ignore_index: int = _IGNORE_INDEX
-    """Label that the loss leaves out."""
+    """Label that the loss ignores."""
     dtype: str = "bfloat16"
-    """Compute dtype, and that of the parameters on the device."""
+    """Dtype of the computation and of the parameters on the device."""
     inert: Inert = field(
         default=(("architectures", '["Qwen2AudioForConditionalGeneration"]'),), compare=False, repr=False
     )
@@ -65,10 +65,10 @@ class Qwen2AudioConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Qwen2AudioConfig":
-        """Read the content of a config.json, as published or as saved again by any release of transformers.
+        """Read the content of a config.json, as published or as re-saved by any release of transformers.
 
-        text_config.vocab_size goes before the top-level one. Embeddings are tied only where text_config or the top
-        level says so. dtype is the top level's, else text_config's, else float32.
+        text_config.vocab_size takes precedence over the top-level one. Embeddings are tied only if text_config or the
+        top level says so. dtype is the top level's, else text_config's, else float32.
 
         Raises:
             ValueError: a key is unknown, or a value unsupported, of the wrong type, out of range or contradicted.
@@ -118,7 +118,7 @@ class Qwen2AudioConfig:
 
     @classmethod
     def from_pretrained(cls, folder: Place) -> "Qwen2AudioConfig":
-        """Read the config.json of a checkpoint folder, here or in a bucket.
+        """Read the config.json of a checkpoint folder, local or in a bucket.
 
         Raises:
             ValueError: see `from_dict`; the message names the file.
@@ -139,7 +139,7 @@ class Qwen2AudioConfig:
         return cls.from_dict(json.loads(folder.joinpath(f"{name}.json").read_text(encoding="utf-8")))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a complete config.json, which the reference reads as it reads the file this came from."""
+        """The content of a complete config.json, which the reference reads like the file this came from."""
         result = {
             "model_type": "qwen2_audio",
             **config_json.inert_values(self.inert),
@@ -157,7 +157,7 @@ class Qwen2AudioConfig:
         return result
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `to_dict()` as config.json into `folder` (made where missing), whole or not at all; its path."""
+        """Write `to_dict()` atomically as config.json into `folder` (created if missing) and return its path."""
         path = Path(folder, "config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".config.json.{os.getpid()}")

@@ -28,12 +28,11 @@ _ALIASES = {
 class Qwen2AudioEncoderConfig:
     """The audio tower (reference: transformers.Qwen2AudioEncoderConfig).
 
-    Its activation is the exact GELU and its embeddings are not scaled: other values are refused when read. The
-    reference computes a scale for `scale_embedding: true` but never applies it, so such a file does not say what it
-    means.
+    Its activation is the exact GELU and its embeddings are not scaled: other values are refused on reading. The
+    reference computes a scale for `scale_embedding: true` but never applies it, so such a file is ambiguous.
 
     Raises:
-        ValueError: a size is not a whole number above 0, d_model is not divisible by the heads.
+        ValueError: a size is not a positive integer, or d_model is not divisible by the number of heads.
     """
 
     num_mel_bins: int = 128
@@ -77,7 +76,7 @@ class Qwen2AudioEncoderConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Qwen2AudioEncoderConfig":
-        """Read the `audio_config` section of a config.json; absent keys are the published model's.
+        """Read the `audio_config` section of a config.json; absent keys take the published model's values.
 
         Raises:
             ValueError: a key is unknown, or a value unsupported, of the wrong type or out of range.

@@ -1,7 +1,7 @@
-"""Reading config.json strictly: which of its keys decide the computation, which are inert, and which are refused.
+"""Strict parsing of config.json: keys that affect the computation, inert keys, and refused keys.
 
-`config` stands on this module. Every key is a field of a dataclass there, a key with a fixed supported value, a known
-inert key, or an error; nothing is dropped without a word.
+`config` builds on this module. Every key is a field of a dataclass there, a key with a fixed supported value, a known
+inert key, or an error; nothing is dropped silently.
 """
 
 import json
@@ -41,7 +41,7 @@ _BOOKKEEPING = (  # noqa: SIM905
 ).split()
 
 COMMON_INERT = frozenset(_GENERATION + _BOOKKEEPING)
-"""Keys that may stand in any section of a file saved by some release of transformers and change no output."""
+"""Keys that may occur in any section of a file saved by some release of transformers and change no output."""
 
 COMMON_FIXED: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
@@ -59,8 +59,8 @@ def read_json_object(path: Folder) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: the file is missing, too large, not UTF-8, not JSON, holds NaN, Infinity or a key twice, or is not
-            an object; the message names the file.
+        ValueError: the file is missing, too large, not UTF-8 or not JSON, holds NaN, Infinity or a duplicate key, or is
+            not an object; the message names the file.
     """
     try:
         size = path.stat().st_size
@@ -96,7 +96,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def describe(value: object) -> str:
-    """The value as a message shows it: JSON text, cut where it is long."""
+    """The value for an error message: JSON text, truncated if long."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
@@ -105,7 +105,7 @@ def describe(value: object) -> str:
 
 
 def section_of(data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The sub-configuration `key`, where absent and null both mean an empty one."""
+    """The section `key`; absent and null both mean an empty one."""
     value = data.get(key)
     if value is None:
         return {}
@@ -115,7 +115,7 @@ def section_of(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def pop_alias(data: dict[str, Any], *, where: str, alias: str, key: str) -> None:
-    """Move `alias` to `key`, its other name; both may stand when they agree."""
+    """Move `alias` to its synonym `key`; both may be present if they agree."""
     if alias not in data:
         return
     value = data.pop(alias)
@@ -133,9 +133,9 @@ def split_inert(
 
     Args:
         data: the section.
-        where: what messages put before a key, such as "text_config.".
-        fixed: keys beside `COMMON_FIXED` that are supported only with one of the values given.
-        inert: keys beside `COMMON_INERT` whose value changes no output.
+        where: prefix of keys in error messages, such as "text_config.".
+        fixed: keys besides `COMMON_FIXED` that are supported only with one of the given values.
+        inert: keys besides `COMMON_INERT` whose value changes no output.
         fields: keys that are fields.
 
     Raises:
@@ -169,12 +169,12 @@ def split_inert(
 
 
 def inert_values(inert: Inert) -> dict[str, Any]:
-    """The inert keys and values as they stood in the JSON."""
+    """The inert keys and values as they were in the JSON."""
     return {key: json.loads(text) for key, text in inert}
 
 
 def check_positive_int(value: object, *, where: str) -> None:
-    """Raise a ValueError unless `value` is an int (no bool) from 1 to the limit."""
+    """Raise a ValueError unless `value` is an int (not a bool) from 1 to the limit."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{where} is {describe(value)}; it must be a whole number without quotes")
     if not 1 <= value <= LIMITS.config_size:
@@ -193,7 +193,7 @@ def check_token_id(value: object, *, where: str, vocab_size: int) -> None:
 
 
 def positive_float(value: object, *, where: str) -> float:
-    """`value` as a float; a ValueError unless it is a finite number above 0 (no bool)."""
+    """`value` as a float; a ValueError unless it is a finite number above 0 (not a bool)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where} is {describe(value)}; it must be a number without quotes")
     if not 0 < value < math.inf or value > sys.float_info.max:
@@ -219,7 +219,7 @@ def same(left: object, right: object) -> bool:
 
 
 def json_text(where: str, value: object) -> str:
-    """`value` as JSON text; a ValueError that names `where` for what JSON cannot hold."""
+    """`value` as JSON text; a ValueError that names `where` if it is not representable in JSON."""
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError):

@@ -18,7 +18,7 @@ _SIZES = (
     "max_position_embeddings",
 )
 # The reference's class defaults for a text section, which the published files rely on for hidden_size, layers and
-# heads, and override elsewhere. The rotary base is that of files which dropped it.
+# heads, and override elsewhere. The rotary base applies to files that omit it.
 _DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 4096,
@@ -42,8 +42,8 @@ class Qwen2AudioTextConfig:
     Query, key and value projections have biases, the others have none; the activation is SiLU.
 
     Raises:
-        ValueError: a size is not a whole number above 0, the heads are not divisible by the KV heads, head_dim is odd,
-            a token id lies outside the vocabulary.
+        ValueError: a size is not a positive integer, the heads are not divisible by the KV heads, head_dim is odd, or a
+            token id is outside the vocabulary.
     """
 
     vocab_size: int = 156032
@@ -95,7 +95,7 @@ class Qwen2AudioTextConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Qwen2AudioTextConfig":
-        """Read the `text_config` section of a config.json; absent keys are transformers.Qwen2Config's defaults.
+        """Read the `text_config` section of a config.json; absent keys take transformers.Qwen2Config's defaults.
 
         Raises:
             ValueError: a key is unknown, or a value unsupported, of the wrong type or out of range.
@@ -127,7 +127,7 @@ class Qwen2AudioTextConfig:
     def to_dict(self) -> dict[str, Any]:
         """The `text_config` section, complete.
 
-        The rotary base stands both in `rope_parameters` and flat: each is the only one that some releases read.
+        The rotary base is written both in `rope_parameters` and flat: some releases read only one of the two.
         """
         result = {
             "model_type": "qwen2",
@@ -159,12 +159,12 @@ def _even_share(hidden_size: object, heads: object) -> int:
 
 
 def _read_rope_theta(data: dict[str, Any], *, where: str) -> tuple[float, Inert]:
-    """Take every way to write the rotary base out of a text section.
+    """Pop every form of the rotary base from a text section.
 
-    Flat `rope_theta`, `rope_parameters` {rope_theta, rope_type}, and a `rope_scaling` that scales nothing.
+    Forms: flat `rope_theta`, `rope_parameters` {rope_theta, rope_type}, and a `rope_scaling` that scales nothing.
 
     Returns:
-        The base, and what has to be written back beside it.
+        The base, and the inert values to be written back beside it.
 
     Raises:
         ValueError: a rope type other than "default", a parameter of one, or two bases that differ.
@@ -209,7 +209,7 @@ def _read_rope_theta(data: dict[str, Any], *, where: str) -> tuple[float, Inert]
 
 
 def _check_layer_types(data: dict[str, Any], *, where: str, layers: object) -> None:
-    """Take `layer_types` out of a text section: every layer must be "full_attention", and all layers named."""
+    """Pop `layer_types` from a text section: it must list every layer, each as "full_attention"."""
     value = data.pop("layer_types", None)
     if value is None:
         return

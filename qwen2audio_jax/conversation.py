@@ -1,4 +1,4 @@
-"""A conversation as people write it, checked and brought into the one form that chat templates read."""
+"""Conversations: messages in any accepted form, checked and normalised for chat templates."""
 
 import base64
 import binascii
@@ -14,17 +14,17 @@ from qwen2audio_jax.limits import LIMITS, Limits
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SOURCE_KEYS = ("audio", "audio_url", "url", "path", "input_audio")
 SHOWN_SOURCE = "clip"
-"""What a template sees in place of a clip's source: it has no use for a path, and none for a sound's bytes."""
+"""Placeholder that templates get instead of a clip's source, since they need neither its path nor its bytes."""
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A clip that a conversation names."""
+    """A clip of a conversation."""
 
     where: str
-    """Its place, as Python would index it: "messages[1]['content'][0]"."""
+    """Its position as a Python index expression: "messages[1]['content'][0]"."""
     source: Any
-    """What `load_audio` takes; None for a placeholder whose sound is passed another way."""
+    """An argument of `load_audio`; None for a placeholder whose audio is passed separately."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Conversation:
     """A checked conversation.
 
     Attributes:
-        messages: for the template: `role`, `content` (a str, or a list of {"type": "text", "text"} and {"type":
-            "audio",
-            key: "clip"} items) and whatever plain data the messages held beside them.
+        messages: for the template: `role`, `content` and any other plain data of the messages. A content is a str, or
+            a list of text items {"type": "text", "text"} and audio items {"type": "audio", key: "clip"}.
         clips: the clips in order.
     """
 
@@ -42,14 +41,14 @@ class Conversation:
     clips: list[ClipSource]
 
     def strings(self) -> Iterator[tuple[str, str]]:
-        """Every string that came with the messages, and its place."""
+        """Every string of the messages, with the position of its message."""
         for i, message in enumerate(self.messages):
             for text in iter_strings(message):
                 yield f"messages[{i}]", text
 
 
 def is_batch(conversation: Any) -> bool:
-    """Whether this is a list of conversations. Raises a ValueError where it is no list at all, or an empty one."""
+    """Return True for a list of conversations; raise a ValueError for anything but a list, or for an empty list."""
     if isinstance(conversation, str | bytes | Mapping) or not isinstance(conversation, Sequence):
         raise ValueError(
             f"a conversation is a list of messages, not {type(conversation).__name__}; write "
@@ -69,11 +68,11 @@ def read_conversation(conversation: Any, *, name: str = "messages", limits: Limi
             `audio_url`, `url` or `path`) or in that of chat APIs ({"type": "audio_url", "audio_url": {"url"}} and
             {"type": "input_audio", "input_audio": {"data": base64, "format"}}; the sound's own header counts, not
             `format`). A source is a path, an http(s) or data: URL, bytes, a file object or an array.
-        name: what messages call the conversation.
+        name: the conversation's name in error messages.
         limits: bounds on messages and clips.
 
     Raises:
-        ValueError: something is missing, unknown or too much; the message names its place.
+        ValueError: something is missing, unknown or over a limit; the message names its position.
     """
     if is_batch(conversation):
         raise ValueError(f"{name}[0] is a list; a message is a dict with a role and a content")
@@ -126,7 +125,7 @@ def iter_strings(value: Any) -> Iterator[str]:
 
 
 def map_strings(value: Any, table: dict[int, str]) -> Any:
-    """Plain data with `str.translate(table)` done to every string, keys too."""
+    """Plain data with `str.translate(table)` applied to every string, keys too."""
     if isinstance(value, str):
         return value.translate(table)
     if isinstance(value, Mapping):
@@ -137,7 +136,7 @@ def map_strings(value: Any, table: dict[int, str]) -> Any:
 
 
 def _read_item(item: Any, where: str, limits: Limits) -> tuple[dict[str, Any], ClipSource | None]:
-    """An item of a content as the template sees it, and its clip where it is one."""
+    """A content item as the template sees it, and its clip if it is an audio item."""
     if not isinstance(item, Mapping):
         raise ValueError(f'{where} is {type(item).__name__}; write text as {{"type": "text", "text": "..."}}')
     kind = item.get("type")
@@ -196,7 +195,7 @@ def _check_keys(item: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of JSON-like data; templates are given nothing else."""
+    """A copy of JSON-like data, the only kind of data that templates are given."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth < 32 and isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """The text decoder: embeddings in, hidden states out, appending to a key/value cache.
 
-Prompt and single tokens take the same path: a call appends T tokens to each row, wherever that row stands.
+Prompts and single tokens share one code path: a call appends T tokens to each row at that row's own position.
 
 Source: Qwen technical report (arXiv 2309.16609); `Qwen2Model`.
 """
@@ -19,13 +19,13 @@ from qwen2audio_jax.sharding import constrain
 
 
 def _project(linear: Linear, x: jax.Array, *, heads: int) -> jax.Array:
-    """[B, T, D] to [B, T, heads, H], by the way that a TPU's memory layout wants; measured in benchmarks/."""
+    """Project [B, T, D] to [B, T, heads, H] in the form that suits a TPU's memory layout; measured in benchmarks/."""
     if x.shape[1] > 1:
-        # Many tokens: the kernel is split, so that the product comes out in the cache's layout. Splitting the product
-        # costs a copy of every key buffer.
+        # Many tokens: split the kernel, so that the product comes out in the cache's layout. Splitting the product
+        # would cost a copy of every key buffer.
         return linear.split(x, heads)
-    # One token: the product is split, and the barrier keeps the split from the kernel, which would be laid out anew in
-    # every step.
+    # One token: split the product. The barrier keeps XLA from moving the split to the kernel, whose layout would then
+    # change in every step.
     return split_heads(jax.lax.optimization_barrier(linear(x)), heads)
 
 
@@ -58,7 +58,7 @@ class DecoderAttention(nnx.Module):
         return self._attend(q, *seen, starts=starts, attention=attention), keys, values
 
     def packed(self, x: jax.Array, *, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        """Whole rows without a cache: x [B, T, D] at `positions` [B, T], each of `segments` [B, T] by itself."""
+        """Attention over packed rows without a cache: x [B, T, D], `positions` and `segments` [B, T]."""
         return self._attend(*self._heads(x, positions), segments=segments, attention=XLA)
 
     def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -107,7 +107,7 @@ class DecoderLayer(nnx.Module):
         return self._after(x, attended), keys, values
 
     def packed(self, x: jax.Array, *, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        """Whole rows without a cache; see `DecoderAttention.packed`."""
+        """The layer over packed rows without a cache; see `DecoderAttention.packed`."""
         return self._after(x, self.self_attn.packed(self.input_layernorm(x), positions=positions, segments=segments))
 
     def _after(self, x: jax.Array, attended: jax.Array) -> jax.Array:
@@ -135,13 +135,13 @@ class Decoder(nnx.Module):
         Args:
             embeddings: [B, T, D] in the compute dtype, left-aligned.
             cache: with room for T more positions in every row.
-            counts: [B] int32, how many of the T tokens are real; the others' outputs are to be ignored.
-            window: how many cache positions to attend to; at least the longest row's length after the call. None: the
-                rows are empty, and the tokens attend to each other, not by way of the cache.
-            attention: how it is computed where `window` is None; see `attention.choose_attention`.
+            counts: [B] int32, the number of real tokens among the T; outputs of the others are meaningless.
+            window: number of cache positions to attend to; at least the longest row's length after the call. None: the
+                rows are empty, and the tokens attend to each other directly instead of through the cache.
+            attention: the implementation if `window` is None; see `attention.choose_attention`.
 
         Returns:
-            Hidden states [B, T, D] before the head, normalised, and the cache with `lengths` grown by `counts`.
+            Hidden states [B, T, D] before the head, normalised, and the cache with `lengths` increased by `counts`.
         """
         x = constrain(embeddings, "batch", "token", "width")
         keys, values = list(cache.keys), list(cache.values)

@@ -1,7 +1,7 @@
-"""Which device stands where in a mesh: the slow network between slices on `data`, neighbours in a `model` group.
+"""Device order in a mesh: the slow network between slices along `data`, neighbours within a `model` group.
 
-A slice is what a fast network joins: a TPU slice, or the GPUs of one host. Within a slice the groups stay in one
-process where they fit, so that every process has rows of its own, and on TPUs follow the wiring of the chips.
+A slice is a set of devices on a fast network: a TPU slice, or the GPUs of one host. Within a slice a group stays in one
+process where it fits, so that every process has rows of its own; on TPUs groups follow the chip interconnect.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ def slices(devices: Sequence[Any], num_slices: int | None) -> list[list[Any]]:
     """Devices by slice, in order.
 
     Args:
-        devices: jax.Devices, or what has their `platform`, `process_index` and perhaps `slice_index`.
-        num_slices: how many slices there are; None: as many as the devices say.
+        devices: jax.Devices, or objects with their `platform`, `process_index` and optionally `slice_index`.
+        num_slices: the number of slices; None: as the devices report.
 
     Raises:
-        ValueError: they do not fall into so many slices of one size.
+        ValueError: they do not form that many slices of equal size.
     """
     if num_slices is not None and num_slices < 1:
         raise ValueError(f"num_slices={num_slices}: there is at least 1")
@@ -64,12 +64,12 @@ def _wired(devices: Sequence[Any], model: int) -> np.ndarray:
         try:
             return mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
         except (ValueError, NotImplementedError, AssertionError):
-            pass  # some chips of a larger block, whose wiring makes no such mesh: any order will do
+            pass  # a subset of a larger block, whose interconnect forms no such mesh: any order will do
     order = np.empty(len(devices), object)
     order[:] = list(devices)
     return order.reshape(shape)
 
 
 def _by(devices: Sequence[Any], key: Callable[[Any], int]) -> list[list[Any]]:
-    """Devices with the same key together, groups by key, the order within as it was."""
+    """Devices grouped by key, groups sorted by key, the original order within each."""
     return [[d for d in devices if key(d) == value] for value in sorted({key(d) for d in devices})]

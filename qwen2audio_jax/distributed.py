@@ -1,6 +1,6 @@
-"""Several processes as one machine: who they are, and `jax.distributed` initialised when all of them are there.
+"""Multi-process runs: process ids and coordinator, and `jax.distributed` initialised once all processes have arrived.
 
-Nothing happens for a process that runs alone, and nothing at import.
+A single process needs none of this, and importing the module has no effect.
 """
 
 import os
@@ -26,14 +26,14 @@ DEFAULT_NOTICE = 60.0
 
 @dataclass(frozen=True)
 class Processes:
-    """Where a process stands among several.
+    """A process's place in a multi-process run.
 
     Attributes:
         host: of process 0.
         port: free on that host.
-        process_id: of this one, from 0.
+        process_id: of this process, from 0.
         num_processes: at least 2.
-        detected: by what a cluster says, and not by the user.
+        detected: whether the values come from the cluster environment rather than from the user.
     """
 
     host: str
@@ -51,25 +51,25 @@ def initialize(
     timeout: float | None = None,
     notice: float | None = None,
 ) -> Processes | None:
-    """Join the other processes of this run, if there are any; before anything else is done with JAX.
+    """Join the other processes of this run, if there are any; to be called before any other use of JAX.
 
-    TPU pods and slices, Slurm, Open MPI and Kubernetes jobs need no arguments: JAX knows them. Elsewhere the first
-    three say it, or the environment variables QWEN2AUDIO_COORDINATOR, QWEN2AUDIO_PROCESS_ID and
-    QWEN2AUDIO_NUM_PROCESSES; what is passed counts for more. `num_processes=1` runs alone, whatever a cluster says.
+    TPU pods and slices, Slurm, Open MPI and Kubernetes jobs need no arguments: JAX detects them. Elsewhere the first
+    three arguments are needed, or the environment variables QWEN2AUDIO_COORDINATOR, QWEN2AUDIO_PROCESS_ID and
+    QWEN2AUDIO_NUM_PROCESSES; arguments take precedence. `num_processes=1` runs alone, whatever the cluster reports.
 
     Args:
         coordinator: HOST:PORT of process 0, the port free; the same in all processes.
         process_id: from 0 to num_processes - 1.
-        num_processes: how many there are.
+        num_processes: the number of processes.
         timeout: seconds to wait for them; default: QWEN2AUDIO_PEER_TIMEOUT, else 300.
-        notice: seconds after which, and then again and again, stderr is told how many of how many have arrived;
-            default: QWEN2AUDIO_PEER_NOTICE, else 60.
+        notice: seconds between reports on stderr of how many processes have arrived; default: QWEN2AUDIO_PEER_NOTICE,
+            else 60.
 
     Returns:
-        What was joined; None for a process that runs alone.
+        The process's place in the run; None for a process that runs alone.
 
     Raises:
-        PeersMissing: (a ValueError) not all came in time.
+        PeersMissing: (a ValueError) not all processes arrived in time.
         ValueError: settings that are partial or contradict each other, or JAX was used before.
     """
     timeout = _seconds(timeout, name=PEER_TIMEOUT, default=DEFAULT_TIMEOUT)
@@ -95,7 +95,7 @@ def initialize(
             f"{_bracketed(place.host)}:{place.port}",
             place.num_processes,
             place.process_id,
-            # What a cluster says of itself may also tell which devices are whose.
+            # The cluster environment may also assign devices to processes.
             cluster_detection_method=None if place.detected else "deactivate",
             initialization_timeout=max(int(timeout), 30),
         )
@@ -113,7 +113,7 @@ def processes(
     num_processes: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Processes | None:
-    """What `initialize` would join, from its arguments, the environment or the cluster.
+    """The process's place that `initialize` would use, from its arguments, the environment or the cluster.
 
     Raises:
         ValueError: as `initialize`.
@@ -142,17 +142,17 @@ def processes(
 
 
 def detected() -> Processes | None:
-    """What a TPU pod, Slurm, Open MPI or Kubernetes says; None for a single process, or where there is no cluster."""
-    # Not public, but what jax.distributed.initialize itself asks; a test holds it against every supported release.
+    """The place that a TPU pod, Slurm, Open MPI or Kubernetes reports; None for a single process or no cluster."""
+    # Private API, the one jax.distributed.initialize itself uses; a test checks it on every supported release.
     from jax._src.clusters import ClusterEnv
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that some cluster's package is not installed is no news to a single process
+        warnings.simplefilter("ignore")  # a missing cluster package is irrelevant to a single process
         try:
             address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
                 None, None, None, None, None, 60
             )
-        except Exception:  # whatever a cluster's client raises where there is half of one
+        except Exception:  # any error of a cluster client in an incomplete cluster environment
             return None
     if address is None or count is None or number is None or count < 2:
         return None

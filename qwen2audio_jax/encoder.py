@@ -23,10 +23,10 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 def sinusoids(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """The positions of a fresh encoder: [P, D] sines, then cosines. Source: Whisper (arXiv 2212.04356).
+    """Initial position embeddings of the encoder: [P, D] sines, then cosines. Source: Whisper (arXiv 2212.04356).
 
-    At a fifth of Whisper's size: what freshly drawn convolutions give is as small, and would have to grow out of
-    positions several times louder before anything is heard.
+    Scaled to a fifth of Whisper's magnitude: outputs of freshly initialised convolutions are about that small, and
+    position embeddings several times larger would drown the audio in early training.
     """
     positions, width = shape
     rates = jnp.exp(-jnp.log(10000.0) / (width // 2 - 1) * jnp.arange(width // 2))
@@ -90,10 +90,10 @@ class EncoderLayer(nnx.Module):
         self.fc2 = Linear(ffn, width, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, lengths: jax.Array, attention: str) -> jax.Array:
-        """Of x [A, P, D], clip a, the first `lengths[a]` positions are valid; see `attention.attend`."""
+        """Apply the layer to x [A, P, D]; the first `lengths[a]` positions of clip a are valid."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), lengths=lengths, attention=attention)
         x = x + self.fc2(_gelu(self.fc1(self.final_layer_norm(x))))
-        if x.dtype == jnp.float16:  # the published weights overflow half precision; the reference clamps here too
+        if x.dtype == jnp.float16:  # the published weights overflow float16; the reference clamps here too
             limit = float(jnp.finfo(jnp.float16).max) - 1000
             x = jnp.clip(x, -limit, limit)
         return constrain(x, "clip", "position", "audio_width")
@@ -118,7 +118,7 @@ class Encoder(nnx.Module):
         return constrain(x + positions, "clip", "position", "audio_width")
 
     def pool(self, x: jax.Array) -> jax.Array:
-        """Mean of every two steps, then the final norm: [A, P, D] -> [A, P // 2, D]."""
+        """Average pooling by two, then the final norm: [A, P, D] -> [A, P // 2, D]."""
         steps = x.shape[1] // 2
         pairs = x[:, : 2 * steps].reshape(x.shape[0], steps, 2, x.shape[2])
         return self.layer_norm(pairs.astype(jnp.float32).mean(2).astype(x.dtype))
@@ -128,12 +128,12 @@ class Encoder(nnx.Module):
 
         Args:
             features: [A, M, L] log-mel in the compute dtype. L is even, at most 2 x max_source_positions, and either
-                that or at least two more than the longest clip; what follows a clip is the log-mel of silence.
+                that or at least two more than the longest clip; frames after a clip are the log-mel of silence.
             frames: [A] int32, valid frames of each clip.
-            attention: how it is computed; see `attention.choose_attention`.
+            attention: the implementation; see `attention.choose_attention`.
 
         Returns:
-            [A, L // 4, D]; of clip a the first `token_count(frames[a])` rows are valid.
+            [A, L // 4, D]; the first `token_count(frames[a])` rows of clip a are valid.
         """
         x = self.embed(features)
         lengths = conv_length(frames)

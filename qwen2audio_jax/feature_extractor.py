@@ -1,4 +1,4 @@
-"""Clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
+"""Feature extractor: clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "do_normalize": (False, None),
     "feature_extractor_type": ("WhisperFeatureExtractor",),
 }
-"""Settings that change the features and are supported with these values only."""
+"""Settings that change the features and are supported only with these values."""
 
 INERT = frozenset(
     (
@@ -39,7 +39,7 @@ INERT = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen2AudioFeatureExtractor:
-    """Log-mel features of clips, all padded with silence to the longest that the encoder takes.
+    """Log-mel feature extractor, which pads every clip with silence to the encoder's longest input.
 
     Source: `transformers.WhisperFeatureExtractor` with the settings that Qwen2-Audio publishes.
 
@@ -129,7 +129,7 @@ class Qwen2AudioFeatureExtractor:
         return replace(LIMITS, clip_seconds=self.n_samples / self.sampling_rate)
 
     def load(self, source: Any, *, truncation: bool = False, allow_private_urls: bool = False) -> np.ndarray:
-        """One clip, wherever it is, as samples [n] float32 at 16 kHz, no longer than `n_samples`."""
+        """Load one clip from any source as samples [n] float32 at 16 kHz, no longer than `n_samples`."""
         return load_audio(source, truncation=truncation, limits=self.limits, allow_private_urls=allow_private_urls)
 
     def __call__(
@@ -144,7 +144,7 @@ class Qwen2AudioFeatureExtractor:
 
         Args:
             clips: a clip, as an array [n] of samples at 16 kHz, or a list of whatever `load_audio` takes.
-            sampling_rate: samples a second of the arrays, where stated it must be 16000.
+            sampling_rate: samples per second of the arrays; if stated, it must be 16000.
             truncation: keep the beginning of a clip that is too long instead of refusing it.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
 
@@ -153,7 +153,7 @@ class Qwen2AudioFeatureExtractor:
 
         Raises:
             AudioError: a clip is refused; see there.
-            ValueError: `return_tensors` is another.
+            ValueError: another value of `return_tensors`.
         """
         self.check_sampling_rate(sampling_rate)
         if hasattr(clips, "ndim") and clips.ndim == 1:
@@ -162,7 +162,7 @@ class Qwen2AudioFeatureExtractor:
         return to_output(self.features(samples), return_tensors=return_tensors)
 
     def features(self, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The two arrays of clips that were loaded and checked before."""
+        """The two feature arrays of clips that are already loaded and checked."""
         frames = self.nb_max_frames
         features = np.zeros((len(samples), self.feature_size, frames), np.float32)
         mask = np.zeros((len(samples), frames), np.int32)
@@ -172,7 +172,7 @@ class Qwen2AudioFeatureExtractor:
         return {"input_features": features, "feature_attention_mask": mask}
 
     def check_sampling_rate(self, sampling_rate: int | None) -> None:
-        """AudioError "rate" for arrays that are stated to have another rate than the model's."""
+        """Raise AudioError "rate" if arrays are stated to have a sampling rate other than the model's."""
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise AudioError(
                 f"sampling_rate={sampling_rate!r}, but the model hears {self.sampling_rate} samples a second: load the "

@@ -1,6 +1,6 @@
-"""Flash attention on one device, by kernels that others keep: cuDNN's on GPUs, JAX's Pallas kernel on TPUs.
+"""Flash attention on one device, by third-party kernels: cuDNN's on GPUs, JAX's Pallas kernel on TPUs.
 
-Both go over the keys in blocks and never hold a row's scores in memory. Queries and keys have the same positions.
+Both process the keys in blocks and never hold a row's scores in memory. Queries and keys have the same positions.
 
 Source: FlashAttention (arXiv 2205.14135); `jax.nn.dot_product_attention`; splash attention of
 `jax.experimental.pallas.ops.tpu`.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from qwen2audio_jax.sharding import round_up
 
 LANES = 128
-"""What the lengths of the TPU kernel's blocks are multiples of."""
+"""The number that block lengths of the TPU kernel are multiples of."""
 
 _BLOCKS = (512, 384, 256, 128)
 
@@ -28,14 +28,14 @@ def cudnn_attention(
     lengths: jax.Array | None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """The GPU's kernel; see `pallas_attention` for the arguments. `implementation` is JAX's name of it."""
+    """The GPU kernel; see `pallas_attention` for the arguments. `implementation` is JAX's name for it."""
     return jax.nn.dot_product_attention(
         q,
         k.swapaxes(1, 2),
         v.swapaxes(1, 2),
         scale=1.0,
         is_causal=causal,
-        # The kernel gives no number at all for a row without keys.
+        # The kernel returns NaN for a row without keys.
         key_value_seq_lengths=None if lengths is None else jnp.maximum(lengths, 1).astype(jnp.int32),
         implementation=implementation,
     )
@@ -44,15 +44,15 @@ def cudnn_attention(
 def pallas_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, lengths: jax.Array | None, interpret: bool = False
 ) -> jax.Array:
-    """The TPU's kernel.
+    """The TPU kernel.
 
     Args:
         q: [B, T, N, H], already scaled.
         k: [B, K, T, H]; query head n reads key head n // (N / K).
         v: [B, K, T, H].
-        causal: whether a query sees only the keys up to its own position.
-        lengths: [B] int32, valid keys of each row, at least one being taken for valid; None: all.
-        interpret: by JAX's interpreter of kernels instead, on any platform.
+        causal: whether a query attends only to the keys up to its own position.
+        lengths: [B] int32, valid keys of each row, of which at least one is assumed; None: all.
+        interpret: run JAX's kernel interpreter instead, on any platform.
 
     Returns:
         [B, T, N, H] in q's dtype.
