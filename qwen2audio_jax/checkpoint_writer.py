@@ -247,7 +247,7 @@ def new_checkpoint(
         raise ValueError(f"{folder}: another process is writing this checkpoint; wait for it to end") from None
     try:
         try:
-            check_destination(folder)  # Another process may have finished between the first look and the lock.
+            check_destination(folder)  # Another process may have finished between the first check and the lock.
         except ValueError:
             (folder / MARKER).unlink()
             raise
@@ -268,7 +268,7 @@ def new_checkpoint(
                     folder.rmdir()
             raise
         (folder / MARKER).unlink()
-        records.path.unlink(missing_ok=True)  # last: with it, the same command still knows its own work
+        records.path.unlink(missing_ok=True)  # last: with it, the same command still recognises its own work
     finally:
         lock.release()
 

@@ -72,7 +72,7 @@ def pallas_attention(
     block = next(block for block in _BLOCKS if size % block == 0)
     if lengths is None and not causal and size > tokens:
         lengths = jnp.full((batch,), tokens)
-    # Keys that only pad come after every query, so that a causal order hides them.
+    # Padding keys come after every query, so that the causal mask hides them.
     padding = ((0, 0), (0, 0), (0, size - tokens), (0, 0))
     operands = [jnp.pad(x, padding) for x in (q.swapaxes(1, 2), k, v)]
     mask = CausalMask((size, size)) if causal else FullMask((size, size))

@@ -1,8 +1,8 @@
-"""The decoding loop: prefill once, then one compiled step a token, with sampling and stop checks on the device.
+"""The decoding loop: one prefill, then one compiled step per token, with sampling and stop checks on the device.
 
 The host runs one step ahead: step i + 1 is issued before the tokens of step i are read, so the device never waits for
-the host. When a row ends by a stop string, which only the host can see, the device learns of it one step later; the
-token it made meanwhile is dropped.
+the host. When a row ends by a stop string, which only the host can detect, the device is told one step later; the
+token it generated in between is dropped.
 """
 
 import functools
@@ -34,7 +34,7 @@ _initial_state = jax.jit(init_state, static_argnames="vocab_size")
 _fork = jax.jit(fork)
 
 
-# The sampler's state is not donated: its `finished` is read while the next step is already under way.
+# The sampler's state is not donated: the host reads its `finished` while the next step is already running.
 @partial(jax.jit, static_argnames=("cfg", "mode"), donate_argnames="cache")
 def next_step(
     params: Params,
@@ -55,12 +55,12 @@ def next_step(
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave, on the host.
+    """The result of one decoding step, on the host.
 
     Attributes:
         tokens: [B] int32; the padding id in rows that had finished before.
         log_probs: [B] float32, of the chosen token; 0 in rows that had finished before.
-        finished: [B] bool, true from the step on that ends the row, be it by a stop id or by the caller.
+        finished: [B] bool, true from the step that ends the row, by a stop id or by the caller.
     """
 
     tokens: np.ndarray
@@ -69,12 +69,12 @@ class Step:
 
 
 class Prompted(NamedTuple):
-    """Prompts that have been read, a row each.
+    """Prefilled prompts, one per row.
 
     Attributes:
         logits: [B, V] float32 after each row's last token.
         cache: their keys and values.
-        state: the sampler's; seeds and finished rows are yet to be set.
+        state: the sampler's; seeds and finished rows are not set yet.
     """
 
     logits: jax.Array
@@ -103,7 +103,7 @@ def read_prompts(
         cfg: the model's configuration.
         cache: "auto" (the cache has `cfg.dtype`) or "int8".
         attention: "xla", "cudnn" or "pallas".
-        mesh: where everything lives; the caller has set it.
+        mesh: the devices of all arrays; already set by the caller.
     """
     rows, _ = prompt.ids.shape
     empty = new_cache(cfg, rows, capacity, cache_dtype(cfg, cache), mesh)
@@ -129,9 +129,9 @@ class Decoding:
     Ends by itself after the budget, or when every row has finished.
 
     Attributes:
-        cache: as the step issued last has left it; None before the first. The next step takes it.
-        read: the tokens [B] that the device gave in each step so far, those that were dropped afterwards too.
-        appended: how many steps' tokens are in the cache, the last of which may not have been read yet.
+        cache: the cache after the last issued step; None before the first. The next step donates it.
+        read: the tokens [B] that the device returned in each step so far, including those dropped afterwards.
+        appended: the number of steps whose tokens are in the cache; the last one may not have been read yet.
     """
 
     def __init__(
@@ -151,23 +151,23 @@ class Decoding:
         mesh: Mesh,
         spare: int = 0,
     ):
-        """Set up, computing nothing yet.
+        """Check and store the arguments; nothing is computed yet.
 
         Args:
             params: the weights, on `mesh`.
-            begin: reads the prompts when the first step is wanted, the first `rows` of them being real; it is told how
-                many positions the cache needs.
-            rows: real prompts.
-            copies: continuations of each, which come out next to each other.
-            budget: most new tokens a row; at least 1.
-            sizes: agreed between the processes: the most rows, tokens and budget of any of them.
+            begin: prefills the prompts at the first step, given the number of positions that the cache needs; the first
+                `rows` of its rows are real.
+            rows: number of real prompts.
+            copies: continuations of each prompt, returned next to each other.
+            budget: maximum of new tokens per row; at least 1.
+            sizes: agreed between the processes: the maximum rows, tokens and budget of any of them.
             seeds: [rows * copies] uint32.
             sampling: settings.
             mode: "greedy" or "sample".
             cfg: the model's configuration.
             cache: "auto" (the cache has `cfg.dtype`) or "int8".
-            mesh: where everything lives.
-            spare: bytes on each device that `begin` frees or uses again.
+            mesh: the devices of all arrays.
+            spare: bytes on each device that `begin` frees or reuses.
 
         Raises:
             ValueError: the cache would not fit in the devices' memory.
@@ -179,7 +179,7 @@ class Decoding:
         self._budget, self._sampling, self._mode, self._cfg, self._mesh = budget, sampling, mode, cfg, mesh
         self._count, self._copies, self._sizes = rows * copies, copies, sizes
         decoded = row_bucket(sizes.rows * copies, mesh=mesh)
-        # Rows that only pad the batch are finished from the start; of several copies they copy the first prompt.
+        # Padding rows are finished from the start; with several copies they copy the first prompt.
         self._sources = np.zeros(decoded, np.int32)
         self._sources[: self._count] = np.repeat(np.arange(rows), copies)
         self._seeds = np.zeros(decoded, np.uint32)
@@ -188,7 +188,7 @@ class Decoding:
         # The last token's key and value are never read, so the budget needs one position less than it has tokens.
         needed = sizes.tokens + sizes.budget - 1
         self._capacity = cache_bucket(needed, config=cfg)
-        # A forked cache is there beside the one that it is made of; rows are counted over all processes.
+        # A forked cache exists beside the one it is copied from; rows are counted over all processes.
         self._prompts = row_bucket(sizes.rows, mesh=mesh)
         held = (self._prompts + (decoded if copies > 1 else 0)) * share_of(mesh).groups
         dtype = cache_dtype(cfg, cache)
@@ -196,18 +196,18 @@ class Decoding:
 
     @property
     def rows(self) -> int:
-        """How many rows come out."""
+        """The number of returned rows."""
         return self._count
 
     def stop(self, row: int) -> None:
-        """End a row: it gives padding from the next step on."""
+        """End a row: it returns padding from the next step on."""
         self._stopped[row] = True
 
     def _start(self) -> tuple[NextToken, KVCache]:
         """The first tokens, and the cache after the prompts."""
         mesh = self._mesh
         logits, cache, state = self._begin(self._capacity)
-        # What follows may have more rows than there are prompts: several continuations of each.
+        # The steps may have more rows than there are prompts: several continuations of each.
         if self._copies > 1:
             sources = global_rows(mesh, self._sources, size=self._prompts).astype(np.int32)
             logits, cache, state = _fork((logits, cache, state), place(mesh, sources, "batch"))
@@ -217,7 +217,7 @@ class Decoding:
         return first_token(logits, state, self._sampling, mode=self._mode), cache
 
     def __iter__(self) -> Iterator[Step]:
-        """Run; a row's tokens do not depend on what else is in the batch."""
+        """Run the steps; a row's tokens do not depend on the rest of the batch."""
         with jax.set_mesh(self._mesh):
             issued, self.cache = self._start()
         over = False
@@ -251,7 +251,7 @@ class Decoding:
                 if over:
                     return
                 continue
-            # Other processes may have rows that still run, and their steps need this process too.
+            # Other processes may have unfinished rows, and their steps need this process too.
             if over:
                 self._stopped[:] = True
             if everywhere(self._mesh, arriving.state.finished):
@@ -259,7 +259,7 @@ class Decoding:
 
 
 def new_cache(cfg: Qwen2AudioConfig, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
-    """An empty cache, made in its place."""
+    """An empty cache, allocated directly on the mesh."""
     return _cache_maker(cfg, rows, capacity, dtype, mesh)()
 
 
@@ -267,7 +267,7 @@ def new_cache(cfg: Qwen2AudioConfig, rows: int, capacity: int, dtype: jnp.dtype,
 def _cache_maker(
     cfg: Qwen2AudioConfig, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh
 ) -> Callable[[], KVCache]:
-    """A compiled function that makes an empty cache in its place; kept, or every call would compile it anew."""
+    """A compiled function that allocates an empty cache on the mesh; memoised, since each call would recompile it."""
     specs = cache_specs(cfg.text_config, rows=rows, capacity=capacity, dtype=dtype, mesh=mesh)
     make = partial(empty_cache, cfg.text_config, rows=rows, capacity=capacity, dtype=dtype)
     return jax.jit(make, out_shardings=jax.tree.map(lambda spec: spec.sharding, specs))

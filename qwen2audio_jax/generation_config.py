@@ -1,7 +1,7 @@
-"""How to generate: the options of `generate`, read from a checkpoint's generation_config.json and changed by each call.
+"""Generation options: the arguments of `generate`, read from generation_config.json and overridden by each call.
 
-Names, defaults and meanings are those of transformers' `GenerationConfig`. An option that transformers has and we do
-not is refused by name wherever it would change the output, and accepted at the value that does nothing.
+Names, defaults and meanings are those of transformers' `GenerationConfig`. An option of transformers that is not
+supported here is refused by name if it would change the output, and accepted at its neutral value.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from qwen2audio_jax.places import Place, folder_at
 from qwen2audio_jax.stopping import check_stop_strings
 
 DEFAULT_NEW_TOKENS = 20
-"""New tokens when neither max_new_tokens nor max_length is given, as in the reference."""
+"""Number of new tokens if neither max_new_tokens nor max_length is given, as in the reference."""
 
 _BEAMS = "beam search is not built: leave it out for greedy decoding, or set do_sample=True"
 _FILTERS = "use temperature, top_k and top_p"
@@ -90,7 +90,7 @@ _INERT = frozenset({
     "transformers_version", "use_cache", "use_model_defaults",
 })  # fmt: skip
 
-# What None means in a call: not the default but "without this option", as in the reference.
+# The meaning of None in a call: not the default but "without this option", as in the reference.
 _WITHOUT: dict[str, Any] = {
     "do_sample": False,
     "temperature": 1.0,
@@ -110,42 +110,42 @@ class GenerationConfig:
     Construction checks every value.
 
     Raises:
-        ValueError: a value of the wrong type or out of its range, or several sequences without sampling.
+        ValueError: a value of the wrong type or out of range, or several sequences without sampling.
     """
 
     do_sample: bool = False
-    """Draw each token; otherwise take the most probable one, after repetition_penalty."""
+    """Sample each token; otherwise take the most probable one, after repetition_penalty."""
     temperature: float = 1.0
     """Divides the scores, above 0; sampling only."""
     top_k: int = 50
-    """Draw from this many most probable tokens; 0 for all; sampling only."""
+    """Sample from this many most probable tokens; 0 for all; sampling only."""
     top_p: float = 1.0
-    """Draw from the fewest most probable tokens whose probabilities reach this, in (0, 1]; sampling only."""
+    """Sample from the smallest set of most probable tokens whose mass reaches this, in (0, 1]; sampling only."""
     repetition_penalty: float = 1.0
     """Makes tokens of the prompt and of the answer less (above 1) or more (below 1) probable, greedy or not."""
     max_new_tokens: int | None = None
-    """Most tokens generated. Goes before `max_length` where both are set."""
+    """Maximum of generated tokens. Takes precedence over `max_length` if both are set."""
     max_length: int | None = None
-    """Most tokens of prompt (its padding included) and answer together."""
+    """Maximum of tokens of prompt (its padding included) and answer together."""
     min_new_tokens: int | None = None
-    """Fewest tokens generated before a stop id is possible."""
+    """Minimum of generated tokens before a stop id is possible."""
     eos_token_id: tuple[int, ...] = ()
     """Ids that end a row; an int or any iterable of ints is accepted."""
     pad_token_id: int | None = None
     """What finished rows are filled up with; the first stop id if None."""
     bos_token_id: int | None = None
-    """Kept for those who read it; generation does not use it."""
+    """Kept for callers that read it; generation does not use it."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a row, see `stopping`; one string or any sequence of strings is accepted."""
     num_return_sequences: int = 1
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""
 
     def __post_init__(self):
         put = object.__setattr__
         if not isinstance(self.do_sample, bool | np.bool_):
             raise ValueError(f"do_sample={self.do_sample!r} is not a bool: give True or False")
         put(self, "do_sample", bool(self.do_sample))
-        # Temperature 0 is how many write "greedy"; it is refused only where it would be used.
+        # Many callers write "greedy" as temperature 0; it is refused only when it would be used.
         zero_means_greedy = not self.do_sample and self.temperature == 0
         for name, low_excluded, high in (
             ("temperature", -1.0 if zero_means_greedy else 0.0, math.inf),
@@ -183,15 +183,15 @@ class GenerationConfig:
 
     @property
     def filler_token_id(self) -> int:
-        """What finished rows are filled up with: `pad_token_id`, else the first stop id, else 0."""
+        """The id that finished rows are padded with: `pad_token_id`, else the first stop id, else 0."""
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.eos_token_id[0] if self.eos_token_id else 0
 
     def new_token_budget(self, prompt_length: int) -> int:
-        """The most tokens to generate after a prompt of `prompt_length` tokens.
+        """The maximum of tokens to generate after a prompt of `prompt_length` tokens.
 
-        The reference counts a batch's padded width as the length of each of its prompts.
+        The reference takes a batch's padded width as the length of each of its prompts.
 
         Raises:
             ValueError: `max_length` leaves no room, or the budget is below `min_new_tokens` or beyond the limit.
@@ -219,13 +219,13 @@ class GenerationConfig:
     def updated(self, **options: Any) -> "GenerationConfig":
         """Return this configuration with the options of a call, under the names of the reference.
 
-        None means "without this option", as in the reference: `top_k=None` keeps all tokens. A limit of the call takes
-        the place of the checkpoint's, whichever of the two names each has; the reference would ignore a `max_length`
+        None means "without this option", as in the reference: `top_k=None` keeps all tokens. A length limit of the call
+        replaces the checkpoint's, whichever of the two names each has; the reference would ignore a `max_length`
         beside the checkpoint's `max_new_tokens`.
 
         Raises:
             TypeError: an unknown option; the message names the nearest known one.
-            ValueError: a value out of range, both limits at once, or an option of the reference that is not built.
+            ValueError: a value out of range, both limits at once, or an unsupported option of the reference.
         """
         known = _known(options, unknown=TypeError, where="generate()")
         known = {name: _WITHOUT.get(name) if value is None else value for name, value in known.items()}
@@ -240,19 +240,19 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GenerationConfig":
-        """From the content of a generation_config.json; None means the default.
+        """Read the content of a generation_config.json; None means the default.
 
         Options that change no token (`use_cache`, `transformers_version`, `chat_format`, ...) are dropped.
 
         Raises:
-            ValueError: an unknown key, a value out of range, or an option of the reference that is not built.
+            ValueError: an unknown key, a value out of range, or an unsupported option of the reference.
         """
         known = _known(settings, unknown=ValueError, where="generation_config.json")
         return cls(**{name: value for name, value in known.items() if value is not None})
 
     @classmethod
     def from_json_file(cls, path: Place) -> "GenerationConfig":
-        """From a generation_config.json.
+        """Read a generation_config.json.
 
         Raises:
             ValueError: not a JSON object, too large, or as for `from_dict`; the message names the file.
@@ -281,7 +281,7 @@ class GenerationConfig:
 
 
 def _known(options: Mapping[str, Any], *, unknown: type[Exception], where: str) -> dict[str, Any]:
-    """The options that are fields of ours; raises for those that would be ignored."""
+    """The options that are fields of `GenerationConfig`; raises for those that would be ignored."""
     names = [field.name for field in fields(GenerationConfig)]
     known = {}
     for name, value in options.items():

@@ -1,6 +1,6 @@
-"""Checkpoints named by a hub id: downloaded by `huggingface_hub` into its own cache, or found there.
+"""Hugging Face Hub downloads: checkpoints by hub id, through `huggingface_hub` and its own cache.
 
-Its environment variables hold: HF_HUB_OFFLINE, HF_HOME, HF_TOKEN.
+Its environment variables apply: HF_HUB_OFFLINE, HF_HOME, HF_TOKEN.
 """
 
 import os
@@ -12,12 +12,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Whether `source` has the form owner/name."""
+    """Return True if `source` has the form owner/name."""
     return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None
 
 
 def download(repo_id: str, *, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The local snapshot of a repository, holding at least its files that match `patterns`; its name is the commit.
+    """The local snapshot of a repository, with at least its files that match `patterns`; its name is the commit.
 
     Raises:
         ValueError: huggingface_hub is not installed, or the repository, revision or connection is missing.

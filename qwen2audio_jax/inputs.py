@@ -1,6 +1,6 @@
-"""From the reference's inputs to the model's: checked, left-aligned, padded to listed shapes, placed on the mesh.
+"""Input preparation: the reference's inputs checked, left-aligned, padded to bucket shapes and placed on the mesh.
 
-Host-side numpy only; what is wrong with an input is said here, before anything is computed.
+Host-side numpy only; invalid inputs are refused here, before anything is computed.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class TextRows:
 
     Attributes:
         ids: one int32 array a row, without its padding.
-        columns: for each row, where in the input its tokens stood (int64).
+        columns: for each row, the input columns of its tokens (int64).
         width: width of the input, padding included.
     """
 
@@ -54,12 +54,12 @@ class Clips:
 
 
 def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2AudioConfig) -> TextRows:
-    """Check token ids and take each row out of its padding, on whichever side that is.
+    """Check token ids and strip each row's padding, on either side.
 
     Args:
         input_ids: [B, T] (or [T]) integers in 0..vocab_size-1.
-        attention_mask: [B, T] of 0 and 1, or None when nothing is padding.
-        config: gives the vocabulary.
+        attention_mask: [B, T] of 0 and 1, or None if there is no padding.
+        config: for the vocabulary size.
 
     Raises:
         ValueError: another shape or type, an id outside the vocabulary, a row without tokens.
@@ -93,7 +93,7 @@ def text_rows(input_ids: object, attention_mask: object | None, *, config: Qwen2
 
 
 def check_contiguous(rows: TextRows) -> None:
-    """Raise a `ValueError` if padding stands between a row's tokens."""
+    """Raise a `ValueError` if there is padding between a row's tokens."""
     for row, columns in enumerate(rows.columns):
         if columns[-1] - columns[0] + 1 != len(columns):
             raise ValueError(
@@ -126,7 +126,7 @@ def clips(input_features: object, feature_attention_mask: object | None, *, conf
     Args:
         input_features: [A, M, max_frames] floats.
         feature_attention_mask: [A, max_frames] of 0 and 1, ones first. Required.
-        config: gives M and max_frames.
+        config: for M and max_frames.
 
     Raises:
         ValueError: another shape, a mask with holes, a clip too short to give an audio token, NaN or Inf.
@@ -159,9 +159,9 @@ def clips(input_features: object, feature_attention_mask: object | None, *, conf
 
 
 def audio_slots(rows: TextRows, heard: Clips | None, *, config: Qwen2AudioConfig) -> list[np.ndarray]:
-    """Which audio vector goes where.
+    """Assignment of audio vectors to audio positions.
 
-    Clips belong to rows in order: each row takes as many whole clips as its audio positions need.
+    Clips are assigned to rows in order: each row takes as many whole clips as its audio positions need.
 
     Returns:
         One int64 array [tokens, 2] a row: (clip, vector within the clip) for audio positions, (-1, -1) for text.
@@ -198,12 +198,12 @@ def audio_slots(rows: TextRows, heard: Clips | None, *, config: Qwen2AudioConfig
 
 @dataclass(frozen=True)
 class Given:
-    """A call's inputs, checked.
+    """The checked inputs of a call.
 
     Attributes:
         rows: the prompts.
         heard: their clips; None for text alone.
-        slots: of `audio_slots`.
+        slots: the result of `audio_slots`.
     """
 
     rows: TextRows
@@ -220,7 +220,7 @@ class Given:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that was given."""
+        """All input arrays."""
         own = (self.rows.lengths, *self.rows.ids, *self.rows.columns)
         return own if self.heard is None else (*own, self.heard.frames, self.heard.features)
 
@@ -233,7 +233,7 @@ def given(
     *,
     config: Qwen2AudioConfig,
 ) -> Given:
-    """Check all that `generate` and the model's call take.
+    """Check the inputs of `generate` and of the model's call.
 
     Raises:
         ValueError: as `text_rows`, `clips` and `audio_slots`.
@@ -251,12 +251,12 @@ def given(
 def place_clips(
     heard: Clips | None, *, config: Qwen2AudioEncoderConfig, mesh: Mesh, sizes: Sizes
 ) -> tuple[jax.Array, jax.Array]:
-    """Pad clips to listed shapes and place them: features [A, M, L] and frames [A] (0 for clips that only pad).
+    """Pad clips to bucket shapes and place them: features [A, M, L] and frames [A] (0 for padding clips).
 
     Args:
-        heard: this process's clips; None if only others have some.
-        config: gives M.
-        mesh: where they go.
+        heard: this process's clips; None if only other processes have some.
+        config: for M.
+        mesh: the target devices.
         sizes: agreed between the processes.
     """
     length = frame_bucket(sizes.frames, config=config)
@@ -272,9 +272,9 @@ def place_clips(
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Left-aligned prompts padded to listed shapes: ids and slots [B, T], lengths [B]; numpy int32.
+    """Left-aligned prompts padded to bucket shapes: ids and slots [B, T], lengths [B]; numpy int32.
 
-    A row that only pads the batch has one token, so that nothing in it is undefined.
+    A padding row has one token, so that nothing in it is undefined.
     """
 
     ids: np.ndarray
@@ -283,13 +283,13 @@ class PaddedRows:
 
 
 def padded_rows(checked: Given, *, vectors: int, config: Qwen2AudioConfig, mesh: Mesh, sizes: Sizes) -> PaddedRows:
-    """Pad prompts to listed shapes.
+    """Pad prompts to bucket shapes.
 
     Args:
-        checked: the prompts, and what goes where in them.
-        vectors: W, how many audio vectors the encoder's output has room for in a clip.
-        config: gives the longest prompt.
-        mesh: what the row count must divide by.
+        checked: the prompts and their audio slots.
+        vectors: W, the width of the encoder's output: audio vectors per clip.
+        config: for the longest prompt.
+        mesh: the row count must divide by its `data` axis.
         sizes: agreed between the processes.
     """
     lengths = checked.rows.lengths

@@ -1,7 +1,7 @@
-"""The journal of an unfinished checkpoint: which groups of parameters are on disk, and what work they belong to.
+"""The journal of an unfinished checkpoint: its work, and the groups of parameters that are on disk.
 
-It stands beside the groups while a checkpoint is written, a line of JSON for each, and only ever grows. A line is
-written after its group, so a writer that was killed left at most a group that no line names; that one is written again.
+It is an append-only file beside the groups while a checkpoint is written, one line of JSON per group. A line is written
+after its group, so a killed writer leaves at most one group without a line, which is written again.
 """
 
 import json
@@ -17,37 +17,37 @@ _VERSION = 1
 
 
 class Journal:
-    """The journal of `folder`, whose groups are the folders in `groups`; read if it is there."""
+    """The journal of `folder`, whose groups are the folders in `groups`; read if it exists."""
 
     def __init__(self, folder: Path, *, groups: Path):
         self.path = folder / NAME
         self._groups = groups
         self._kept = 0
         self.work: dict[str, Any] | None = None
-        """What is being done; None if there is no journal that can be gone on with."""
+        """The description of the work; None if there is no journal to resume."""
         self.parameters: dict[str, dict[str, Any]] = {}
-        """What the manifest will say of every parameter on disk."""
+        """The manifest entry of every parameter on disk."""
         self.joined = False
-        """Whether all parameters are in one folder already."""
+        """True once all parameters are in one folder."""
         self._names: set[str] = set()
         if self.path.is_file():
             self._read()
 
     def begin(self, work: Mapping[str, Any]) -> None:
-        """Start afresh, with no group."""
+        """Start a new journal without groups."""
         self.work, self.parameters, self._names = dict(work), {}, set()
         self._kept, self.joined = 0, False
         self._append({"version": _VERSION, "work": self.work})
 
     def resume(self) -> None:
-        """Remove what a killed writer left: groups that no line names, and half a line."""
+        """Remove a killed writer's leftovers: groups without a line, and a torn line."""
         os.truncate(self.path, self._kept)
         for entry in self._groups.iterdir() if self._groups.is_dir() else ():
             if entry.name not in self._names:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def groups(self) -> set[str]:
-        """The names of what is in the folder of groups now."""
+        """The names of the entries currently in the folder of groups."""
         return {entry.name for entry in self._groups.iterdir()} if self._groups.is_dir() else set()
 
     def add(self, parameters: Mapping[str, dict[str, Any]], *, groups: set[str]) -> None:
@@ -58,12 +58,12 @@ class Journal:
         self._names |= groups
 
     def join(self, folder: Path) -> None:
-        """Record that `folder` holds all parameters, and that the groups are not needed any more."""
+        """Record that `folder` holds all parameters, and that the groups are no longer needed."""
         self._append({"joined": {folder.name: _files(folder)}})
         self.joined = True
 
     def _read(self) -> None:
-        """Take over every line up to the first that is torn, or whose files are not as they were."""
+        """Read every line up to the first that is torn or whose files have changed."""
         lines = []
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:

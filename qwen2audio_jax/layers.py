@@ -1,7 +1,7 @@
-"""The layers that encoder and decoder share: linear maps, norms, rotary positions, and how a module meets its weights.
+"""Layers shared by encoder and decoder: linear maps, norms, rotary positions, and the binding of weights to modules.
 
-Modules are Flax NNX held to its pure subset: `__init__` declares every weight once (shape, logical axes, initial
-values) and `__call__` is the forward equation. Nothing is assigned in `__call__`; `bind` makes a module out of a plain
+Modules use only the pure subset of Flax NNX: `__init__` declares every weight once (shape, logical axes, initial
+values) and `__call__` is the forward equation. Nothing is assigned in `__call__`; `bind` builds a module from a plain
 dict of arrays inside a jitted function.
 """
 
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """How a product in `dtype` is computed: float32 means float32, also where the hardware would take shortcuts."""
+    """The precision of products in `dtype`: full float32 for float32, even where the default is lower."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
@@ -38,10 +38,10 @@ def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.
 
 
 class LowRank(nnx.Module):
-    """What an adapter adds to a linear map: dropout(x) . a . b; a [in, r], b [r, out].
+    """The low-rank term of an adapted linear map: dropout(x) . a . b; a [in, r], b [r, out].
 
-    A model declares none: `bind` gives one to each `Linear` whose weights hold the entry `lora`, as `lora.with_adapter`
-    leaves it. Dropout is by a key of its own and a threshold in units of 2^-32, both weights like a and b.
+    A model declares none: `bind` adds one to each `Linear` whose weights hold the entry `lora`, set by
+    `lora.with_adapter`. Dropout uses its own key and a threshold in units of 2^-32, both stored like weights.
 
     Source: LoRA (arXiv 2106.09685); PEFT's `lora.Linear`.
     """
@@ -62,7 +62,7 @@ class LowRank(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """y = x . kernel + bias, and what an adapter adds; kernel [in, out], accumulated in float32.
+    """Linear map y = x . kernel + bias, plus an adapter's term; kernel [in, out], accumulated in float32.
 
     An int8 kernel comes with `scale` [out], which `bind` finds among the weights: y = (x . kernel) * scale + bias.
     """
@@ -77,7 +77,7 @@ class Linear(nnx.Module):
         return self.wide(x).astype(x.dtype)
 
     def wide(self, x: jax.Array) -> jax.Array:
-        """The same before it is rounded to x's dtype: float32."""
+        """The float32 result before it is rounded to x's dtype."""
         y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
         if self.scale is not None:
             y = y * self.scale[...]
@@ -88,7 +88,7 @@ class Linear(nnx.Module):
         return y
 
     def split(self, x: jax.Array, heads: int) -> jax.Array:
-        """[..., in] -> [..., heads, out / heads], splitting the kernel and not the product."""
+        """[..., in] -> [..., heads, out / heads], by splitting the kernel instead of the product."""
         kernel = split_heads(self.kernel[...].astype(x.dtype), heads)
         y = einsum("...i,inh->...nh", x, kernel)
         if self.scale is not None:
@@ -127,12 +127,12 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        # The reference rounds to the activations' dtype before it scales.
+        # The reference rounds to the activations' dtype before scaling.
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
 class Embedding(nnx.Module):
-    """A table of vectors: [rows, width]; an int8 one comes with `scale` [rows]: see `Linear`."""
+    """Embedding table [rows, width]; an int8 one comes with `scale` [rows]: see `Linear`."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Embedding(nnx.Module):
         return vectors.astype(dtype)
 
     def scores(self, x: jax.Array) -> jax.Array:
-        """The products with every vector, as a tied head takes them: [..., width] -> float32 [..., rows]."""
+        """Products with every vector, as in a tied head: [..., width] -> float32 [..., rows]."""
         y = einsum("...d,vd->...v", x, self.embedding[...].astype(x.dtype))
         return y if self.scale is None else y * self.scale[...]
 
@@ -192,7 +192,7 @@ Path = tuple[str | int, ...]
 def _declaration(
     module: Callable[..., M], config: Any, extras: frozenset[tuple[Path, str]] = frozenset()
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The module's structure and weights, with what the weights of some of its layers hold beyond their own."""
+    """The module's structure and weights, with the extra weights (scales, adapters) of some of its layers."""
 
     def declare() -> M:
         root = module(config, rngs=nnx.Rngs(0))
@@ -213,7 +213,7 @@ _SCALES, _ADAPTED, _DROPPING = "scales", "adapted", "adapted, with dropout"
 
 
 def _extras(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """What weights hold beyond what is declared: the scales of int8 ones, and adapters."""
+    """Weights beyond the declared ones: scales of int8 weights, and adapters."""
     if "scale" in tree and ("kernel" in tree or "embedding" in tree):
         yield path, _SCALES
     for key, value in tree.items():
@@ -230,8 +230,8 @@ def _renamed(tree: Any, rename: Callable[[Any], Any]) -> Any:
 
 
 def bind(module: Callable[..., M], config: Any, params: Params) -> M:
-    """The module `module(config)` over the given weights; cheap, to be called inside a jitted function."""
-    # The checkpoint's keys are strings, while NNX numbers the members of a list.
+    """The module `module(config)` with the given weights; cheap, to be called inside a jitted function."""
+    # The checkpoint's keys are strings, while NNX keys list members by integers.
     numbered = _renamed(params, lambda key: int(key) if key.isdigit() else key)
     return nnx.merge(_declaration(module, config, frozenset(_extras(numbered)))[0], numbered)
 
@@ -253,5 +253,5 @@ def declared_axes(module: Callable[..., Any], config: Any) -> dict[str, Any]:
 
 
 def initial_params(module: Callable[..., Any], config: Any, *, seed: int) -> dict[str, Any]:
-    """Freshly drawn float32 weights."""
+    """Randomly initialised float32 weights."""
     return _renamed(nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(seed)))), str)

@@ -1,6 +1,6 @@
-"""How many encoder steps and audio tokens a clip of so many mel frames gives: shared by the processor and the encoder.
+"""Sequence lengths of a clip: mel frames to encoder steps and audio tokens, for the processor and the encoder.
 
-Everything here works on Python ints, numpy arrays and traced JAX arrays alike.
+All functions work on Python ints, numpy arrays and traced JAX arrays alike.
 """
 
 from typing import TypeVar

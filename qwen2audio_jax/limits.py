@@ -1,6 +1,6 @@
-"""The one table of limits: every number at which input from outside is refused.
+"""The table of limits: all bounds beyond which external input is refused.
 
-Each refusal quotes the number from here, so a message can never disagree with the check.
+Each error message quotes the number from here, so a message can never disagree with the check.
 """
 
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is accepted; pass another instance to the function that takes `limits=` to move one."""
+    """Bounds on accepted input; to change one, pass another instance to a function that takes `limits=`."""
 
     clip_seconds: float = 30.0
-    """Longest clip the encoder can hear at once."""
+    """Longest clip that the encoder takes."""
     min_clip_samples: int = 321
     """Shortest clip, in samples at 16 kHz: 320 or fewer give no audio token."""
     file_bytes: int = 1 << 30
@@ -19,9 +19,9 @@ class Limits:
     decoded_seconds: float = 12 * 3600.0
     """Longest decoded sound, checked before it is decoded."""
     decoded_bytes: int = 2 << 30
-    """Most memory a decoded sound may take (float32, all channels), checked before it is decoded."""
+    """Largest decoded sound in memory (float32, all channels), checked before it is decoded."""
     resampled_samples: int = 12 * 3600 * 16_000
-    """Most samples after resampling, checked before it is done."""
+    """Maximum of samples after resampling, checked before resampling."""
     min_sampling_rate: int = 1_000
     max_sampling_rate: int = 768_000
     max_channels: int = 64
@@ -35,7 +35,7 @@ class Limits:
     stop_strings: int = 64
     stop_string_chars: int = 1024
     template_chars: int = 1 << 20
-    """Longest chat template, and longest text one may render beyond its messages."""
+    """Longest chat template, and longest text that one may render beyond its messages."""
     template_seconds: float = 5.0
     safetensors_header_bytes: int = 100 * 1000 * 1000
     json_bytes: int = 64 << 20

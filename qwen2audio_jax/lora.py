@@ -1,9 +1,9 @@
-"""Low-rank adapters: small trainable additions to the linear maps of a model whose own weights stay as they are.
+"""Low-rank adapters (LoRA): small trainable additions to the linear maps of a model with frozen weights.
 
-An adapter is a tree that runs beside the parameter tree and holds a pair for every adapted linear map:
+An adapter is a tree parallel to the parameter tree, with a pair for every adapted linear map:
 `adapter["decoder"]["layers"]["0"]["self_attn"]["q_proj"] = {"lora_a": [in, r], "lora_b": [r, out]}`. `with_adapter`
-puts it among the weights, so that every function of the model computes with it; `merge_adapter` adds it to them for
-good.
+attaches it to the weights, so that every function of the model computes with it; `merge_adapter` adds it to them
+permanently.
 
 Source: LoRA (arXiv 2106.09685); PEFT's `lora.Linear`.
 """
@@ -28,11 +28,11 @@ HEAD = "lm_head"
 
 
 class Settings(Protocol):
-    """What is asked of an adapter: `train.settings.LoraSettings`."""
+    """The settings of an adapter: `train.settings.LoraSettings`."""
 
     @property
     def rank(self) -> int:
-        """Width of the bottleneck, r."""
+        """The rank r."""
 
     @property
     def alpha(self) -> float:
@@ -40,7 +40,7 @@ class Settings(Protocol):
 
     @property
     def dropout(self) -> float:
-        """Share of the addition's input that training drops."""
+        """Dropout rate of the addition's input in training."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -48,22 +48,22 @@ class Settings(Protocol):
 
 
 def linear_shapes(config: Qwen2AudioConfig) -> dict[Path, tuple[int, int]]:
-    """(in, out) of every linear map of a model, by its path in the parameter tree ("projector" is one by itself)."""
+    """(in, out) of every linear map of a model, by its path in the parameter tree ("projector" is itself one)."""
     flat = flatten_dict(parameter_specs(config))
     return {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel" and len(leaf.shape) == 2}
 
 
 def target_paths(config: Qwen2AudioConfig, targets: Iterable[str]) -> list[Path]:
-    """The linear maps that targets name.
+    """The paths of the linear maps that targets name.
 
     Args:
         config: of the model.
         targets: each the name of linear maps ("q_proj", wherever there is one), a part ("encoder", "projector",
             "decoder": all of it but the head), a name within a part ("decoder.q_proj"), or "all-linear" (all three
-            parts). The head, where it is a matrix of its own, is "lm_head".
+            parts). The head, if it is not tied, is "lm_head".
 
     Raises:
-        ValueError: a target that names nothing, or no target.
+        ValueError: a target that matches nothing, or no target.
     """
     names: dict[str, list[Path]] = {ALL_LINEAR: []}
     for path in linear_shapes(config):
@@ -86,7 +86,7 @@ def target_paths(config: Qwen2AudioConfig, targets: Iterable[str]) -> list[Path]
 
 
 def lora_scale(settings: Settings) -> float:
-    """What the additions are multiplied by: alpha / rank."""
+    """The factor of the additions: alpha / rank."""
     return settings.alpha / settings.rank
 
 
@@ -109,20 +109,20 @@ def lora_specs(config: Qwen2AudioConfig, settings: Settings) -> dict[str, Any]:
 
 
 def lora_axes(config: Qwen2AudioConfig, settings: Settings) -> dict[str, Any]:
-    """The tree of logical axes of an adapter, for the sharding table; the rank is whole everywhere."""
+    """The tree of logical axes of an adapter, for the sharding table; the rank is never split."""
     axes, flat = flatten_dict(parameter_axes(config)), {}
     for path in target_paths(config, settings.targets):
         inputs, outputs = axes[*path, "kernel"]
         flat[*path, "lora_a"] = (inputs, None)
-        # A mesh pads the weights' vocabulary until it divides, an adapter's never.
+        # The vocabulary of weights is padded until it divides over a mesh, that of an adapter never.
         flat[*path, "lora_b"] = (None, None if outputs == "vocab" else outputs)
     return unflatten_dict(flat)
 
 
 def init_adapter(config: Qwen2AudioConfig, settings: Settings, *, seed: int) -> dict[str, Any]:
-    """A fresh float32 adapter, which adds nothing yet: lora_b is zero, lora_a uniform in +-1 / sqrt(in).
+    """A new float32 adapter that adds nothing yet: lora_b is zero, lora_a uniform in +-1 / sqrt(in).
 
-    A linear map's values depend on the seed and its path alone. Raises as `lora_specs`. Source: PEFT's
+    A linear map's values depend only on the seed and its path. Raises as `lora_specs`. Source: PEFT's
     `LoraLayer.reset_lora_parameters` (kaiming_uniform with a = sqrt(5)).
     """
     root = jax.random.PRNGKey(seed)
@@ -137,24 +137,24 @@ def init_adapter(config: Qwen2AudioConfig, settings: Settings, *, seed: int) -> 
 
 
 def _key(root: jax.Array, path: Path) -> jax.Array:
-    """A linear map's own key: whatever else is adapted, it stays the same."""
+    """A linear map's own PRNG key, independent of the other adapted maps."""
     return jax.random.fold_in(root, zlib.crc32("/".join(path).encode()))
 
 
 def with_adapter(
     params: Params, adapter: Params, *, scale: float, dropout: float = 0.0, key: jax.Array | None = None
 ) -> dict[str, Any]:
-    """The weights with an adapter among them: what takes weights computes y = linear(x) + scale * dropout(x) . a . b.
+    """The weights with an adapter attached: linear maps compute y = linear(x) + scale * dropout(x) . a . b.
 
     Pure, for use inside the function that is differentiated with respect to `adapter`; the sum kernel + a . b is never
-    formed. The result is for computing only, not for checkpoints.
+    formed. The result is for computation only, not for checkpoints.
 
     Args:
-        params: the weights, or a part of them that holds all that the adapter names.
-        adapter: see the module; in any floating dtype, computed in that of the activations.
+        params: the weights, or a part of them with all maps that the adapter names.
+        adapter: see the module; in any floating dtype, computed in the activations' dtype.
         scale: see `lora_scale`.
         dropout: static, from 0 to below 1.
-        key: PRNG key of this call's dropout, from which every linear map derives its own; None computes without.
+        key: PRNG key of this call's dropout, from which every linear map derives its own; None: no dropout.
     """
     drop = None if key is None or not dropout else jnp.uint32(round(dropout * 2**32))
 
@@ -176,7 +176,7 @@ def merge_adapter(params: Params, adapter: Params, *, scale: float) -> dict[str,
 
 
 def merge_adapter_in_place(params: Params, adapter: Params, *, scale: float) -> dict[str, Any]:
-    """`merge_adapter` outside any jitted function: each kernel stays where it lies, and the old one is given away."""
+    """`merge_adapter` outside jit: each kernel keeps its sharding, and the old buffer is donated."""
 
     def merge(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         return _merged_on_device(kernel, a, b, scale=scale, sharding=kernel.sharding)
@@ -206,5 +206,5 @@ def _merged_on_device(kernel: jax.Array, a: jax.Array, b: jax.Array, *, scale: f
 
 
 def _padded(b: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Zero columns for those that a mesh's padding gave the kernel (the head's vocabulary)."""
+    """Pad b with zero columns for the kernel's padding on a mesh (the head's vocabulary)."""
     return jnp.pad(b, ((0, 0), (0, kernel.shape[1] - b.shape[1])))

@@ -12,9 +12,9 @@ def next_token_loss(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, ig
 
     Args:
         logits: [B, T, V] float32.
-        labels: [B, T] int32, the ids themselves: the shift by one happens here.
+        labels: [B, T] int32, unshifted: the shift by one happens here.
         mask: [B, T] bool, false on padding.
-        ignore_index: label that counts for nothing.
+        ignore_index: label that is ignored.
 
     Returns:
         [] float32; NaN when no label is kept, as in the reference.

@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest says of its parameters: enough to list them, and to notice one changed byte."""
+"""Manifest entries of a checkpoint's parameters: shape, dtype, size and SHA-256."""
 
 import hashlib
 import math
@@ -26,7 +26,7 @@ def describe(array: np.ndarray | jax.Array, *, sha256: str | None = None) -> dic
 
 
 def totals(parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """How many `tensors`, `parameters` (single weights) and `bytes` there are."""
+    """The numbers of `tensors`, `parameters` (single weights) and `bytes`."""
     return {
         "tensors": len(parameters),
         "parameters": sum(math.prod(each["shape"]) for each in parameters.values()),

@@ -1,4 +1,4 @@
-"""Meshes for well-known machines, by name: the files `mesh-NAME.toml` in configs/, each of which says why."""
+"""Mesh presets for common machines: the files `mesh-NAME.toml` in configs/, each with its rationale."""
 
 import tomllib
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ _PREFIX, _SUFFIX = "mesh-", ".toml"
 
 @dataclass(frozen=True)
 class MeshPreset:
-    """How the published model is laid over a machine.
+    """The layout of the published model over a machine.
 
     Attributes:
-        devices: how many the machine has, as JAX counts them.
-        data: groups that each hold the decoder and share the rows.
-        model: devices of a group.
-        num_slices: parts of the machine that only a slow network joins.
+        devices: number of devices of the machine, as JAX counts them.
+        data: number of groups; each holds the decoder and takes a share of the rows.
+        model: devices per group.
+        num_slices: parts of the machine connected only by a slow network.
         dtype: of weights and computation.
     """
 
@@ -27,7 +27,7 @@ class MeshPreset:
 
 
 def mesh_preset_names() -> list[str]:
-    """What `load_mesh_preset` takes."""
+    """The names that `load_mesh_preset` accepts."""
     names = (entry.name for entry in resources.files("qwen2audio_jax.configs").iterdir())
     return sorted(
         name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
@@ -40,7 +40,7 @@ def load_mesh_preset(name: str) -> MeshPreset:
     """The preset of that name, such as "v5e-8".
 
     Raises:
-        ValueError: there is none; the message lists them.
+        ValueError: no such preset; the message lists them.
     """
     names = mesh_preset_names()
     if name not in names:
