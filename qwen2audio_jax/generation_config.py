@@ -28,7 +28,7 @@ _LOGITS = "logits cannot be edited during generation: leave it out"
 _OUTPUTS = "generate returns ids; call the model itself for logits"
 _DRAFTS = "there is no speculative decoding: leave it out, the output is the same"
 
-# Option of the reference -> (values that change nothing, besides None; what to do instead).
+# Option of the reference -> (neutral values besides None; what to use instead).
 _LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_early_exit": ((), _DRAFTS),
     "assistant_model": ((), _DRAFTS),
@@ -80,7 +80,7 @@ _LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 # Accepted and dropped: they change no token as long as the options above are neutral (speed, memory, details of beam
-# search and of speculative decoding, the reference's notes to itself, and what older checkpoints of the family carry).
+# search and of speculative decoding, internal fields of the reference, and leftovers in older checkpoints).
 _INERT = frozenset({
     "_commit_hash", "_from_model_config", "assistant_confidence_threshold", "assistant_ensemble_weight",
     "assistant_lookbehind", "cache_config", "cache_implementation", "chat_format", "compile_config",
@@ -132,7 +132,7 @@ class GenerationConfig:
     eos_token_id: tuple[int, ...] = ()
     """Ids that end a row; an int or any iterable of ints is accepted."""
     pad_token_id: int | None = None
-    """What finished rows are filled up with; the first stop id if None."""
+    """The id that finished rows are padded with; the first stop id if None."""
     bos_token_id: int | None = None
     """Kept for callers that read it; generation does not use it."""
     stop_strings: tuple[str, ...] = ()

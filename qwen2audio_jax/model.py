@@ -1,8 +1,8 @@
 """The whole model as pure functions of its weights: encode audio, merge it into the text, prefill, decode.
 
-Data goes: log-mel -> `encode_audio` -> projected audio vectors; these and token ids -> `prefill`, which fills the cache
-and gives the first logits -> `decode_step` gives the next ones. Every function takes the weights first, is pure, and is
-meant to be jitted with `cfg` static. Rows are left-aligned: padding follows a row's tokens.
+Data flow: log-mel -> `encode_audio` -> projected audio vectors; these and token ids -> `prefill`, which fills the cache
+and returns the first logits -> `decode_step` returns the next ones. Every function takes the weights first, is pure,
+and is meant to be jitted with `cfg` static. Rows are left-aligned: padding follows a row's tokens.
 
 Source: Qwen2-Audio (arXiv 2407.10759); `Qwen2AudioForConditionalGeneration`.
 """
@@ -28,13 +28,13 @@ from qwen2audio_jax.sharding import constrain, named_sharding, round_up
 
 
 def projector(config: Qwen2AudioConfig, *, rngs: nnx.Rngs) -> Linear:
-    """Audio vectors to the decoder's width. Source: `Qwen2AudioMultiModalProjector`."""
+    """Projection of audio vectors to the decoder's width. Source: `Qwen2AudioMultiModalProjector`."""
     inputs, outputs = ("audio_width", config.audio_config.d_model), ("width", config.text_config.hidden_size)
     return Linear(inputs, outputs, bias=True, rngs=rngs)
 
 
 def _parts(config: Qwen2AudioConfig) -> dict[str, tuple[Any, Any]]:
-    """The three parts of the parameter tree: what declares each, and from which configuration."""
+    """The three parts of the parameter tree: each one's declaring module and configuration."""
     return {
         "encoder": (Encoder, config.audio_config),
         "projector": (projector, config),
@@ -43,7 +43,7 @@ def _parts(config: Qwen2AudioConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def parameter_specs(config: Qwen2AudioConfig, *, weights: str = "float") -> dict[str, Any]:
-    """The tree of weights as `jax.ShapeDtypeStruct`s: what a checkpoint holds.
+    """The tree of weights as `jax.ShapeDtypeStruct`s, as in a checkpoint.
 
     Args:
         config: of the model; weights that are not int8 have its `dtype`.
@@ -61,7 +61,7 @@ def parameter_specs(config: Qwen2AudioConfig, *, weights: str = "float") -> dict
 
 
 def parameter_axes(config: Qwen2AudioConfig, *, weights: str = "float") -> dict[str, Any]:
-    """The tree of each weight's logical axes: a tuple of names in the sharding table for every dimension."""
+    """The tree of logical axes of all weights: for each a tuple of names in the sharding table, one per dimension."""
     axes = {name: declared_axes(*part) for name, part in _parts(config).items()}
     if weights != INT8:
         return axes
@@ -69,7 +69,7 @@ def parameter_axes(config: Qwen2AudioConfig, *, weights: str = "float") -> dict[
 
 
 def sharded_specs(config: Qwen2AudioConfig, *, mesh: Mesh, weights: str = "float") -> dict[str, Any]:
-    """`parameter_specs` as they lie on a mesh: each with its sharding, the vocabulary padded until it divides."""
+    """`parameter_specs` on a mesh: each with its sharding, the vocabulary padded until it divides."""
 
     def place(axes: tuple[str, ...], spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         shape = list(spec.shape)
@@ -82,7 +82,7 @@ def sharded_specs(config: Qwen2AudioConfig, *, mesh: Mesh, weights: str = "float
 
 
 def init_params(config: Qwen2AudioConfig, *, seed: int) -> dict[str, Any]:
-    """Freshly drawn weights in `config.dtype`."""
+    """Randomly initialised weights in `config.dtype`."""
     params = {name: initial_params(*part, seed=seed + i) for i, (name, part) in enumerate(_parts(config).items())}
     return jax.tree.map(lambda leaf: leaf.astype(config.dtype), params)
 
@@ -90,11 +90,11 @@ def init_params(config: Qwen2AudioConfig, *, seed: int) -> dict[str, Any]:
 @partial(jax.tree_util.register_dataclass, data_fields=("encoded", "projected", "lengths"), meta_fields=())
 @dataclass(frozen=True)
 class AudioFeatures:
-    """What the encoder heard.
+    """Audio features, before and after the projector.
 
     Attributes:
         encoded: [A, L // 4, D_audio], the encoder's output; one vector is 40 ms.
-        projected: [A, L // 4, D], the same in the decoder's width.
+        projected: [A, L // 4, D], the same projected to the decoder's width.
         lengths: [A] int32, valid vectors of each clip.
     """
 
@@ -112,7 +112,7 @@ class Prompt:
         ids: [B, T] int32, left-aligned.
         lengths: [B] int32, tokens of each row.
         audio: [A, W, D] projected audio vectors, or None for text alone.
-        slots: [B, T] int32, for each audio position the row of `audio` seen as [A * W, D]; -1 elsewhere.
+        slots: [B, T] int32, for each audio position the row of `audio` reshaped to [A * W, D]; -1 elsewhere.
     """
 
     ids: jax.Array
@@ -130,7 +130,7 @@ def encode(
     dtype: str,
     attention: str = XLA,
 ) -> jax.Array:
-    """The encoder alone, on its own part of the weights: see `Encoder.__call__`. What has a name is static."""
+    """The encoder alone, on its own part of the weights: see `Encoder.__call__`. Keyword arguments are static."""
     features = constrain(features.astype(dtype), "clip", "mels", "position")
     return bind(Encoder, cfg, params)(features, frames, attention=attention)
 
@@ -145,7 +145,7 @@ def encode_audio(
         features: [A, M, L] log-mel; see `Encoder.__call__` for what L may be.
         frames: [A] int32, valid frames of each clip; 0 for a row that pads the batch.
         cfg: static.
-        attention: static, how it is computed; see `attention.choose_attention`.
+        attention: static, the implementation; see `attention.choose_attention`.
     """
     encoded = encode(params["encoder"], features, frames, cfg=cfg.audio_config, dtype=cfg.dtype, attention=attention)
     projected = bind(projector, cfg, params["projector"])(encoded)
@@ -189,12 +189,13 @@ def prefill(
 
     Args:
         params: the weights; only `decoder` is read.
-        prompt: T tokens a row; what comes after a row's length is ignored.
+        prompt: T tokens a row; tokens past a row's length are ignored.
         cache: with room for T more positions in every row. Donate it.
         cfg: static.
         window: static, cache positions to attend to: at least the longest row after the call. None: the cache is
-            empty, and the prompts attend to themselves; of an int8 cache only later tokens read the codes then.
-        attention: static, how it is computed where `window` is None; see `attention.choose_attention`.
+            empty, and the prompts attend to themselves directly; codes of an int8 cache are then read only by later
+            tokens.
+        attention: static, the implementation if `window` is None; see `attention.choose_attention`.
 
     Returns:
         float32 logits [B, V] after each row's last token, and the cache.
@@ -202,7 +203,7 @@ def prefill(
     decoder = bind(Decoder, cfg.text_config, params["decoder"])
     embeddings = embed(params, prompt, cfg=cfg)
     hidden, cache = decoder(embeddings, cache=cache, counts=prompt.lengths, window=window, attention=attention)
-    # The head reads 0.6 B weights: it runs on one position a row, not on all of them.
+    # The head has 0.6 B weights: it runs on one position per row, not on all of them.
     last = jnp.take_along_axis(hidden, jnp.maximum(prompt.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return decoder.logits(last), cache
 

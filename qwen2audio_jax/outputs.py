@@ -1,4 +1,4 @@
-"""What the model's calls return."""
+"""Return values of the model's calls."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a call of the model returns.
+    """The return value of a forward call of the model.
 
     Attributes:
         logits: [B, T, V] float32, at the input's own positions; 0 where the input is padding.
@@ -21,7 +21,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """What `generate(..., return_dict_in_generate=True)` returns.
+    """The return value of `generate(..., return_dict_in_generate=True)`.
 
     Attributes:
         sequences: [B', T + new] int32: each prompt as given, its new tokens, then padding.

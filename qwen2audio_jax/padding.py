@@ -1,4 +1,4 @@
-"""Rows of token ids of different lengths to one array."""
+"""Padding of token id rows of different lengths into one array."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,10 @@ def pad_rows(
 
     Args:
         rows: [T_i] int32 each.
-        pad_id: what padding is made of.
-        padding: True or "longest"; "max_length", to `max_length`; False or "do_not_pad", for rows of one length.
+        pad_id: the padding id.
+        padding: True or "longest"; "max_length", to `max_length`; False or "do_not_pad", for rows of equal length.
         padding_side: "left" or "right".
-        max_length: with "max_length", the length; a longer row is an error, no row is cut.
+        max_length: with "max_length", the length; a longer row is an error, rows are never truncated.
         pad_to_multiple_of: round the length up to a multiple of this.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Folders in buckets, named by their URL (`gs://`, `s3://`, whatever fsspec knows): read by ranges, written once.
+"""Bucket folders, named by their URL (`gs://`, `s3://` and other fsspec schemes): range reads, write-once objects.
 
-A `BucketPath` has those methods of `pathlib.Path` that readers of checkpoints use, so that they read either. A folder's
-listing is asked for once, one request instead of one a file. What goes wrong is raised in our words, after a few tries
-where trying again may help. Object stores can neither rename nor append, and nothing here asks for it.
+A `BucketPath` has the methods of `pathlib.Path` that readers of checkpoints use, so that they read either. A folder is
+listed once, one request instead of one per file. Transient failures are retried a few times, and errors are raised with
+messages of this package. Object stores can neither rename nor append, and nothing here needs it.
 """
 
 import base64
@@ -19,7 +19,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 RETRY_SECONDS = (1.0, 4.0, 16.0)
-"""Waits between the tries of one request."""
+"""Seconds between the attempts of one request."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/:]")
 _GLUED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -38,29 +38,29 @@ _IDENTIFYING = (
     "LastModified",
     "created",
 )
-"""What file systems tell of an object that differs when it has been written again."""
+"""Fields of file systems' object info that change when the object is rewritten."""
 
 _ONE_AT_A_TIME = RLock()
-"""For file systems without an asynchronous core, which promise nothing to several threads."""
+"""Lock for file systems without an asynchronous core, which are not guaranteed to be thread-safe."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `BucketPath.stat` gives."""
+    """The result of `BucketPath.stat`."""
 
     st_size: int
 
 
 class BucketPath:
-    """A folder or an object at a URL; `/` goes on to what is in it.
+    """A folder or an object at a URL; `/` joins a name to it.
 
     Raises:
-        ValueError: (this and every method) the URL cannot be opened: its scheme is unknown or has a package missing, or
-            the credentials are missing or not allowed to.
+        ValueError: (this and every method) the URL cannot be opened: its scheme is unknown or needs a missing package,
+            or the credentials are missing or insufficient.
         FileNotFoundError: (every method that reads) there is no such object.
-        OSError: a request failed each time it was tried.
+        OSError: every attempt of a request failed.
     """
 
     def __init__(self, url: str, *, fs: Any = None, path: str = "", parent: "BucketPath | None" = None):
@@ -91,28 +91,28 @@ class BucketPath:
 
     @property
     def suffix(self) -> str:
-        """What follows the last dot of the name, with it."""
+        """The name's suffix with its dot, as in `pathlib`."""
         return os.path.splitext(self.name)[1]
 
     def again(self) -> "BucketPath":
-        """The same folder, whose listing is asked for anew."""
+        """The same folder without its cached listing."""
         return BucketPath(self._url, fs=self._fs, path=self._path)
 
     def exists(self) -> bool:
-        """Whether there is an object of this name, or one within it."""
+        """Return True if there is an object of this name, or one within it."""
         return self._info() is not None or bool(self._entries())
 
     def is_file(self) -> bool:
-        """Whether it is an object."""
+        """Return True if it is an object."""
         info = self._info()
         return info is not None and info["type"] == "file"
 
     def is_dir(self) -> bool:
-        """Whether there are objects within it."""
+        """Return True if there are objects within it."""
         return not self.is_file() and bool(self._entries())
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """What is in it."""
+        """Its direct entries."""
         return (self / name for name in self._entries())
 
     def stat(self) -> Status:
@@ -121,25 +121,25 @@ class BucketPath:
 
     @property
     def stamp(self) -> list[Any] | None:
-        """Length, and what differs when the object is written again; None if the file system tells no such thing."""
+        """Length and fields that change when the object is rewritten; None if the file system reports no such field."""
         info = self._object()
         told = [f"{key}={info[key]}" for key in _IDENTIFYING if info.get(key) is not None]
         return [info["size"], *told] if told else None
 
     def read_bytes(self) -> bytes:
-        """All of it; `stat` tells how much that is."""
+        """The whole content; its length is that of `stat`."""
         self._object()
         return self._try("cannot be read", lambda: self._fs.cat_file(self._path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """All of it as text."""
+        """The whole content as text."""
         return self.read_bytes().decode(encoding)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with the bytes from `offset` on, by one request.
 
         Raises:
-            ValueError: the object ends before.
+            ValueError: the object is too short.
         """
         end = offset + len(view)
         data = self._try("cannot be read", lambda: self._fs.cat_file(self._path, start=offset, end=end))
@@ -148,22 +148,22 @@ class BucketPath:
         view[:] = data
 
     def write_once(self, local: Path) -> None:
-        """Make the object of a local file and see that it arrived.
+        """Upload a local file as the object and verify that it arrived.
 
         Raises:
-            ValueError: there is such an object already.
-            OSError: it did not arrive, each time it was tried.
+            ValueError: the object exists already.
+            OSError: it did not arrive in any attempt.
         """
         if self._try("cannot be asked for", self._fresh_info) is not None:
             raise ValueError(f"{self}: is there already; choose another folder")
         self._try("cannot be written", lambda: self._put(local))
 
     def holds(self, local: Path) -> bool:
-        """Whether the object is there with a local file's length, and its MD5 where the file system tells that."""
+        """Return True if the object has a local file's length, and its MD5 if the file system reports one."""
         info = self._try("cannot be asked for", self._fresh_info)
         if info is None or info.get("type") != "file" or info["size"] != local.stat().st_size:
             return False
-        told = info.get("md5Hash")  # Google's; other stores' etags are not always one
+        told = info.get("md5Hash")  # Google's field; other stores' etags are not always an MD5
         if told is None:
             return True
         with open(local, "rb") as file:
@@ -174,7 +174,7 @@ class BucketPath:
         self._try("cannot be removed", lambda: self._fs.rm_file(self._path))
 
     def objects(self) -> dict[str, int]:
-        """Everything within it, asked for anew: name from here on -> length."""
+        """All objects within it, listed afresh: relative name -> length."""
 
         def find() -> dict[str, int]:
             self._fs.invalidate_cache()
@@ -188,7 +188,7 @@ class BucketPath:
             return {}
 
     def check_bucket(self) -> None:
-        """Raise a `ValueError` if the bucket itself is not there, which a folder of it need not be."""
+        """Raise a `ValueError` if the bucket does not exist; the folder within it need not exist."""
         bucket = self._path.split("/")[0]
         if bucket and not self._fs.root_marker:
             try:
@@ -197,7 +197,7 @@ class BucketPath:
                 raise ValueError(f"{self}: there is no bucket {bucket!r}; check its name, or make it") from None
 
     def _put(self, local: Path) -> None:
-        if self._fresh_info() is not None:  # what the try before left: an object is never written over
+        if self._fresh_info() is not None:  # left by the previous attempt: an object is never overwritten
             self._fs.rm_file(self._path)
         self._fs.put_file(str(local), self._path)
         if not self.holds(local):
@@ -231,7 +231,7 @@ class BucketPath:
             except FileNotFoundError:
                 listed = []
             named = {self._within(info["name"]).rstrip("/"): info for info in listed}
-            named.pop("", None)  # itself: an object, or the marker of an empty folder
+            named.pop("", None)  # the entry itself: an object, or the marker of an empty folder
             self._listing = named
         return self._listing
 
@@ -246,7 +246,7 @@ class BucketPath:
                     return request()
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, "no such object, or no such bucket", str(self)) from None
-            except Exception as error:  # Every file system's library raises its own.
+            except Exception as error:  # Every file system's library raises its own exceptions.
                 reason = _reason(error)
                 if _is_refusal(error):
                     raise ValueError(
@@ -264,7 +264,7 @@ Place = str | os.PathLike[str] | BucketPath
 
 
 def is_url(place: Place) -> bool:
-    """Whether a place is a URL, not a local path or a hub id.
+    """Return True for a URL, False for a local path or a hub id.
 
     Raises:
         ValueError: it is a `Path` made from a URL, which has lost one of its slashes.
@@ -279,7 +279,7 @@ def is_url(place: Place) -> bool:
 
 
 def folder_at(place: Place) -> Folder:
-    """The folder at a local path or a URL; whether there is one is not asked.
+    """The folder at a local path or a URL, which need not exist.
 
     Raises:
         ValueError: see `BucketPath`.
@@ -290,7 +290,7 @@ def folder_at(place: Place) -> Folder:
 
 
 def is_there(path: Folder) -> bool:
-    """Whether something of this name is there, if only a link to what is not."""
+    """Return True if the path exists, even if only as a dangling link."""
     return path.exists() if isinstance(path, BucketPath) else os.path.lexists(path)
 
 
@@ -320,7 +320,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether trying again cannot help."""
+    """Return True for a permanent error, which retrying cannot fix."""
     if isinstance(error, (PermissionError, NotImplementedError, ValueError, TypeError)):
         return True
     code = getattr(error, "code", None) or getattr(error, "status", None)

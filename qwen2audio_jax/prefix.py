@@ -1,8 +1,8 @@
-"""What of a prompt is in a cache already: told on the host, and gone on from on the device.
+"""Prefix reuse: the leading tokens of a prompt whose keys and values are already cached.
 
-Tokens are compared by what the decoder reads at their place: a text token is its id, an audio token a clip (by a hash
-of its features) and the number of a vector in it. What two sequences have in common from the beginning on has the same
-keys and values in both, because the decoder is causal.
+The match is found on the host, the cache is copied and extended on the device. Tokens are compared by the decoder's
+input at their position: a text token by its id, an audio token by its clip (a hash of the features) and the index of
+its vector. A common prefix of two sequences has the same keys and values in both, because the decoder is causal.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Held:
     """A sequence whose keys and values are in row 0 of a cache.
 
     Attributes:
-        tokens: [T, 3] int64 of `row_tokens`; the cache may go on with positions that are to be ignored.
-        cache: for as many rows as one prompt is padded to.
-        shared: whether another session has the same cache, so that no step may take it.
+        tokens: [T, 3] int64 of `row_tokens`; later positions of the cache are to be ignored.
+        cache: with as many rows as one prompt is padded to.
+        shared: whether another session has the same cache, so that no step may donate it.
     """
 
     tokens: np.ndarray
@@ -38,19 +38,19 @@ class Held:
 
     @property
     def alive(self) -> bool:
-        """Whether the cache is there still: a step that was interrupted may have taken it and given none back."""
+        """False once the cache's buffers are gone: an interrupted step may have donated it without returning one."""
         return not any(array.is_deleted() for array in jax.tree.leaves(self.cache))
 
 
 def text_tokens(ids: np.ndarray) -> np.ndarray:
-    """[T, 3] int64 for ids [T] that are no audio positions: (id, 0, 0)."""
+    """Tokens [T, 3] int64 of text ids [T]: (id, 0, 0)."""
     tokens = np.zeros((len(ids), 3), np.int64)
     tokens[:, 0] = ids
     return tokens
 
 
 def row_tokens(checked: Given) -> list[np.ndarray]:
-    """What the decoder reads at each place of each row.
+    """The tokens of each row in the form that prefixes are compared in.
 
     Returns:
         For each row [T, 3] int64: (id, 0, 0) of a text token, (-1 - vector, hash, hash) of an audio token.
@@ -66,7 +66,7 @@ def row_tokens(checked: Given) -> list[np.ndarray]:
 
 
 def _digests(heard: Clips) -> np.ndarray:
-    """[A, 2] int64: 128 bits that tell clips apart."""
+    """128-bit hashes of clips: [A, 2] int64."""
     found = []
     for frames, features in zip(heard.frames, heard.features, strict=True):
         digest = hashlib.blake2b(str((int(frames), features.shape)).encode(), digest_size=16)
@@ -76,7 +76,7 @@ def _digests(heard: Clips) -> np.ndarray:
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences of `row_tokens` have in common from the beginning on."""
+    """The length of the longest common prefix of two sequences of `row_tokens`."""
     shortest = min(len(a), len(b))
     differ = (a[:shortest] != b[:shortest]).any(axis=1)
     return int(differ.argmax()) if differ.any() else shortest
@@ -84,10 +84,10 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Going:
-    """How rows go on from what is in a cache.
+    """The plan by which rows resume from a cached sequence.
 
     Attributes:
-        starts: [rows] int32, how many tokens of each are taken from the cache; at least one of each is not.
+        starts: [rows] int32, number of tokens of each row taken from the cache; at least one of each is not.
         capacity: positions that the cache needs.
     """
 
@@ -96,26 +96,26 @@ class Going:
 
 
 def going(rows: list[np.ndarray], held: Held | None, *, capacity: int, config: Qwen2AudioConfig) -> Going:
-    """Where rows part from what is held.
+    """Plan the resumption of rows from the held sequence.
 
     Args:
-        rows: of `row_tokens`.
-        held: None if nothing is.
-        capacity: positions that the rows and what will follow them need.
-        config: gives the most positions.
+        rows: the result of `row_tokens`.
+        held: the held sequence; None if there is none.
+        capacity: positions that the rows and their new tokens need.
+        config: for the maximum of positions.
     """
     known = text_tokens(np.zeros(0, int)) if held is None else held.tokens
     starts = np.array([min(common(row, known), len(row) - 1) for row in rows], np.int32)
     width = token_bucket(max(len(row) - start for row, start in zip(rows, starts, strict=True)), config=config)
     capacity = max(capacity, cache_bucket(int(starts.max()) + width, config=config))
-    # What is read is padded to a listed width, and the padding needs positions too. Where the model has no more of
-    # them the rows part earlier: the padding becomes tokens that are read once more.
+    # The remaining tokens are padded to a bucket width, and the padding needs positions too. Where the model has no
+    # more of them, the rows resume earlier: the padding is replaced by tokens that are computed again.
     capacity = min(capacity, config.text_config.max_position_embeddings)
     return Going(np.minimum(starts, capacity - width).astype(np.int32), capacity)
 
 
 def rest(checked: Given, starts: np.ndarray) -> Given:
-    """The prompts without the first `starts` [rows] tokens of each, and the clips that are heard after them.
+    """The prompts without the first `starts` [rows] tokens of each, and the clips of the remaining tokens.
 
     A row may begin within a clip, which is then encoded whole.
     """
@@ -123,12 +123,12 @@ def rest(checked: Given, starts: np.ndarray) -> Given:
 
 
 def first_of(checked: Given, length: int) -> Given:
-    """The first `length` tokens of the first prompt, as one prompt, and the clips that are heard in them."""
+    """The first `length` tokens of the first prompt, as one prompt, and their clips."""
     return _cut(checked, [slice(length)])
 
 
 def _cut(checked: Given, parts: list[slice]) -> Given:
-    """A part of each of the first prompts."""
+    """Cut a slice out of each of the first prompts, with its clips."""
     rows = [row[part] for row, part in zip(checked.rows.ids, parts, strict=False)]
     columns = [row[part] for row, part in zip(checked.rows.columns, parts, strict=False)]
     slots = [row[part].copy() for row, part in zip(checked.slots, parts, strict=False)]
@@ -143,6 +143,6 @@ def _cut(checked: Given, parts: list[slice]) -> Given:
 
 
 def forked(held: Held, starts: np.ndarray, *, capacity: int, mesh: Mesh) -> KVCache:
-    """A cache of `len(starts)` rows, each with the first `starts` positions of what is held, which stays as it is."""
+    """A new cache of `len(starts)` rows, each with the first `starts` positions of the held sequence, kept intact."""
     sources = place(mesh, np.zeros(len(starts), np.int32), "batch")
     return _moved(held.cache, sources, place(mesh, starts, "batch"), capacity=capacity)

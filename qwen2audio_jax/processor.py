@@ -1,4 +1,4 @@
-"""Text and sound to the model's inputs, and its token ids back to text: the first and the last thing a user calls."""
+"""The processor: text and audio to the model's inputs, and generated token ids back to text."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ class Qwen2AudioProcessor:
         """
         folder = folder_at(source)
         if is_url(source) or not folder.is_dir() or revision is not None:
-            # Imported here: a local folder needs nothing of what finds checkpoints elsewhere.
+            # Imported here: a local folder needs none of the modules that fetch checkpoints.
             from qwen2audio_jax.source import resolve_processor_files
 
             folder = resolve_processor_files(source, revision=revision)
@@ -130,10 +130,10 @@ class Qwen2AudioProcessor:
         allow_private_urls: bool = False,
         **unknown: Any,
     ) -> ProcessorOutput:
-        """The model's inputs for prompts that are written out, placeholders and control tokens included.
+        """The model's inputs for raw prompts, with their placeholders and control tokens.
 
-        A text is encoded as the reference encodes it: every `<|...|>` token in it counts, wherever it came from. For
-        what people typed use `apply_chat_template`.
+        A text is encoded as in the reference: every `<|...|>` in it is a control token, wherever it came from. For
+        user input use `apply_chat_template`.
 
         Args:
             text: a prompt, or one for each row, with `<|AUDIO|>` once for every clip.
@@ -141,22 +141,22 @@ class Qwen2AudioProcessor:
                 list of clips for each text. A clip is what `load_audio` takes: samples [n] at 16 kHz, a path, an
                 http(s) or data: URL, bytes, a file object.
             audios: another name for `audio`.
-            sampling_rate: samples a second of clips that are arrays; where stated it must be the model's 16000. Files
+            sampling_rate: samples per second of clips that are arrays; if stated, it must be the model's 16000. Files
                 and URLs state their own and are resampled.
             padding: True ("longest", the default, because arrays are returned), "max_length", or False. (The reference
                 does not pad unless asked.)
             padding_side: "left" (the default, which generation needs) or "right".
-            max_length: tokens, for padding="max_length". Texts are never cut.
+            max_length: tokens, for padding="max_length". Texts are never truncated.
             pad_to_multiple_of: round the number of tokens up.
             truncation: of clips: keep the first 30 s of a longer one instead of refusing it. (The reference always
-                cuts.)
+                truncates.)
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
             allow_private_urls: also fetch clips from addresses that are not public.
             **unknown: none; a TypeError names the nearest argument.
 
         Returns:
             input_ids and attention_mask [B, T] int32; with clips also input_features [A, M, L] float32 and
-            feature_attention_mask [A, L] int32. Each placeholder has become as many tokens as its clip gives.
+            feature_attention_mask [A, L] int32. Each placeholder is expanded to its clip's number of audio tokens.
 
         Raises:
             AudioError: a clip cannot be used; it is named, and the kind is `load_audio`'s.
@@ -205,15 +205,15 @@ class Qwen2AudioProcessor:
         """A conversation as the prompt the model was trained on: its text, or with `tokenize=True` the model's inputs.
 
         Differences from the reference:
-        - What a message says never becomes a control token. With `tokenize=True`, `<|im_start|>` or `<|AUDIO|>` in a
-          message is encoded as the characters it is made of; the reference makes control tokens of them unless
-          `sanitize_control_tokens=True`. With `tokenize=False`, where the text can no longer tell them apart, such a
-          message is refused. `allow_special=True` gives the reference's behaviour. All other messages give the
+        - Text of a message never becomes a control token. With `tokenize=True`, `<|im_start|>` or `<|AUDIO|>` in a
+          message is encoded as its characters; the reference encodes control tokens unless
+          `sanitize_control_tokens=True`. With `tokenize=False`, where the rendered text cannot distinguish the two,
+          such a message is refused. `allow_special=True` gives the reference's behaviour. All other messages give the
           reference's ids.
         - With `tokenize=True` the result is the mapping that `__call__` returns, clips loaded from every form of audio
           item; the reference returns ids alone unless `return_dict=True`, and does not load `audio_url` items.
-        - What a template reads beside `messages`, `add_generation_prompt` and the special tokens is not passed on:
-          `tools`, `documents` and other variables are refused.
+        - Template variables other than `messages`, `add_generation_prompt` and the special tokens (`tools`,
+          `documents` and so on) are refused.
 
         Args:
             conversation: a list of messages (see `read_conversation` for their forms), or a list of such lists.
@@ -236,8 +236,8 @@ class Qwen2AudioProcessor:
             A str, or a list of them for several conversations; with `tokenize` what `__call__` returns.
 
         Raises:
-            AudioError: a clip cannot be used; the message begins with its place.
-            ValueError: a message is not as it must be, or the template failed; the message names the place.
+            AudioError: a clip cannot be used; the error begins with its position.
+            ValueError: a message is malformed, or the template failed; the error names the position.
             TypeError: an unknown argument.
         """
         _refuse_unknown(unknown, CHAT_OPTIONS)
@@ -275,7 +275,7 @@ class Qwen2AudioProcessor:
     def load_conversation_clips(
         self, conversation: Sequence[Any], *, truncation: bool = False, allow_private_urls: bool = False
     ) -> list[np.ndarray]:
-        """The clips of a conversation, or of several, in order: what `__call__` takes as `audio` with rendered text.
+        """The clips of one or several conversations, in order: the `audio` of `__call__` for the rendered text.
 
         Returns:
             Samples [n] float32 at 16 kHz.
@@ -301,7 +301,7 @@ class Qwen2AudioProcessor:
         return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
 
     def _read(self, conversation: Sequence[Any]) -> list[tuple[str, Conversation]]:
-        """Conversations by the name that messages give them."""
+        """Checked conversations, each with its name in error messages."""
         if is_batch(conversation):
             if len(conversation) > LIMITS.messages:
                 raise ValueError(
@@ -319,7 +319,7 @@ class Qwen2AudioProcessor:
         padding_options: Mapping[str, Any],
         return_tensors: str | None,
     ) -> ProcessorOutput:
-        """Rows with one placeholder for each clip, and the clips, to the model's inputs."""
+        """Assemble the model's inputs from rows with one placeholder per clip, and the clips."""
         features = self.feature_extractor.features(samples) if samples else {}
         frames = features["feature_attention_mask"].sum(-1) if samples else np.zeros(0, np.int32)
         tokens, start, expanded = token_count(frames), 0, []
@@ -349,7 +349,7 @@ def _check_texts(text: Any) -> list[str]:
 
 
 def _refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise a TypeError that names the right argument."""
+    """Raise a TypeError that names the nearest known argument."""
     for name in unknown:
         if name.endswith("_kwargs"):
             raise TypeError(f"{name}= is not taken here; pass what it holds as arguments: {', '.join(known)}")

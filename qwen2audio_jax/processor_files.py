@@ -1,4 +1,4 @@
-"""The files beside a checkpoint's weights that make up its processor, as published and as transformers 5 saves them."""
+"""Processor files of a checkpoint, in the published layout and in that of transformers 5."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ DEFAULT_AUDIO_TOKEN = "<|AUDIO|>"
 
 @dataclass(frozen=True)
 class ProcessorFiles:
-    """What the files say.
+    """The contents of the processor files.
 
     Attributes:
         tokenizer_json: the text of tokenizer.json.
@@ -48,10 +48,10 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
     """Read a folder in either layout.
 
     The template is that of chat_template.jinja, else chat_template.json, else processor_config.json, else
-    tokenizer_config.json. (The reference's processor does not look into the last one.)
+    tokenizer_config.json. (The reference's processor does not read the last one.)
 
     Raises:
-        ValueError: a file is missing, damaged or says something that is not supported; the message names it.
+        ValueError: a file is missing, damaged or has unsupported content; the message names it.
     """
     tokenizer_json = folder / "tokenizer.json"
     if not tokenizer_json.is_file():
@@ -135,7 +135,7 @@ def _read_text(path: Folder, limit: int) -> str:
     if (size := path.stat().st_size) > limit:
         raise ValueError(f"{path}: {size} bytes; it has at most {limit}")
     try:
-        # Not read_text: a template's carriage returns are its own.
+        # Not read_text, which would convert a template's carriage returns.
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None

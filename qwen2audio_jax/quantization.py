@@ -1,10 +1,10 @@
-"""int8: symmetric, one float32 scale a channel of a weight (or a token and head of the cache), x ~ codes * scale.
+"""int8 quantisation: symmetric, one float32 scale per channel of a weight (or token and head of the cache).
 
-Only weights and cache are stored so. What is computed with them stays in the compute dtype: a product takes the codes
-as they are, each converted on its way into the dot, and is multiplied by the scales afterwards. So the large arrays are
-read as one byte a number, and no copy of them in a wider dtype is ever made.
+x ~ codes * scale. Only weights and cache are stored as int8; computation stays in the compute dtype: a product reads
+the codes, converts each on its way into the dot, and is multiplied by the scales afterwards. So the large arrays are
+read at one byte per number, and never copied to a wider dtype.
 
-Which weights: every kernel of the decoder (a scale an output channel), its embedding (a scale a token) and its head.
+Quantised weights: every kernel of the decoder (a scale per output channel), its embedding (one per token), its head.
 Norms, biases, encoder and projector stay as they are.
 """
 
@@ -19,29 +19,29 @@ INT8 = "int8"
 
 _LARGEST = 127
 _NOTHING = 1e-30
-"""A channel without a larger value is zeros: the reciprocal of its scale would not be a number."""
+"""Channels without a larger magnitude are stored as zeros: the reciprocal of their scale would overflow."""
 
 _CHANNELS = {"kernel": 1, "embedding": 0}
-"""Which axis of a weight of this name has the scales."""
+"""The channel axis of a weight, by its name."""
 
 
 def channel_axis(parameter: str) -> int | None:
-    """The axis of a parameter that has a scale an entry, by its path ("decoder/norm/scale"); None: it is not int8."""
+    """The channel axis of a parameter, by its path ("decoder/norm/scale"); None: it is not quantised."""
     part, _, rest = parameter.partition("/")
     return _CHANNELS.get(rest.rpartition("/")[2]) if part == "decoder" else None
 
 
 def scale_name(parameter: str) -> str:
-    """Where the scales of an int8 parameter are: beside it."""
+    """The path of an int8 parameter's scales, beside the parameter itself."""
     return f"{parameter.rpartition('/')[0]}/scale"
 
 
 def quantize(x: Any, *, axis: int, xp: ModuleType = jnp) -> tuple[Any, Any]:
-    """An array as codes and scales.
+    """Quantise an array to codes and scales.
 
     Args:
         x: any shape and floating dtype; finite.
-        axis: which one a scale spans.
+        axis: the axis that one scale spans.
         xp: `jax.numpy` or `numpy`: on the CPU both give the same bits.
 
     Returns:
@@ -50,7 +50,7 @@ def quantize(x: Any, *, axis: int, xp: ModuleType = jnp) -> tuple[Any, Any]:
     """
     wide = x.astype(xp.float32)
     largest = xp.abs(wide).max(axis, keepdims=True)
-    # Products with constants and reciprocals, which every compiler leaves as they are written.
+    # Products with constants and reciprocals instead of divisions, which compilers would rewrite differently.
     scales = xp.where(largest > _NOTHING, largest * xp.float32(1 / _LARGEST), xp.float32(0))
     steps = xp.where(scales > 0, xp.float32(1) / xp.where(scales > 0, scales, xp.float32(1)), xp.float32(0))
     return xp.rint(wide * steps).astype(xp.int8), xp.squeeze(scales, axis)
@@ -59,12 +59,12 @@ def quantize(x: Any, *, axis: int, xp: ModuleType = jnp) -> tuple[Any, Any]:
 def quantized_tree(
     tree: Mapping[str, Any], *, codes: Callable[[Any], Any], scales: Callable[[Any, int], Any]
 ) -> dict[str, Any]:
-    """A parameter tree as it is with int8 weights.
+    """The tree of weight descriptions with int8 weights.
 
     Args:
-        tree: nested dict of what describes a weight: specs, or names of axes.
-        codes: makes what describes a weight's codes.
-        scales: makes what describes its scales, from the weight and the axis that has them.
+        tree: nested dict of descriptions of weights: specs, or names of axes.
+        codes: makes the description of a weight's codes.
+        scales: makes the description of its scales, from the weight's description and the channel axis.
     """
     flat: dict[str, Any] = {}
     for name, leaf in flatten_dict(dict(tree), sep="/").items():

@@ -1,8 +1,8 @@
-"""Who of several processes has arrived, before JAX joins them: a few lines over TCP, on the coordinator's port.
+"""Startup barrier of a multi-process run, with progress reports: a few lines over TCP, on the coordinator's port.
 
-JAX's own service lets nobody in until all are there and says nothing meanwhile, so that a command started on one
-worker of a pod only hangs. Here process 0 listens first on the port that JAX's service will take, the others report to
-it, and everyone can say how many are missing. When all have come the port is free again.
+JAX's own service blocks silently until all processes are connected, so a command started on only one worker of a pod
+just hangs. Here process 0 first listens on the port that JAX's service will take, the others report to it, and every
+process can print how many are missing. Once all have arrived the port is free again.
 """
 
 import selectors
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 _GREETING = "qwen2audio-roll-call"
 _LINE = 256
-"""Longest line, in bytes: whoever sends more is not one of us."""
+"""Longest line, in bytes; a peer that sends more is not a process of this run."""
 _PAUSE = 0.2
 """Seconds between attempts to reach the coordinator."""
 
 
 class PeersMissing(ValueError):
-    """Not all processes came in time; the message says how many did."""
+    """Error: not all processes arrived in time; the message says how many did."""
 
 
 @dataclass
 class _Clock:
-    """How long has been waited, when that is to be said, and when to give up; all in seconds."""
+    """Timer of the barrier: time waited, notice interval and timeout, all in seconds."""
 
     timeout: float
     notice: float
@@ -44,7 +44,7 @@ class _Clock:
         return self.timeout - self.waited
 
     def tell(self, state: str) -> None:
-        """Say it if that is due."""
+        """Report the state if a notice is due."""
         if self.waited - self.told >= self.notice:
             self.told = self.waited
             self.say(f"waiting for other processes for {self.waited:.0f} s: {state}")
@@ -60,26 +60,26 @@ def roll_call(
     notice: float,
     say: Callable[[str], None],
 ) -> None:
-    """Return when all processes have called this.
+    """Block until all processes have called this.
 
     Args:
         host: of process 0.
         port: free on that host.
         process_id: of this process, from 0.
-        num_processes: how many there are.
+        num_processes: the number of processes.
         timeout: seconds to wait.
-        notice: seconds between two words about who is missing.
-        say: gets these words.
+        notice: seconds between two reports of missing processes.
+        say: called with each report.
 
     Raises:
-        PeersMissing: they did not all come in time.
-        ValueError: the port is taken, two processes have the same number, or they disagree on how many there are.
+        PeersMissing: not all arrived in time.
+        ValueError: the port is taken, two processes have the same id, or they disagree on the number of processes.
     """
     clock = _Clock(timeout, notice, say)
     if process_id == 0:
         with _listener(port) as listener:
             peers = _gather(listener, num_processes=num_processes, clock=clock)
-        # Only after the port is free again: JAX's service is to be the next that they find on it.
+        # Only after the port is free again, so that the peers next find JAX's service on it.
         for peer in peers:
             with suppress(OSError), peer:
                 peer.sendall(b"go\n")
@@ -109,7 +109,7 @@ def _arrived(here: set[int], num_processes: int) -> str:
 
 
 def _gather(listener: socket.socket, *, num_processes: int, clock: _Clock) -> list[socket.socket]:
-    """The connections of all other processes, once they are all there."""
+    """The connections of all other processes, once all have arrived."""
     here: dict[socket.socket, int] = {}
     with ExitStack() as on_failure, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -129,7 +129,7 @@ def _gather(listener: socket.socket, *, num_processes: int, clock: _Clock) -> li
                     selector.register(connection, selectors.EVENT_READ)
                     continue
                 number, answer = _admitted(connection, taken=set(here.values()), num_processes=num_processes)
-                if connection in here or number is None:  # it left, or is none of us
+                if connection in here or number is None:  # disconnected, or an unknown peer
                     changed |= here.pop(connection, None) is not None
                     selector.unregister(connection)
                     with suppress(OSError), connection:
@@ -148,7 +148,7 @@ def _gather(listener: socket.socket, *, num_processes: int, clock: _Clock) -> li
 
 
 def _admitted(connection: socket.socket, *, taken: set[int], num_processes: int) -> tuple[int | None, str]:
-    """The number of the process that has just spoken; None, and what to answer, if it cannot be let in."""
+    """The id of the process that sent its line; None, and the answer to send, if it is rejected."""
     try:
         words = connection.recv(_LINE).decode("ascii").split()
     except (OSError, ValueError):
@@ -181,11 +181,11 @@ def _report(host: str, port: int, *, process_id: int, num_processes: int, clock:
 
 
 def _until_go(connection: socket.socket, clock: _Clock) -> None:
-    """Hear from process 0 who is there, until it says go.
+    """Receive states from process 0 until it sends "go".
 
     Raises:
-        OSError: it is gone.
-        ValueError: it does not want this process.
+        OSError: the connection is lost.
+        ValueError: process 0 rejected this process.
     """
     pending, state = b"", "process 0 has been reached"
     connection.settimeout(_PAUSE)
@@ -206,7 +206,7 @@ def _until_go(connection: socket.socket, clock: _Clock) -> None:
             if word == "no":
                 raise ValueError(rest)
             if word != "here":
-                # Either "go", or something else that listens there: JAX's own service, which needs no roll call.
+                # Either "go", or another listener on the port: JAX's own service, which needs no barrier.
                 return
             state = rest
         if len(pending) > _LINE or not pending.isascii() or b"\0" in pending:

@@ -1,4 +1,4 @@
-"""From a running decoding to what users get: rows ended by stop strings, ids gathered, text in pieces."""
+"""Row output of a running decoding: stop strings, collected ids, and streamed text."""
 
 from collections.abc import Generator, Sequence
 from typing import Protocol
@@ -12,18 +12,18 @@ from qwen2audio_jax.text_stream import TextStream
 
 
 class Tokenizer(Protocol):
-    """What stop strings and streaming need: a processor, or its tokenizer."""
+    """The tokenizer interface for stop strings and streaming: a processor, or its tokenizer."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Ids to text."""
+        """Decode ids to text."""
         ...
 
 
 def stop_matchers(stop_strings: Sequence[str], tokenizer: Tokenizer | None, *, rows: int) -> list[StopMatcher]:
-    """One matcher a row; none at all when there is nothing to look for.
+    """One stop string matcher per row; none if there are no stop strings.
 
     Raises:
-        ValueError: stop strings without a tokenizer to make text with.
+        ValueError: stop strings without a tokenizer.
     """
     if not stop_strings:
         return []
@@ -37,8 +37,8 @@ def collect(decoding: Decoding, prompts: np.ndarray, *, matchers: list[StopMatch
 
     Args:
         decoding: not yet started.
-        prompts: [B, T] ids as given; of each as many rows come out as it has continuations.
-        matchers: one a row, or none.
+        prompts: [B, T] ids as given; each gives as many rows as it has continuations.
+        matchers: one per row, or none.
     """
     prompts = np.repeat(prompts, decoding.rows // len(prompts), axis=0)
     tokens, log_probs = [], []
@@ -59,7 +59,7 @@ def collect(decoding: Decoding, prompts: np.ndarray, *, matchers: list[StopMatch
 
 
 def pieces(decoding: Decoding, text: TextStream, *, matchers: list[StopMatcher]) -> Generator[str, None, str]:
-    """Run a decoding of one row, yielding its text as it becomes certain; returns the finish reason."""
+    """Run a decoding of one row, yielding its text as soon as it is final; returns the finish reason."""
     reason = "length"
     for step in decoding:
         token = int(step.tokens[0])
