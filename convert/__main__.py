@@ -1,7 +1,7 @@
-"""The command `python -m convert SRC DST`, and those of `commands` after `python -m convert`.
+"""The command `python -m convert SRC DST`, and the subcommands of `commands`.
 
-Exit codes: 0 done, 1 failed (disk, interruption) or different, 2 bad input, with one line on stderr that says what is
-wrong.
+Exit codes: 0 done, 1 failed (disk, interruption) or different, 2 bad input, with one line on stderr that states the
+problem.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _exit_code(run: Callable[[], int], *, prog: str) -> int:
     if "JAX_PLATFORMS" not in os.environ:
-        # Nothing here computes: an accelerator that another process holds must not stand in the way.
+        # No computation needs an accelerator, and another process may hold it.
         jax.config.update("jax_platforms", "cpu")
     try:
         return run()

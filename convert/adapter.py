@@ -1,7 +1,7 @@
 """Adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors.
 
-Only what adds a low-rank product to a linear map is read; every other kind of adapter is refused by name, because it
-would compute something else. Source: PEFT's `LoraConfig`, `save_pretrained` and `PeftModel.from_pretrained`.
+Only adapters that add a low-rank product to linear maps are read; every other kind is refused by name, because it would
+compute something else. Source: PEFT's `LoraConfig`, `save_pretrained` and `PeftModel.from_pretrained`.
 """
 
 import json
@@ -31,7 +31,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"
 
 _ADDITIVE = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that leave the base model's weights alone."""
+"""Values of init_lora_weights that leave the base model's weights unchanged."""
 
 _KNOWN = (  # noqa: SIM905
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules inference_mode "
@@ -65,14 +65,14 @@ def _modules(config: Qwen2AudioConfig) -> dict[str, tuple[str, ...]]:
 def save_adapter(
     folder: Path_, adapter: Mapping[str, Any], *, settings: Settings, config: Qwen2AudioConfig, base_model: str
 ) -> None:
-    """Write an adapter so that `peft.PeftModel.from_pretrained(model, folder)` computes with it.
+    """Write an adapter that `peft.PeftModel.from_pretrained(model, folder)` loads.
 
     Args:
-        folder: made if need be; an adapter in it is replaced, other files stay.
+        folder: created if missing; an adapter in it is replaced, other files stay.
         adapter: see `qwen2audio_jax.lora`; stored in float32 under the names of transformers >= 5.10.
         settings: rank, alpha and dropout that it was trained with.
         config: of the model that it belongs to.
-        base_model: where that model comes from, for whoever loads the adapter.
+        base_model: the source of that model, recorded for users of the adapter.
 
     Raises:
         ValueError: the adapter does not fit the model or the settings, or `folder` is a file.
@@ -95,7 +95,7 @@ def save_adapter(
         what = "/".join(next(iter(flat))) if flat else "half a pair" if tensors else "nothing"
         raise ValueError(f"the adapter holds {what}; it must hold lora_a and lora_b of linear layers of this model")
     place.mkdir(parents=True, exist_ok=True)
-    (place / CONFIG).unlink(missing_ok=True)  # Never a configuration beside tensors that it does not describe.
+    (place / CONFIG).unlink(missing_ok=True)  # A configuration must never be beside tensors that it does not describe.
     draft = place / f".{WEIGHTS}.incomplete"
     try:
         draft.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def _peft_config(
 ) -> dict[str, Any]:
     adapted = {canonical_name(name.removeprefix(_PREFIX)).rsplit(".lora_", 1)[0] for name in tensors}
     names = {module.rpartition(".")[2] for module in adapted}
-    # PEFT takes a name for every module that ends in it: where that is too much, modules are named whole.
+    # In PEFT a name matches every module that ends in it: where that is too much, full module names are written.
     ending = {module for module in _modules(config) if module.rpartition(".")[2] in names}
     alpha = float(settings.alpha)
     return {
@@ -163,8 +163,8 @@ def load_adapter(folder: Place, *, config: Qwen2AudioConfig) -> tuple[dict[str, 
         their own (rank_pattern, alpha_pattern), the difference is in their lora_b.
 
     Raises:
-        ValueError: no adapter there, one whose file is damaged, one of a kind that is not supported (its setting is
-            named), or tensors that do not fit the model (all are listed).
+        ValueError: no adapter there, a damaged file, an unsupported kind of adapter (its setting is named), or tensors
+            that do not fit the model (all are listed).
     """
     settings_file, weights_file = _files(folder_at(folder))
     data = read_json_object(settings_file)
@@ -211,7 +211,7 @@ class _Scaling:
 
     @property
     def scale(self) -> float:
-        """Of every linear map that no pattern names."""
+        """The scale of linear maps that match no pattern."""
         return self._scale(self.rank, self.alpha)
 
     def rank_of(self, full: str) -> int:
@@ -271,12 +271,12 @@ def _pattern(data: Mapping[str, Any], name: str, *, whole: bool, where: Folder) 
 
 
 def _matching(pattern: Mapping[str, float], full: str, *, default: float) -> float:
-    """The first entry for a module, as in PEFT: its name or the end of it."""
+    """The first entry for a module, matched as in PEFT by its name or the end of it."""
     return next((value for key, value in pattern.items() if full == key or full.endswith(f".{key}")), default)
 
 
 def _pairs(file: SafetensorsFile, modules: Mapping[str, Any]) -> tuple[dict[str, _Pair], list[str]]:
-    """The file's tensors by canonical module name, and what is wrong with their names."""
+    """The file's tensors by canonical module name, and problems with their names."""
     pairs: dict[str, _Pair] = {}
     problems = []
     for name in file.entries:
@@ -301,7 +301,7 @@ def _pairs(file: SafetensorsFile, modules: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _missing(data: Mapping[str, Any], pairs: Mapping[str, _Pair], modules: Mapping[str, Any]) -> Iterator[str]:
-    """Modules that plain names in target_modules stand for and that have no tensors: PEFT leaves out none of them."""
+    """Modules without tensors that plain names in target_modules match: PEFT stores all of them."""
     targets = data.get("target_modules")
     if isinstance(targets, list) and not data.get("exclude_modules") and data.get("layers_to_transform") is None:
         for module in modules:

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Its files, its names and shapes, and every stored byte, without its source."""
+"""Integrity check of a checkpoint without its source: files, names, shapes, and every stored byte."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .stored import StoredParameters
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: all is well if there are no problems."""
+    """The result of one check, passed if there are no problems."""
 
     checked: str
     problems: list[str]
@@ -45,13 +45,13 @@ def check(checkpoint: Place, *, memory_gb: float = MEMORY_GB, on_progress: Progr
         on_progress: called with (bytes done, bytes in all).
 
     Returns:
-        A finding for each of: files, names and shapes against config.json, stored bytes against their SHA-256, finite
+        One finding each for: files, names and shapes against config.json, stored bytes against their SHA-256, finite
         weights.
 
     Raises:
         ValueError: `checkpoint` holds no finished checkpoint, or its config.json cannot be used.
     """
-    tensor_bytes(memory_gb)  # refuses what is no size
+    tensor_bytes(memory_gb)  # refuses an invalid bound
     folder = local_checkpoint(checkpoint)
     manifest = read_manifest(folder)
     records = manifest["parameters"]

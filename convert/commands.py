@@ -1,4 +1,4 @@
-"""The converter's further commands: `verify`, `export` and `inspect`. See `__main__` for exit codes."""
+"""The converter's subcommands `verify`, `export` and `inspect`. See `__main__` for exit codes."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from .verify import verify
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad options are one line on stderr and exit code 2."""
+    """Argument parser that reports bad options in one line on stderr, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that takes its time."""
+    """Add the options of long-running commands."""
     parser.add_argument(
         "--memory-gb",
         metavar="GB",
@@ -33,7 +33,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def add_staging(parser: argparse.ArgumentParser) -> None:
-    """The option of everything that writes to a bucket."""
+    """Add the option of commands that write to a bucket."""
     parser.add_argument(
         "--staging",
         metavar="DIR",
@@ -74,7 +74,7 @@ def build_parser(command: str, *, prog: str) -> Parser:
 
 
 def run(command: str, options: argparse.Namespace) -> int:
-    """Run one of `COMMANDS`: results go to stdout, the rest to stderr; the exit code."""
+    """Run one of `COMMANDS` and return its exit code; results go to stdout, the rest to stderr."""
     if command == "verify":
         return _verify(options)
     if command == "export":

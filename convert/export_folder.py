@@ -1,7 +1,7 @@
-"""A Hugging Face folder while it is written: one writer, whole files only, and a stopped export goes on.
+"""Writer of a Hugging Face folder: exclusive lock, complete files only, and resumable exports.
 
-A file gets its name when it is whole and on the disk. Until all are there a marker stands beside them, locked by its
-writer, and a note of what is being exported.
+A file gets its final name when it is complete and on disk. Until all files are there, the folder also holds a marker,
+locked by its writer, and a description of the export.
 """
 
 import json
@@ -20,7 +20,7 @@ NOTE = f"{MARKER}.json"
 
 
 class ExportFolder:
-    """See `export_folder`."""
+    """A folder being exported; see `export_folder`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -29,7 +29,7 @@ class ExportFolder:
         self._written = [folder / name for name in self.finished]
 
     def write(self, name: str, fill: Callable[[Path], object]) -> None:
-        """Let `fill` write a file to the path that it is given, then call that file `name`."""
+        """Let `fill` write a file to a temporary path, then rename it to `name`."""
         draft = self._folder / f".{name}.incomplete"
         self._written += [draft, self._folder / name]
         draft.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ class ExportFolder:
             path.unlink(missing_ok=True)
 
     def has_weights(self) -> bool:
-        """Whether a weight file is finished."""
+        """Return True if a weight file is finished."""
         return any(self._folder.glob("*.safetensors"))
 
 
@@ -56,8 +56,8 @@ def check_folder(out: Path) -> None:
 def export_folder(out: Path, *, work: Mapping[str, Any] | None) -> Iterator[ExportFolder]:
     """Write a folder: it is complete when the block ends.
 
-    When the block raises a `ValueError`, or `work` is None, the folder is emptied. Other errors (a full disk, an
-    interruption) leave its finished weight files, as being killed does, and the same `work` goes on from there.
+    When the block raises a `ValueError`, or any error while `work` is None, the folder is emptied. Other errors (a full
+    disk, an interruption) leave its finished weight files, as a kill does, and the same `work` resumes from there.
 
     Raises:
         ValueError: `out` holds something else, or another export, or another process is writing it.
@@ -87,7 +87,7 @@ def export_folder(out: Path, *, work: Mapping[str, Any] | None) -> Iterator[Expo
                 folder.remove()
                 (out / MARKER).unlink()
                 if created:
-                    with suppress(OSError):  # Somebody else has put something there.
+                    with suppress(OSError):  # Another process may have put something there.
                         out.rmdir()
             raise
         (out / NOTE).unlink()

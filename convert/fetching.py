@@ -1,6 +1,6 @@
-"""A finished checkpoint in a bucket, copied into the cache folder once: Orbax reads it from there.
+"""Local copies of bucket checkpoints: copied once into the cache folder, where Orbax reads them.
 
-The manifest comes last, as everywhere, so that a copy which was stopped is no checkpoint; it is gone on with.
+The manifest is written last, as everywhere, so that an interrupted copy is not a checkpoint; it is resumed.
 """
 
 import os
@@ -20,22 +20,22 @@ _THREADS = 4
 
 
 def local_checkpoint(place: Place, *, cache_dir: Path | None = None) -> Path:
-    """A checkpoint's local folder: itself, or the copy of one in a bucket, made now if there is none.
+    """A checkpoint's local folder: the folder itself, or the copy of one in a bucket, made on first use.
 
     Args:
-        place: a finished checkpoint; a local folder is not looked at.
+        place: a finished checkpoint; a local folder is not checked.
         cache_dir: where copies are kept; default: `default_cache_dir()`.
 
     Raises:
-        ValueError: the URL holds no finished checkpoint, or one that is not whole, or its manifest names files outside.
-        OSError: reading or writing fails; the same call goes on from there.
+        ValueError: the URL has no finished checkpoint, or an incomplete one, or its manifest names files outside.
+        OSError: reading or writing fails; the same call resumes from there.
     """
     folder = folder_at(place)
     return folder if isinstance(folder, Path) else _copied(folder, cache=cache_dir or default_cache_dir())
 
 
 def _copied(folder: BucketPath, *, cache: Path) -> Path:
-    read_manifest(folder)  # refuses what is none
+    read_manifest(folder)  # refuses anything but a finished checkpoint
     content = (folder / MANIFEST).read_bytes()
     place = named(cache, label=folder.name, told_by=(str(folder), content.decode()))
     if is_checkpoint(place):

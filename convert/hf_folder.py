@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint folder: which safetensors files hold which tensors, and the settings files beside them.
+"""Hugging Face checkpoint folders: tensors by safetensors file, and the settings files beside them.
 
-What an index names is not trusted: only regular files of the folder itself are opened. In the hub's cache those are
-links into the `blobs` of the same repository, and nothing else may be linked to.
+File names in an index are untrusted: only regular files of the folder itself are opened. In the hub's cache those are
+links into the `blobs` of the same repository, and no other links are followed.
 """
 
 import os
@@ -42,31 +42,31 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint, under the name that its file gives it."""
+    """One tensor of a checkpoint, under its name in the file."""
 
     name: str
     file: SafetensorsFile
 
     @property
     def entry(self) -> Entry:
-        """Its dtype, shape and place."""
+        """Its dtype, shape and position in the file."""
         return self.file.entries[self.name]
 
     def blocks(self) -> Iterator[tuple[int, Any]]:
-        """Its rows piece by piece: see `SafetensorsFile.blocks`."""
+        """Its rows in blocks: see `SafetensorsFile.blocks`."""
         return self.file.blocks(self.name)
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """All tensors of a checkpoint, and what is wrong between its index and its files, in words."""
+    """All tensors of a checkpoint, and the mismatches between its index and its files as messages."""
 
     tensors: list[StoredTensor]
     problems: list[str] = field(default_factory=list)
 
 
 def looks_like_hf_folder(folder: Folder) -> bool:
-    """Whether the folder holds safetensors weights under their usual names."""
+    """Return True if the folder holds safetensors weights under their usual names."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
@@ -115,9 +115,9 @@ def open_weights(folder: Folder, *, request_bytes: int = REQUEST_BYTES) -> Itera
 
 
 def check_unchanged(folder: Folder, files: Iterable[SafetensorsFile]) -> None:
-    """Raise a `ValueError` if objects of a bucket are not what they were when they were opened.
+    """Raise a `ValueError` if objects of a bucket have changed since they were opened.
 
-    Each request for them may have been answered from another state; an open local file stays the one it is.
+    Each request may have been answered from a different version; an open local file stays the same one.
     """
     if isinstance(folder, BucketPath):
         now = folder.again()
@@ -153,7 +153,7 @@ def inside(folder: Folder, name: str) -> Folder:
 
     Raises:
         ValueError: `name` is more than a plain file name, or the file is missing, not regular, or a link that leads
-            elsewhere than into the folder (from a hub cache's snapshot: into that repository's blobs).
+            outside the folder (from a hub cache's snapshot: outside that repository's blobs).
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"{folder}: names the file {name!r}; only plain names of files in the folder itself are read")
@@ -168,7 +168,7 @@ def inside(folder: Folder, name: str) -> Folder:
         raise ValueError(f"{path}: is a link to outside its folder ({real}); copy the file itself there")
     try:
         mode = real.stat().st_mode
-    except OSError as error:  # Among them: a name too long for the file system.
+    except OSError as error:  # For example, a name too long for the file system.
         what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise ValueError(f"{path}: {what}; copy the whole folder") from None
     if not stat.S_ISREG(mode):
@@ -177,7 +177,7 @@ def inside(folder: Folder, name: str) -> Folder:
 
 
 def _blobs(folder: Path) -> Path | None:
-    """Where links of a snapshot in the hub's cache lead: models--<owner>--<name>/snapshots/<commit> -> its blobs."""
+    """The link target folder of a hub cache snapshot: models--<owner>--<name>/snapshots/<commit> -> its blobs."""
     snapshots = Path(os.path.realpath(folder)).parent
     if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
         return snapshots.parent / "blobs"
@@ -185,7 +185,7 @@ def _blobs(folder: Path) -> Path | None:
 
 
 def read_settings(folder: Folder) -> dict[str, bytes]:
-    """The settings files that the folder has, by name.
+    """The settings files of the folder, by name.
 
     Raises:
         ValueError: one is too large, or not a file of the folder.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its manifest alone: the parameters are not read."""
+"""Contents of a checkpoint as a listing, read from the manifest alone."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ _SHOWN = ("format", "version", "tool", "source")
 
 
 def inspect(path: Place) -> dict[str, Any]:
-    """What the manifest says: `format`, `version`, `tool`, `source`, `totals` and `parameters`.
+    """The manifest's `format`, `version`, `tool`, `source`, `totals` and `parameters`.
 
     Raises:
         ValueError: `path` holds no finished checkpoint.
@@ -27,7 +27,7 @@ def as_json(contents: dict[str, Any]) -> str:
 
 
 def as_table(contents: dict[str, Any]) -> str:
-    """The result of `inspect` for the eye: a parameter a line, and the totals last."""
+    """The result of `inspect` as a table: one parameter per line, and the totals last."""
     rows = [
         (name, "x".join(map(str, each["shape"])), each["dtype"], str(each["bytes"]))
         for name, each in contents["parameters"].items()

@@ -1,4 +1,4 @@
-"""What a conversion makes of one stored tensor: a parameter in its dtype, or int8 codes and their scales."""
+"""Conversion of one stored tensor: to a parameter in its target dtype, or to int8 codes and scales."""
 
 import hashlib
 import math
@@ -23,15 +23,15 @@ CASTS = {
     "float32": np.dtype(np.float32),
 }
 STORED = (KEEP, *CASTS, INT8)
-"""What a conversion may be told to store."""
+"""The dtypes that a conversion can store."""
 
 SCHEME = "int8 codes, symmetric, a float32 scale for each output channel: weight = codes * scale"
-"""What the manifest says of a conversion that quantised."""
+"""The manifest's note on a quantising conversion."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One stored tensor, and what is to be made of it; `dtype` is int8 for codes and scales."""
+    """One stored tensor and its target; `dtype` is int8 for codes and scales."""
 
     tensor: StoredTensor
     target: Target
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def parts(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of the parameters that it becomes, by path: one, or codes and scales."""
+        """Shape and dtype of the resulting parameters, by path: one, or codes and scales."""
         name = self.target.parameter
         if self.dtype != np.int8:
             return {name: (self.target.shape, self.dtype)}
@@ -48,27 +48,27 @@ class Task:
 
     @property
     def nbytes(self) -> int:
-        """Of the parameters."""
+        """Bytes of the parameters."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parts.values())
 
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor's parameters with their SHA-256, by path, and its own SHA-256."""
+    """The parameters converted from a tensor, with their SHA-256, by path, and the tensor's own SHA-256."""
 
     parameters: dict[str, tuple[np.ndarray, str]]
     source_sha256: str
 
 
 def stored_dtype(tensor: StoredTensor, target: Target, *, dtype: str) -> np.dtype:
-    """In which dtype a tensor's parameter is stored when `dtype` (one of `STORED`) is asked for."""
+    """The dtype in which a tensor's parameter is stored for a requested `dtype` (one of `STORED`)."""
     if dtype == INT8 and channel_axis(target.parameter) is not None:
         return np.dtype(np.int8)
     return CASTS.get(dtype, DTYPES[tensor.entry.dtype])
 
 
 def make(task: Task, *, non_finite: str, merge: Merge | None) -> Made:
-    """Read a tensor and make its parameters, an adapter added; raises as `reading.read_parameter`."""
+    """Read a tensor and convert it to its parameters, with an adapter added; raises as `reading.read_parameter`."""
     source = hashlib.sha256()
     name = task.target.parameter
     if task.dtype == np.int8:

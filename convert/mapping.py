@@ -1,7 +1,7 @@
-"""The one table of checkpoint names: which stored tensor fills which parameter, and in which order of axes.
+"""Name mapping between stored tensors and parameters, with the order of axes.
 
-Names are written in one canonical form; `canonical_name` brings those of every known release to it. The table holds no
-sizes: the shape that a stored tensor must have follows from the parameter's own shape and the transform.
+Names are written in one canonical form; `canonical_name` converts those of every known release to it. The table has no
+sizes: the shape of a stored tensor follows from the parameter's own shape and the transform.
 """
 
 import re
@@ -14,7 +14,7 @@ TRANSFORMS = ("same", "reversed")
 """A parameter is the stored tensor as it is, or with all its axes reversed: [out, in] -> [in, out], and a convolution's
 [out, in, k] -> [k, in, out]."""
 
-# Canonical tensor name, parameter, transform; {n} is a layer's number.
+# Canonical tensor name, parameter, transform; {n} is a layer's index.
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("audio_tower.conv1.weight", "encoder/conv1/kernel", "reversed"),
     ("audio_tower.conv1.bias", "encoder/conv1/bias", "same"),
@@ -69,10 +69,10 @@ TABLE: tuple[tuple[str, str, str], ...] = (
 
 HEAD = "lm_head.weight"
 EMBEDDING = "language_model.embed_tokens.weight"
-"""What the head repeats when the configuration ties the two."""
+"""The tensor that the head repeats if the configuration ties the two."""
 
 IGNORED = (re.compile(r"language_model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),)
-"""Buffers that some releases stored and all of them compute anew."""
+"""Buffers that some releases stored and all of them recompute."""
 
 # In this order: wrappers' prefixes and the module tree of transformers >= 5.10, then the module tree before it.
 _SPELLINGS = (
@@ -83,7 +83,7 @@ _SPELLINGS = (
 
 
 def canonical_name(name: str) -> str:
-    """The table's name for a stored tensor's, whichever release wrote it."""
+    """The canonical name of a stored tensor, whichever release wrote it."""
     for spelling, replacement in _SPELLINGS:
         name = spelling.sub(replacement, name)
     return name
@@ -99,7 +99,7 @@ class Target:
 
     @property
     def stored_shape(self) -> Shape:
-        """The shape that the tensor must have."""
+        """The required shape of the tensor."""
         return self.shape[::-1] if self.transform == "reversed" else self.shape
 
 
@@ -110,7 +110,7 @@ def expected_tensors(shapes: dict[str, Shape]) -> dict[str, Target]:
         shapes: every parameter of the model, by its path ("encoder/conv1/bias").
 
     Raises:
-        LookupError: the table has no row for a parameter: it and the model's declarations have come apart.
+        LookupError: the table has no row for a parameter: it is out of step with the model's declarations.
     """
     rows = {parameter: (tensor, transform) for tensor, parameter, transform in TABLE}
     targets = {}
@@ -126,11 +126,11 @@ def expected_tensors(shapes: dict[str, Shape]) -> dict[str, Target]:
 
 
 NAMINGS = ("hub", "current")
-"""Tensor names that can be written: those of the published weights, or those of the modules in transformers >= 5.10."""
+"""Naming schemes for export: the published weights', or that of the modules in transformers >= 5.10."""
 
 
 def released_name(canonical: str, *, naming: str) -> str:
-    """A release's name for a tensor of the table: what `canonical_name` undoes."""
+    """A release's name for a tensor of the table: the inverse of `canonical_name`."""
     if naming == "current":
         return canonical if canonical == HEAD else f"model.{canonical}"
     if canonical == HEAD:

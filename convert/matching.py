@@ -1,4 +1,4 @@
-"""Which stored tensor fills which parameter: every difference is found here, from the files' headers alone."""
+"""Matching of stored tensors with parameters: all differences are found from the files' headers alone."""
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -14,7 +14,7 @@ from .safetensors_file import DTYPES
 
 
 def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Folder) -> list[tuple[StoredTensor, Target]]:
-    """Pair every stored tensor with the parameter that it fills, in the order in which they lie on disk.
+    """Pair every stored tensor with the parameter that it fills, in their order on disk.
 
     Raises:
         ValueError: listing every tensor that is missing, unexpected, duplicate, misshapen or of another dtype, and a
@@ -60,7 +60,7 @@ def match(weights: StoredWeights, *, config: Qwen2AudioConfig, folder: Folder) -
 
 
 def same_values(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors of one shape are the same bit for bit."""
+    """Return True if two tensors of the same shape are bitwise equal."""
     return a.entry.dtype == b.entry.dtype and all(
         np.array_equal(bits(block), bits(other)) for (_, block), (_, other) in zip(a.blocks(), b.blocks(), strict=True)
     )

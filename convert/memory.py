@@ -1,4 +1,4 @@
-"""Work on several tensors at once within a bound on memory, so that reading, computing and writing overlap."""
+"""Memory-bounded parallel processing of tensors, so that reading, computing and writing overlap."""
 
 import math
 import os
@@ -13,10 +13,10 @@ MEMORY_GB = 2.0
 """Default bound."""
 
 _BASE_BYTES = 400_000_000
-"""The interpreter with its libraries, before any tensor is read."""
+"""Memory of the interpreter with its libraries, before any tensor is read."""
 
 THREADS = max(1, min(4, os.cpu_count() or 1))
-"""How many tensors are worked on at once."""
+"""Number of tensors processed at once."""
 
 
 class Sized(Protocol):
@@ -32,10 +32,10 @@ R = TypeVar("R")
 
 
 def tensor_bytes(memory_gb: float) -> int:
-    """How much of a bound on memory goes to tensors that are in flight; Orbax's copies take the rest.
+    """The share of a memory bound for tensors in flight; Orbax's copies take the rest.
 
     Raises:
-        ValueError: the bound is no positive number.
+        ValueError: the bound is not a positive number.
     """
     if isinstance(memory_gb, bool) or not isinstance(memory_gb, (int, float)) or not 0 < memory_gb < math.inf:
         raise ValueError(f"memory_gb is {memory_gb!r}; it must be a number above 0, such as {MEMORY_GB:g}")
@@ -43,16 +43,16 @@ def tensor_bytes(memory_gb: float) -> int:
 
 
 def group_bytes(memory_gb: float) -> int:
-    """How much is stored at once: one group is filled while another is written.
+    """The bytes of one group: one group is filled while another is written.
 
-    Few large groups: with each, Orbax merges what it noted of all the earlier ones, in time that grows as the square
-    of their number.
+    Few large groups are best: with each, Orbax merges its metadata of all earlier ones, in time quadratic in their
+    number.
     """
     return max(1, tensor_bytes(memory_gb) // 2)
 
 
 def request_bytes(memory_gb: float) -> int:
-    """How much of an object in a bucket is asked for at once: every thread holds as much, beside its results."""
+    """The bytes of one range request to a bucket: every thread holds as much, besides its results."""
     return max(1 << 18, min(REQUEST_BYTES, tensor_bytes(memory_gb) // (4 * THREADS)))
 
 
@@ -65,15 +65,15 @@ def stream(
     wait: Callable[[], None] = lambda: None,
     threads: int = THREADS,
 ) -> Iterator[tuple[T, R]]:
-    """Every task with its result, in order; several are made at once, by threads.
+    """Yield every task with its result, in order; several run at once, in threads.
 
     Args:
-        tasks: what is to be made.
-        make: makes one, in a thread.
-        memory_gb: bound on results that are being made, or made and held; one alone may be larger.
-        held: bytes of earlier results that whoever takes them still holds.
-        wait: makes that less.
-        threads: how many there are; with one, tasks are made in their order.
+        tasks: the tasks.
+        make: computes a task's result, in a thread.
+        memory_gb: bound on results in progress, or finished and held; one alone may be larger.
+        held: bytes of earlier results that the consumer still holds.
+        wait: reduces the bytes held.
+        threads: number of threads; with one, tasks run in order.
     """
     limit = tensor_bytes(memory_gb)
     pending: deque[tuple[T, Future[R]]] = deque()
@@ -101,7 +101,7 @@ def stream(
 
 
 def _taken(future: "Future[R]") -> R:
-    """The result, of which the future keeps nothing: it would live on as long as the future."""
+    """Take the result out of a future, which would otherwise keep it alive."""
     result = future.result()
     future._result = None
     return result

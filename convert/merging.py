@@ -1,4 +1,4 @@
-"""A LoRA adapter added to the weights while they are converted: kernel + scale * a . b in float32, then cast back."""
+"""Merging of a LoRA adapter during conversion: kernel + scale * a . b in float32, then cast back."""
 
 import hashlib
 from typing import Any
@@ -13,7 +13,7 @@ from qwen2audio_jax.places import Place, folder_at
 from .adapter import CONFIG, WEIGHTS, load_adapter
 
 _BLOCK_BYTES = 8 << 20
-"""How much of a kernel is in float32 at once."""
+"""Bytes of a kernel in float32 at once."""
 
 
 class Merge:
@@ -40,14 +40,14 @@ class Merge:
         for name in (CONFIG, WEIGHTS):
             digest.update((folder / name).read_bytes())
         self.record: dict[str, Any] = {"source": str(source), "sha256": digest.hexdigest()}
-        """What the manifest says of it; the hash is over both of its files."""
+        """The manifest's record of it; the hash is over both of its files."""
 
     def touches(self, parameter: str) -> bool:
-        """Whether the parameter at this path gets anything added."""
+        """Return True if the adapter changes the parameter at this path."""
         return parameter in self._pairs
 
     def addition(self, parameter: str, start: int, stop: int) -> np.ndarray:
-        """What is added to the output channels from `start` to `stop` of a kernel: float32 [stop - start, in]."""
+        """The addition to output channels `start` to `stop` of a kernel: float32 [stop - start, in]."""
         a, b = self._pairs[parameter]["lora_a"], self._pairs[parameter]["lora_b"]
         return (np.float32(self._scale) * (a @ b[:, start:stop])).T
 

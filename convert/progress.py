@@ -1,4 +1,4 @@
-"""How far it is: callbacks for Python, a bar for terminals, a line a minute for logs; all on stderr."""
+"""Progress reports: callbacks for Python, a bar for terminals, a line per minute for logs; all on stderr."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 LINE_SECONDS = 60.0
-"""How often a log gets a line."""
+"""Seconds between lines of a log."""
 
 
 class Report:
-    """Counts bytes and tells a `Progress` of them."""
+    """Byte counter that reports to a `Progress`."""
 
     def __init__(self, on_progress: Progress | None, total: int, *, done: int = 0):
         self._tell = on_progress
@@ -24,22 +24,22 @@ class Report:
         self.add(0)
 
     def add(self, count: int) -> None:
-        """So many more bytes are done."""
+        """Count `count` more bytes as done."""
         self._done += count
         if self._tell is not None:
             self._tell(self._done, self._total)
 
     def finish(self) -> None:
-        """All is done, and safe."""
+        """Report that all bytes are done and safely stored."""
         if self._tell is not None:
             self._tell(self._total, self._total)
 
 
 @contextmanager
 def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Progress | None]:
-    """What `convert` takes as `on_progress`: bytes, rate and time left on stderr.
+    """A progress callback for `convert`: bytes, rate and time left on stderr.
 
-    On a terminal it is a bar; elsewhere a line every `LINE_SECONDS`. With `quiet`, nothing.
+    On a terminal it is a bar; elsewhere a line every `LINE_SECONDS`. With `quiet`, nothing is shown.
     """
     if quiet:
         yield None
@@ -52,14 +52,14 @@ def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Progress | None
         def show(done: int, total: int) -> None:
             if bar.total != total:
                 bar.reset(total)
-                bar.initial = bar.n = bar.last_print_n = done  # what was done before does not count for the rate
+                bar.initial = bar.n = bar.last_print_n = done  # earlier work does not count towards the rate
             bar.update(done - bar.n)
 
         yield show
 
 
 class _Lines:
-    """A line on stderr every `LINE_SECONDS`."""
+    """Progress as a line on stderr every `LINE_SECONDS`."""
 
     def __init__(self, label: str):
         self._label = label
@@ -69,7 +69,7 @@ class _Lines:
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._start is None or total != self._total:  # another total: what comes after, such as sending the result
+        if self._start is None or total != self._total:  # another total: a following stage, such as the upload
             self._start, self._total = (now, done), total
         if now - self._last < LINE_SECONDS:
             return
@@ -81,12 +81,12 @@ class _Lines:
 
 
 def size(count: float) -> str:
-    """A number of bytes for the eye: "1.68GB"."""
+    """A number of bytes in readable form: "1.68GB"."""
     return tqdm.format_sizeof(count, "B")
 
 
 class Clock:
-    """What is said at the end: bytes, time, rate."""
+    """Timer for the closing summary: bytes, time, rate."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -94,7 +94,7 @@ class Clock:
         self._done = 0
 
     def watch(self, on_progress: Progress | None) -> Progress:
-        """An `on_progress` that counts, and passes on."""
+        """An `on_progress` that counts and forwards."""
 
         def show(done: int, total: int) -> None:
             if self._before is None:
@@ -106,7 +106,7 @@ class Clock:
         return show
 
     def summary(self) -> str:
-        """For example "16.8GB in 01:43, 163MB/s"."""
+        """The summary, for example "16.8GB in 01:43, 163MB/s"."""
         seconds = time.monotonic() - self._began
         before = self._before or 0
         rate = (self._done - before) / max(seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""Bytes of a file at given places: of a local one by `pread`, of an object in a bucket by requests for a range."""
+"""Byte ranges of files: of a local file by `pread`, of a bucket's object by range requests."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from typing import Any
 from qwen2audio_jax.places import BucketPath
 
 REQUEST_BYTES = 16 << 20
-"""How much of an object one request asks for: so much that waiting for its first byte is little of its time."""
+"""Bytes per range request: enough that the wait for the first byte is a small part of its time."""
 
 
 class LocalBytes:
@@ -20,7 +20,7 @@ class LocalBytes:
 
     def __init__(self, path: Path):
         self._path = path
-        # A named pipe would block the opening itself.
+        # Opening a named pipe would block.
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(self._file)
         if not stat.S_ISREG(status.st_mode):
@@ -48,7 +48,7 @@ class LocalBytes:
 
 
 class BucketBytes:
-    """An object, of which `at_once` bytes are asked for by one request."""
+    """An object in a bucket, read by requests of `at_once` bytes."""
 
     def __init__(self, path: BucketPath, *, at_once: int):
         self._path = path
@@ -67,4 +67,4 @@ class BucketBytes:
             self._path.read_into(view[start : start + self._at_once], offset + start)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no handle is open."""

@@ -1,4 +1,4 @@
-"""One stored tensor to one parameter's array: read in blocks, hashed, checked, cast and laid out."""
+"""Reading of a stored tensor into a parameter's array: in blocks, hashed, checked, cast and laid out."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ _EXPONENTS = {DTYPES["BF16"]: 0x7F80, DTYPES["F16"]: 0x7C00, DTYPES["F32"]: 0x7F
 """All exponent bits: Inf and NaN have every one of them set, finite numbers do not."""
 
 _STRIP_ROWS = 16
-"""Rows transposed at once: few enough that the strip's cache lines stay in cache while its columns are written."""
+"""Rows transposed at once: few enough that their cache lines stay in cache while the columns are written."""
 
 
 def read_parameter(
@@ -24,11 +24,11 @@ def read_parameter(
     """Read a tensor into a parameter's array.
 
     Args:
-        tensor: what to read.
-        target: what it fills.
-        dtype: of the result; bytes are unaltered where it is the tensor's own.
+        tensor: the source.
+        target: the parameter that it fills.
+        dtype: of the result; bytes are unaltered if it is the tensor's own.
         non_finite: "refuse" or "allow".
-        digest: takes in the tensor's bytes as they are read.
+        digest: updated with the tensor's bytes as they are read.
 
     Raises:
         ValueError: it holds NaN or Inf, or a value that is Inf after the cast.
@@ -58,19 +58,19 @@ def read_parameter(
 def quantize_parameter(
     tensor: StoredTensor, target: Target, *, digest: "hashlib._Hash", merge: Merge | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a tensor into a parameter's int8 codes [as the parameter], and float32 scales, one for each of its rows.
+    """Read a tensor into a parameter's int8 codes [the parameter's shape] and float32 scales, one per tensor row.
 
-    Rows are output channels in both transforms: each is quantised by itself as it comes, and no more than a block is
-    ever there as floats.
+    Rows are output channels in both transforms: each is quantised on its own as it is read, and no more than a block is
+    in memory as floats.
 
     Args:
-        tensor: what to read.
-        target: what it fills.
-        digest: takes in the tensor's bytes as they are read.
+        tensor: the source.
+        target: the parameter that it fills.
+        digest: updated with the tensor's bytes as they are read.
         merge: an adapter that is added first, if it touches this parameter.
 
     Raises:
-        ValueError: it holds NaN or Inf, or does with the adapter.
+        ValueError: it holds NaN or Inf, before or after adding the adapter.
     """
     codes = np.empty(target.shape, np.int8)
     scales = np.empty(tensor.entry.shape[0], np.float32)
@@ -92,7 +92,7 @@ def quantize_parameter(
 
 
 def copy_reversed(rows: np.ndarray, out: np.ndarray) -> None:
-    """Write an array into one of the reversed shape, with all its axes reversed."""
+    """Copy an array with all axes reversed into one of the reversed shape."""
     for first in range(0, len(rows), _STRIP_ROWS):
         strip = rows[first : first + _STRIP_ROWS]
         out[..., first : first + len(strip)] = strip.T

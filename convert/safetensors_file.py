@@ -1,7 +1,7 @@
-"""A safetensors file, read strictly: the header is checked whole, tensors are read piecewise, here or in a bucket.
+"""Safetensors reader: strict header checks, and tensors read in blocks from local files or a bucket.
 
-Memory-mapped pages would count as resident memory, so that reading a checkpoint took as much of it as the checkpoint is
-long; here a tensor passes through one small buffer. Format: https://huggingface.co/docs/safetensors.
+Memory-mapped pages count as resident memory, so reading a checkpoint that way takes its whole size; here a tensor
+passes through one small buffer. Format: https://huggingface.co/docs/safetensors.
 """
 
 import json
@@ -20,7 +20,7 @@ from qwen2audio_jax.places import BucketPath, Folder
 from .ranges import REQUEST_BYTES, BucketBytes, LocalBytes
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
-"""What weights may be stored in."""
+"""Supported dtypes of stored weights."""
 
 _ITEM_BYTES = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2},
@@ -28,13 +28,13 @@ _ITEM_BYTES = {
 }
 
 BLOCK_BYTES = 256 << 10
-"""How much of a tensor is worked on at once, unless one row alone is longer: it stays in cache meanwhile. A local file
-is read by as much."""
+"""Bytes of a tensor processed at once, unless one row alone is longer, so that they stay in cache; also the read size
+for local files."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: dtype by its safetensors name, shape, first byte counted from the file's start."""
+    """Header entry of one tensor: dtype by its safetensors name, shape, offset from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Its length in the file."""
+        """Its bytes in the file."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
@@ -50,8 +50,8 @@ class SafetensorsFile:
     """An open file: `entries` by tensor name, and `blocks` to read one.
 
     Raises:
-        ValueError: not a regular file, or its header is not consistent with itself and the file's length: too long,
-            not JSON, a name twice, an unknown dtype, an impossible shape, offsets that leave gaps, overlap, or end
+        ValueError: not a regular file, or its header is inconsistent with itself or the file's length: too long, not
+            JSON, a duplicate name, an unknown dtype, an impossible shape, offsets that leave gaps, overlap, or end
             before or after the file.
     """
 
@@ -65,7 +65,7 @@ class SafetensorsFile:
         else:
             self._bytes = LocalBytes(path)
         self.stamp = self._bytes.stamp
-        """Length, and what differs if the file does: a local one's times of change. None if nothing tells that."""
+        """Length, and fields that change with the file (modification times if local); None if there are none."""
         try:
             self.entries = self._read_header(self._bytes.size)
         except BaseException:
@@ -85,7 +85,7 @@ class SafetensorsFile:
         self._bytes.close()
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """A tensor piece by piece: (first row, rows) along its first axis. A block is overwritten by later ones.
+        """A tensor in blocks (first row, rows) along its first axis. A block is overwritten by later ones.
 
         Raises:
             ValueError: the file has become shorter.

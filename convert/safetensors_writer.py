@@ -1,4 +1,4 @@
-"""A safetensors file, written in one pass: the header first, then tensors as they come, never one whole in memory.
+"""Safetensors writer: one pass, the header first, then the tensors block by block, never a whole one in memory.
 
 Format: https://huggingface.co/docs/safetensors.
 """
@@ -19,7 +19,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor that is to be written."""
+    """A tensor to be written."""
 
     name: str
     dtype: np.dtype
@@ -27,7 +27,7 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        """Its length in the file."""
+        """Its bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -47,12 +47,12 @@ def _header(tensors: Sequence[Planned]) -> bytes:
 
 
 def file_bytes(tensors: Sequence[Planned]) -> int:
-    """The length of the file that `SafetensorsWriter` makes of `tensors`."""
+    """The length of the file that `SafetensorsWriter` writes for `tensors`."""
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors)
 
 
 class SafetensorsWriter:
-    """A new file for `tensors`, whose values must follow through `write` in the same order.
+    """A new file for `tensors`, whose values must be passed to `write` in the same order.
 
     Raises:
         OSError: the file exists, or the disk is full or fails.
@@ -69,7 +69,7 @@ class SafetensorsWriter:
             self._left -= self._file.write(block.reshape(-1).view(np.uint8).data)
 
     def finish(self) -> None:
-        """Bring the file to the disk and close it."""
+        """Flush the file to disk and close it."""
         assert self._left == 0, f"{self._left} bytes were announced and not written"
         self._file.flush()
         os.fsync(self._file.fileno())

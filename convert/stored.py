@@ -1,7 +1,7 @@
-"""Parameters of an Orbax checkpoint, read one by one into host memory, from any number of threads.
+"""Stored parameters of an Orbax checkpoint, read one by one into host memory, from any number of threads.
 
-They are read with tensorstore, in which Orbax keeps them: a read by Orbax itself takes 35 ms to begin, and one that
-fails among others leaves the others running.
+They are read with tensorstore, Orbax's storage layer: a read through Orbax itself has 35 ms of overhead, and a failing
+one leaves the concurrent ones running.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from qwen2audio_jax.manifest import sha256_of
 
 
 class StoredParameters:
-    """The parameters of a finished checkpoint; `records` is what its manifest says of them."""
+    """The parameters of a finished checkpoint; `records` are their manifest entries."""
 
     def __init__(self, folder: Path, *, records: Mapping[str, Mapping[str, Any]]):
         self._records = records
-        # Orbax puts a tree into a folder within its own, beside what else a checkpoint may hold.
+        # Orbax stores a tree in a subfolder, beside other items of a checkpoint.
         found = [path.parent for path in (folder.absolute() / PARAMS).glob("*/manifest.ocdbt")]
         self._base = found[0] if len(found) == 1 else folder.absolute() / PARAMS
-        # No cache, and few chunks at once: each is read for one array, and copied into it.
+        # No cache, and few chunks at once: each chunk is read for one array, and copied into it.
         self._context = tensorstore.Context(
             {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}}
         )
@@ -35,7 +35,7 @@ class StoredParameters:
         """The parameter at path `name` ("encoder/conv1/bias"), as it is stored.
 
         Raises:
-            ValueError: it cannot be read, or its bytes are not those that the manifest's sha256 was made from.
+            ValueError: it cannot be read, or its bytes do not match the manifest's sha256.
         """
         record = self._records[name]
         try:

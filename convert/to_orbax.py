@@ -1,6 +1,6 @@
-"""Hugging Face checkpoint to Orbax checkpoint: match every stored tensor with a parameter, then stream them over.
+"""Conversion from Hugging Face to Orbax: match every stored tensor with a parameter, then stream them.
 
-All differences are found from the files' headers, before anything is written. Then tensors pass through within a bound
+All differences are found from the files' headers, before anything is written. Then tensors are streamed within a bound
 on memory: while one is read, checked, cast and laid out into its parameter's array, others are being stored.
 """
 
@@ -33,7 +33,7 @@ from .upload import uploading
 
 @dataclass(frozen=True)
 class _Job:
-    """A conversion, whose arguments are checked."""
+    """A conversion with checked arguments."""
 
     src: Place
     folder: Folder
@@ -45,9 +45,9 @@ class _Job:
     memory_gb: float
 
     def origin(self) -> dict[str, Any]:
-        """What the manifest says of its source."""
+        """The manifest's record of its source."""
         at_hand = is_url(self.src) or Path(str(self.src)).is_dir()
-        commit = None if at_hand else self.folder.name  # a hub id's snapshot is named for its commit
+        commit = None if at_hand else self.folder.name  # a hub id's snapshot is named after its commit
         origin = {"source": str(self.src), "revision": self.revision, "commit": commit, "dtype": self.dtype}
         if self.dtype == INT8:
             origin["quantized"] = SCHEME
@@ -68,12 +68,11 @@ def convert(
 ) -> bool:
     """Convert a checkpoint saved by transformers (old or new tensor names) into an Orbax checkpoint.
 
-    Stopped by a signal, a full disk or a crash, the same call goes on where it was: parameters that are stored are not
-    made again. That their source is still the same is told from its files' sizes and times, or, where these changed,
-    by hashing their tensors again.
+    After a signal, a full disk or a crash, the same call resumes: stored parameters are not converted again. An
+    unchanged source is recognised by its files' sizes and times, or, where these changed, by hashing its tensors again.
 
-    A source in a bucket is read by ranges. What goes to a bucket is made on the local disk first, which must hold one
-    copy of it, and then sent, the manifest last: see `upload`.
+    A source in a bucket is read by ranges. A destination in a bucket is made on the local disk first, which must hold
+    one copy of it, and then uploaded, the manifest last: see `upload`.
 
     Args:
         src: a folder with safetensors weights and config.json, the URL of one in a bucket, or a hub id such as
@@ -86,17 +85,17 @@ def convert(
         adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights, in float32; the
             sum is rounded to their dtype, or quantised.
         memory_gb: bound in GB (10^9 bytes) on the memory that is used, beyond what the largest tensor alone needs.
-        staging: where what goes to a bucket is made; default: `uploads` in the cache folder.
-        on_progress: called with (bytes of the source done, bytes in all), and then with bytes sent, where there are.
+        staging: the folder for results before their upload; default: `uploads` in the cache folder.
+        on_progress: called with (bytes of the source done, total bytes), and then with bytes uploaded, if any.
 
     Returns:
-        Whether anything was done: False where `dst` holds the finished result of this very conversion.
+        True if anything was done, False if `dst` holds the finished result of this very conversion.
 
     Raises:
         ValueError: the source is not a complete, consistent checkpoint (missing, unexpected, duplicate and misshapen
             tensors are all listed), holds NaN or Inf (also from a cast), or the destination cannot be used. Nothing is
-            left there. Or the source is not the one that an unfinished conversion began with: that is left as it is.
-        OSError: the disk is full or fails, or a bucket does, tried several times. What is finished is left, to go on
+            left there. Or the source is not the one that an unfinished conversion began with: that one is kept.
+        OSError: the disk is full or fails, or a bucket does after several attempts. Finished work is kept, to resume
             from.
     """
     if dtype not in STORED:
@@ -105,7 +104,7 @@ def convert(
         raise ValueError(f"non_finite is {non_finite!r}; it must be 'refuse' or 'allow'")
     if non_finite == "allow" and dtype == INT8:
         raise ValueError("NaN and Inf have no int8 codes: convert to another dtype, or without non_finite='allow'")
-    group_bytes(memory_gb)  # refuses what is no size
+    group_bytes(memory_gb)  # refuses an invalid bound
     destination = folder_at(dst)
     if staging is not None and isinstance(destination, Path):
         raise ValueError(f"staging {os.fspath(staging)!r} goes with a bucket's URL, but {dst} is a local folder")
@@ -129,7 +128,7 @@ def convert(
 
 
 def _convert(job: _Job, dst: Folder, *, on_progress: Progress | None) -> bool:
-    """See `convert`; a folder in a bucket is one that holds a finished checkpoint."""
+    """Run a job; a `dst` in a bucket holds a finished checkpoint. See `convert`."""
     finished = (dst / MANIFEST).exists()
     if isinstance(dst, Path):
         if was_just_finished(dst, work=job.work):
@@ -203,7 +202,7 @@ def _write(
 
 
 def source_folder(src: Place, *, revision: str | None) -> Folder:
-    """The folder of a source: itself, or the snapshot that the hub gives; see `convert`."""
+    """The folder of a source: the folder itself, or the hub's snapshot; see `convert`."""
     folder = folder_at(src)
     if is_url(src) or folder.is_dir():
         if revision is not None:
@@ -219,7 +218,7 @@ def source_folder(src: Place, *, revision: str | None) -> Folder:
 
 
 def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
-    """What the manifest records of the tensor that a parameter was made from."""
+    """The manifest's record of a parameter's source tensor."""
     entry = tensor.entry
     return {
         "file": tensor.file.path.name,
@@ -231,7 +230,7 @@ def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
 
 
 def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task], *, dst: object) -> None:
-    """Raise a `ValueError` unless parameters that are finished are those which the source would give now."""
+    """Raise a `ValueError` unless the finished parameters are those that the source gives now."""
     left = dict(finished)
     for task, name in ((each, part) for each in tasks for part in each.parts):
         record = left.pop(name, None)
@@ -241,7 +240,7 @@ def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[Tas
         made = (list(shape), str(dtype), task.tensor.file.path.name, task.tensor.name)
         origin = record["origin"]
         unchanged = (record["shape"], record["dtype"], origin["file"], origin["tensor"]) == made
-        stamp = task.tensor.file.stamp  # None: nothing but the bytes tells whether they changed
+        stamp = task.tensor.file.stamp  # None: only the bytes tell whether they changed
         same_file = stamp is not None and record.get("note") == stamp
         if unchanged and (same_file or _sha256(task.tensor) == origin["sha256"]):
             continue
@@ -259,7 +258,7 @@ def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[Tas
 def _check_same(
     job: _Job, dst: Folder, tasks: Sequence[Task], *, config: Qwen2AudioConfig, settings: Mapping[str, bytes]
 ) -> None:
-    """Raise a `ValueError` unless the finished checkpoint at `dst` is whole, and what this conversion would write."""
+    """Raise a `ValueError` unless the finished checkpoint at `dst` is complete and this conversion's result."""
     refusal = ValueError(f"{dst}: already holds a checkpoint; remove it or choose another folder")
     manifest = read_manifest(dst)
     source, adapter = manifest["source"], job.merge and job.merge.record["sha256"]
@@ -290,7 +289,7 @@ def _sha256(tensor: StoredTensor) -> str:
 
 
 def _config_dtype(config: Qwen2AudioConfig, *, dtype: str, stored: set[str]) -> str:
-    """What config.json records: the cast's dtype, else what the source states, else what its weights have."""
+    """The dtype for config.json: the cast's, else the one that the source states, else that of its weights."""
     if dtype in CASTS:
         return dtype
     text = inert_values(config.text_config.inert)

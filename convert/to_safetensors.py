@@ -1,8 +1,8 @@
-"""Orbax checkpoint to Hugging Face folder: safetensors files, their index, and the settings beside them.
+"""Export from Orbax to a Hugging Face folder: safetensors files, their index, and the settings files.
 
-Parameters are read, checked against the manifest, laid out as torch has them and appended to their file, a few at once
-within a bound on memory. A file gets its name when it is whole, config.json comes last: without it nobody takes the
-folder for a checkpoint. Training writes its result through the same `plan_files` and `write_folder`.
+Parameters are read, checked against the manifest, transposed to torch's layout and appended to their file, a few at
+once within a bound on memory. A file gets its name when it is complete, and config.json is written last: without it the
+folder is not a checkpoint. Training writes its result through the same `plan_files` and `write_folder`.
 """
 
 import hashlib
@@ -38,21 +38,21 @@ from .stored import StoredParameters
 from .upload import uploading
 
 SHARD_BYTES = 5 * 10**9
-"""What transformers took as the largest file when the weights were published."""
+"""The default shard size of transformers when the weights were published."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
 @dataclass(frozen=True)
 class TensorExport:
-    """A tensor that is to be written, and the parameter that it is read from (`target.parameter`)."""
+    """A tensor to be written, and its source parameter (`target.parameter`)."""
 
     planned: Planned
     target: Target
 
     @property
     def nbytes(self) -> int:
-        """As it is stored, and as it is written."""
+        """Its bytes, both stored and written."""
         return 2 * self.planned.nbytes
 
 
@@ -60,7 +60,7 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as "5GB", "500MB" or "2GiB".
 
     Raises:
-        ValueError: it is no such size, or not positive.
+        ValueError: the text is not a size, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS or int(float(match[1]) * _UNITS[match[2].upper()]) < 1:
@@ -78,31 +78,31 @@ def export(
     staging: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> None:
-    """Write an Orbax checkpoint as a folder that transformers loads; what `convert` kept gets its old bytes back.
+    """Write an Orbax checkpoint as a folder that transformers loads; unconverted tensors have their original bytes.
 
     A tied head is written too, as a copy of the embeddings: transformers 5.23 reads the flag and never ties.
 
     Args:
         checkpoint: a finished checkpoint with its config.json; one at a bucket's URL is copied into the cache folder.
         dst: a folder that does not exist, is empty, or holds this export unfinished; or the URL of one in a bucket, to
-            which what is made on the local disk is sent, config.json last: see `upload`.
+            which the local result is uploaded, config.json last: see `upload`.
         names: "hub" (those of the published weights) or "current" (those of the modules in transformers >= 5.10).
-        max_shard_bytes: tensors in one file at most, unless one alone is larger.
+        max_shard_bytes: maximum bytes of tensors in one file, unless one alone is larger.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
-        staging: where what goes to a bucket is made; default: `uploads` in the cache folder.
-        on_progress: called with (bytes done, bytes in all), and then with bytes sent, where there are.
+        staging: the folder for results before their upload; default: `uploads` in the cache folder.
+        on_progress: called with (bytes done, total bytes), and then with bytes uploaded, if any.
 
     Raises:
         ValueError: no finished checkpoint, or a damaged one (the parameter is named), or one that does not match its
             config.json, or is int8, or `dst` cannot be used. Nothing is left there.
-        OSError: the disk is full or fails, or a bucket does, tried several times. Finished files are left, and the same
-            call goes on from there.
+        OSError: the disk is full or fails, or a bucket does after several attempts. Finished files are kept, and the
+            same call resumes from there.
     """
     if names not in NAMINGS:
         raise ValueError(f"names is {names!r}; it must be one of {', '.join(NAMINGS)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
-    tensor_bytes(memory_gb)  # refuses what is no size
+    tensor_bytes(memory_gb)  # refuses an invalid bound
     destination = folder_at(dst)
     options = {"names": names, "max_shard_bytes": max_shard_bytes}
     if isinstance(destination, Path):
@@ -129,8 +129,8 @@ def export(
 
 
 def _work(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What an export is: it can be gone on with where this is the same."""
-    read_manifest(folder)  # refuses what is no checkpoint
+    """The description of an export: an unfinished one with the same description can be resumed."""
+    read_manifest(folder)  # refuses anything but a finished checkpoint
     return {"manifest": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), **options}
 
 
@@ -167,10 +167,10 @@ def plan_files(
     names: str = "hub",
     max_shard_bytes: int = SHARD_BYTES,
 ) -> list[list[TensorExport]]:
-    """Which tensors are written, file by file, in the order in which `write_folder` reads their parameters.
+    """The tensors to write, file by file, in the order in which `write_folder` reads their parameters.
 
     Args:
-        folder: what the parameters are from, for messages.
+        folder: the source of the parameters, for messages.
         config: of the model.
         listed: path -> `shape` and `dtype` of every parameter.
         names: as for `export`.
@@ -198,15 +198,15 @@ def write_folder(
     Args:
         out: a folder that does not exist, is empty, or holds the same work unfinished.
         shards: from `plan_files`.
-        read: gives a parameter by its path, in the planned dtype and the parameter's own shape.
+        read: returns a parameter by its path, in the planned dtype and the parameter's own shape.
         settings: files beside the weights: name -> content; written in this order, config.json last.
-        work: what is being done, as JSON values, if it may be gone on with after it was stopped.
-        threads: that call `read` at once; with one, the calls come in the planned order.
+        work: the description of the work, as JSON values, if it may be resumed after an interruption.
+        threads: number of threads that call `read`; with one, the calls are in the planned order.
         memory_gb: as for `export`.
         on_progress: called with (bytes done, bytes in all).
 
     Raises:
-        ValueError: the disk has no room for it, or `out` cannot be used, or `read` raises it. Nothing is left there.
+        ValueError: the disk has too little space, or `out` cannot be used, or `read` raises it. Nothing is left there.
         OSError: the disk is full or fails. Without `work`, nothing is left there either.
     """
     total = sum(each.planned.nbytes for shard in shards for each in shard)
@@ -271,7 +271,7 @@ def _plan(
 
 
 def _shards(exports: list[TensorExport], *, limit: int) -> list[list[TensorExport]]:
-    """Files in the tensors' order; within one, wider numbers first, so that each tensor is aligned to its own."""
+    """Split tensors into files, in order; within a file, wider dtypes first, so that each tensor is aligned."""
     shards: list[list[TensorExport]] = [[]]
     size = 0
     for each in exports:

@@ -1,8 +1,8 @@
-"""A result made on the local disk, then sent to a bucket: each object written once, the one that counts last.
+"""Upload of local results to a bucket: each object is written once, the decisive one last.
 
-Orbax joins its files by renaming, which object stores cannot do, so a result is put together in a staging folder first:
-the disk must hold one copy of it. A journal there tells what is to be sent and what has arrived; stopped anywhere, the
-same command sends the rest.
+Orbax joins its files by renaming, which object stores cannot do, so a result is first assembled in a staging folder:
+the disk must hold one copy of it. A journal there lists the objects to send and those that have arrived; after any
+interruption the same command sends the rest.
 """
 
 import json
@@ -25,17 +25,17 @@ from .progress import Progress, Report
 _JOURNAL = "upload.jsonl"
 _LOCK = "lock"
 _THREADS = 4
-"""Objects sent at once."""
+"""Number of objects sent at once."""
 
 
 class Upload:
-    """See `uploading`."""
+    """An upload in progress; see `uploading`."""
 
     def __init__(self, bucket: BucketPath, place: Path, *, last: str):
         self.folder = place / "result"
-        """Where the result is made."""
+        """The staging folder of the result."""
         self.made: dict[str, Any] | None = None
-        """What `record_made` was told by an earlier attempt: the result is whole."""
+        """The work that an earlier attempt passed to `record_made`: its result is complete."""
         self._bucket = bucket
         self._last = last
         self._journal = place / _JOURNAL
@@ -50,13 +50,13 @@ class Upload:
             self._arrived.update(entry.get("arrived", ()))
 
     def is_finished(self) -> bool:
-        """Whether the bucket's folder holds a whole result, of this command or another.
+        """Return True if the bucket's folder holds a complete result, of this command or another.
 
         Raises:
             ValueError: there is no such bucket, or its folder holds something that this upload has not sent.
         """
         self._bucket.check_bucket()
-        if self._sent or not self._planned:  # then the rest of the folder is not looked through
+        if self._sent or not self._planned:  # then the rest of the folder need not be checked
             foreign = next((path.name for path in self._bucket.iterdir()), None)
             finished = (self._bucket / self._last).exists()
         else:
@@ -71,21 +71,21 @@ class Upload:
         return finished
 
     def _sent_by_us(self, name: str) -> bool:
-        """Whether an object is a file of the result, or its beginning: some stores show half of what is being sent."""
+        """Return True if an object is a file of the result or its beginning: some stores show partial uploads."""
         local = self.folder / name
         return local.is_file() and local.read_bytes().startswith((self._bucket / name).read_bytes())
 
     def record_made(self, work: Mapping[str, Any]) -> None:
-        """The result of `work` is whole: it need not be made again."""
+        """Record that the result of `work` is complete and need not be made again."""
         self.made = dict(work)
         self._note({"made": self.made})
 
     def send(self, *, on_progress: Progress | None = None) -> None:
-        """Send what has not arrived, the last object when all others are there; then the local result is removed.
+        """Send the missing objects, the decisive one last, and then remove the local result.
 
         Raises:
-            ValueError: the bucket refuses, or somebody else has written there meanwhile.
-            OSError: an object did not arrive, tried several times. The same command goes on.
+            ValueError: the bucket refuses, or another process has written there meanwhile.
+            OSError: an object did not arrive after several attempts. The same command resumes.
         """
         planned = {
             path.relative_to(self.folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
@@ -96,7 +96,7 @@ class Upload:
         if planned != self._planned:
             if foreign := sorted(there.keys() - self._planned.keys()):
                 raise self._taken(foreign[0])
-            # The result has been made anew: what an earlier one left is of no use.
+            # The result has been made again: leftovers of an earlier one are useless.
             for name in [name for name in there if self._planned[name] != planned.get(name)]:
                 (self._bucket / name).remove()
                 del there[name]
@@ -106,7 +106,7 @@ class Upload:
         total = sum(size for size, _ in planned.values())
         report = Report(on_progress, total, done=total - sum(planned[name][0] for name in left))
         for name in left:
-            if name in there:  # half an object, where the store shows such things
+            if name in there:  # a partial upload, in stores that show them
                 (self._bucket / name).remove()
         self._send_all([name for name in left if name != self._last], report)
         if self._last in left:
@@ -163,12 +163,11 @@ class Upload:
 def uploading(bucket: BucketPath, *, last: str, staging: str | os.PathLike[str] | None) -> Iterator[Upload]:
     """Make a result in `Upload.folder` and `send` it: when the block ends, the staging folder is removed.
 
-    A block that raises leaves what is there of the result, to go on from. A block need not send: what is finished needs
-    nothing.
+    A block that raises leaves the partial result, to resume from. A block need not send, if the result is finished.
 
     Args:
-        bucket: the folder that is written: empty, or holding what an earlier attempt sent.
-        last: the file without which nobody takes the folder for a whole one; it is sent last.
+        bucket: the target folder: empty, or with objects of an earlier attempt.
+        last: the file without which the folder does not count as complete; it is sent last.
         staging: the folder in which the staging folder is made; default: `uploads` in the cache folder.
 
     Raises:
@@ -200,7 +199,7 @@ def uploading(bucket: BucketPath, *, last: str, staging: str | os.PathLike[str] 
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every line of a journal up to one that is torn, which is cut off: what follows must be lines again."""
+    """The lines of a journal; a torn last line is cut off, so that lines can be appended."""
     entries: list[dict[str, Any]] = []
     kept = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():

@@ -1,4 +1,4 @@
-"""Is an Orbax checkpoint what a Hugging Face checkpoint becomes? Both are read again and compared bit for bit.
+"""Verification of a converted checkpoint: source and result are read again and compared bit for bit.
 
 Few parameters are in memory at a time, within the same bound as in a conversion.
 """
@@ -40,7 +40,7 @@ class _Pair:
 
     @property
     def nbytes(self) -> int:
-        """Of the parameter."""
+        """Bytes of the parameter."""
         return self.record["bytes"]
 
 
@@ -57,24 +57,23 @@ def verify(
 
     Every stored parameter must have the source tensor's bits, after the cast that the manifest states if it states one,
     and the manifest's sha256, or be its int8 codes and scales; where an adapter was added, the last bit of the sum (or
-    code) is free. The settings files must be
-    the same, and config.json must mean the same.
+    code) may differ. The settings files must be identical, and config.json must be equivalent.
 
     Args:
-        src: what was converted: a folder with safetensors weights (here, or the URL of one in a bucket), or a hub id.
-        dst: the checkpoint, here or the URL of one in a bucket, which is copied into the cache folder once.
+        src: the source: a folder with safetensors weights (local, or the URL of one in a bucket), or a hub id.
+        dst: the checkpoint, local or the URL of one in a bucket, which is copied into the cache folder once.
         revision: branch, tag or commit of a hub id.
-        adapter: the adapter that was added to the weights, if one was.
+        adapter: the adapter that was added to the weights, if any.
         memory_gb: bound in GB on the memory that is used, beyond what the largest tensor alone needs.
         on_progress: called with (bytes done, bytes in all).
 
     Returns:
-        Every difference in words, each naming its tensor or file; none if the checkpoint is right.
+        A message for every difference, with its tensor or file; none if the checkpoint is correct.
 
     Raises:
-        ValueError: `src` holds no weights that can be read, or `dst` no finished checkpoint.
+        ValueError: `src` holds no readable weights, or `dst` no finished checkpoint.
     """
-    tensor_bytes(memory_gb)  # refuses what is no size
+    tensor_bytes(memory_gb)  # refuses an invalid bound
     ours = local_checkpoint(dst)
     manifest = read_manifest(ours)
     folder = source_folder(src, revision=revision)
@@ -102,13 +101,13 @@ def verify(
 
 
 def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list[_Pair], list[str]]:
-    """Which source tensor belongs to which parameter, and what has no counterpart."""
+    """The pairs of source tensor and parameter, and messages about those without a counterpart."""
     differences = []
     targets: dict[str, Target] = {}
     scales = {scale_name(name) for name, record in parameters.items() if record["dtype"] == INT8}
     differences += [f"missing {name}: the scales of an int8 parameter" for name in sorted(scales - set(parameters))]
     for name, record in parameters.items():
-        if name in scales:  # compared with the codes that they belong to
+        if name in scales:  # compared together with their codes
             continue
         try:
             targets |= expected_tensors({name: tuple(record["shape"])})
@@ -126,7 +125,7 @@ def _pair(tensors: list[StoredTensor], parameters: dict[str, Any]) -> tuple[list
         else:
             differences.append(f"missing {name} {tensor.entry.shape}: the source has it, the checkpoint does not")
     if HEAD in found and HEAD not in targets:
-        # A checkpoint whose head is tied stores the embeddings alone.
+        # A checkpoint with a tied head stores only the embeddings.
         head = found.pop(HEAD)
         if EMBEDDING not in found or head.entry.shape != found[EMBEDDING].entry.shape:
             differences.append(f"missing {HEAD} {head.entry.shape}: the source has it, the checkpoint does not")
@@ -172,7 +171,7 @@ def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str, merge: M
     elif merge is not None and merge.touches(pair.name):
         made = read_parameter(pair.tensor, pair.target, dtype=np.dtype(expected), non_finite="allow", digest=digest)
         merge.add(pair.name, made)
-        # Another processor may sum the product in another order: the last bit is free there.
+        # Another CPU may sum the product in another order: the last bit may differ.
         unequal = sum(
             int(np.count_nonzero(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)) > 1))
             for ours, theirs in zip(stored, bits(made), strict=True)
@@ -190,7 +189,7 @@ def _compare(pair: _Pair, parameters: StoredParameters, *, stated: str, merge: M
 
 
 def _count_unequal(pair: _Pair, stored: np.ndarray, *, dtype: str, digest: "hashlib._Hash") -> int:
-    """How many values differ, of a parameter that nothing was added to."""
+    """The number of unequal values of a parameter without an adapter."""
     unequal = 0
     for start, block in pair.tensor.blocks():
         digest.update(bits(block).reshape(-1))
@@ -206,7 +205,7 @@ def _count_unequal(pair: _Pair, stored: np.ndarray, *, dtype: str, digest: "hash
 def _count_unequal_codes(
     pair: _Pair, stored: np.ndarray, parameters: StoredParameters, *, digest: "hashlib._Hash", merge: Merge | None
 ) -> int:
-    """How many codes and scales differ, of a parameter that was quantised."""
+    """The number of unequal codes and scales of a quantised parameter."""
     codes, scales = quantize_parameter(pair.tensor, pair.target, digest=digest, merge=merge)
     if scale_name(pair.name) not in parameters:
         return scales.size
@@ -223,7 +222,7 @@ def _count_unequal_codes(
 
 
 def _merge(adapter: Place | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
-    """The adapter that a checkpoint was made with."""
+    """The adapter that was merged into a checkpoint."""
     stated = manifest.get("source", {}).get("adapter")
     if adapter is None and stated is None:
         return None
@@ -248,7 +247,7 @@ def _compare_settings(folder: Folder, ours: Path) -> list[str]:
         elif theirs[name] != copied[name]:
             differences.append(f"{name}: differs from the source's")
     a, b = (Qwen2AudioConfig.from_json_file(inside(place, "config.json")).to_dict() for place in (folder, ours))
-    for values in (a, b):  # The converter records the weights' own.
+    for values in (a, b):  # The converter records the weights' own dtype.
         for part in (values, values["text_config"], values["audio_config"]):
             for key in _STATED_DTYPES:
                 part.pop(key, None)

@@ -1,6 +1,6 @@
-"""A session: what has been computed of one prompt is kept, so that what is asked next costs only its own tokens.
+"""Sessions: the key/value cache of one prompt, reused by later calls that share a prefix with it.
 
-It stands between `api`, which checks inputs and runs the decoding, and `prefix`, which says what of them is known.
+The module sits between `api`, which checks inputs and runs the decoding, and `prefix`, which finds the cached prefix.
 """
 
 from collections.abc import Generator, Sequence
@@ -29,29 +29,28 @@ if TYPE_CHECKING:
 class Session:
     """Keys and values of one sequence of tokens and clips, kept on the model's mesh between calls.
 
-    `generate` and `stream` take the whole prompt, exactly as the model's own do, and return what those would return:
-    greedy, in float32, the same tokens; sampled, with the same seed, too. The session finds the longest beginning of
-    the prompt that it holds, clips compared by their features, and computes what comes after: a clip that it has heard
-    is not encoded again. So a second question about a clip, the next turn of a chat, an answer asked for anew or a
-    message taken back are all one call, and none can go wrong: where a conversation that is rendered again splits into
-    other tokens (at the seam between an answer and the next turn, say) or leaves something out, more is computed.
-    Passing the new tokens alone would save the caller nothing but the features, and leave all that to them.
+    `generate` and `stream` take the whole prompt, like the model's own methods, and return the same result: greedy, in
+    float32, the same tokens; sampled, with the same seed, likewise. The session finds the longest held prefix of the
+    prompt, comparing clips by their features, and computes only the rest: a clip in the prefix is not encoded again. So
+    a second question about a clip, the next turn of a chat, a regenerated answer and a retracted message are all the
+    same call, and always correct: if a re-rendered conversation is tokenised differently (for example at the boundary
+    between an answer and the next turn) or leaves something out, more is computed. Passing only the new tokens would
+    save the caller nothing but the features, and leave all these cases to the caller.
 
-    A call with one prompt leaves the session holding that prompt and, of a single answer, what the cache has of it. A
-    call with several prompts, or several answers to one, works on copies of what they have in common, which the session
-    then holds; so it may be asked a batch of questions about one clip from the start. `fork` gives a second session
-    that begins with what this one holds. A call that is interrupted, or a stream that is left early, leaves a session
-    that goes on.
+    After a call with one prompt the session holds that prompt and, of a single answer, the cached part. A call with
+    several prompts, or several answers to one, works on copies of the common prefix, which the session then holds; so a
+    session may start with a batch of questions about one clip. `fork` returns a second session with the same held
+    sequence. After an interrupted call, or a stream that is left early, the session remains usable.
 
     It takes the memory of one prompt's cache until it is closed (`close`, or the end of a `with`) or dropped. It is for
-    one caller at a time; while a stream is under way it holds nothing, and other calls compute their whole prompt.
+    one caller at a time; while a stream is running it holds nothing, and other calls compute their whole prompt.
 
     Attributes:
-        reused: [B] int32, how many tokens of each prompt of the last call were there already.
+        reused: [B] int32, number of tokens of each prompt of the last call that were taken from the cache.
     """
 
     def __init__(self, model: "Qwen2AudioForConditionalGeneration"):
-        """Begin with nothing; `model.start` is the usual way here.
+        """Create an empty session; usually through `model.start`.
 
         Raises:
             ValueError: the model's mesh spans several processes.
@@ -70,12 +69,12 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back, that of a stream under way when it ends; every call after this is a ValueError."""
+        """Free the memory, that of a running stream when it ends; every later call is a ValueError."""
         self._held, self._closed = None, True
 
     @property
     def input_ids(self) -> np.ndarray:
-        """[T] int32: the tokens that are held, <|AUDIO|> for every audio vector."""
+        """The held tokens, [T] int32, with <|AUDIO|> for every audio vector."""
         if self._held is None:
             return np.zeros(0, np.int32)
         ids = self._held.tokens[:, 0]
@@ -89,7 +88,7 @@ class Session:
         input_features: Any = None,
         feature_attention_mask: Any = None,
     ) -> None:
-        """Compute one prompt, or its beginning, ahead of what will be asked about it; arguments as for `generate`.
+        """Prefill one prompt, or a prefix of it, ahead of later calls; arguments as for `generate`.
 
         Raises:
             ValueError: several prompts, inputs that do not fit, or a cache beyond the devices' memory.
@@ -117,7 +116,7 @@ class Session:
         return_dict_in_generate: bool = False,
         **options: Any,
     ) -> Any:
-        """`model.generate` of whole prompts, less what is held: arguments, result and errors are the same."""
+        """`model.generate` of whole prompts, reusing the held prefix; same arguments, result and errors."""
         inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
         turn = _Turn(self)
         decoding, matchers = turn.decoding(inputs, options=options, seed=seed, tokenizer=tokenizer)
@@ -139,7 +138,7 @@ class Session:
         skip_special_tokens: bool = True,
         **options: Any,
     ) -> Generator[str, None, str]:
-        """`model.stream` of a whole prompt, less what is held: arguments, pieces and errors are the same."""
+        """`model.stream` of a whole prompt, reusing the held prefix; same arguments, pieces and errors."""
         inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
         turn = _Turn(self)
         decoding, matchers = turn.decoding(inputs, options=options, seed=seed, tokenizer=tokenizer, streamed=True)
@@ -147,7 +146,7 @@ class Session:
         return turn.until_the_end(decoding, pieces(decoding, text, matchers=matchers))
 
     def fork(self) -> "Session":
-        """A second session that begins with what this one holds; the cache is copied when one of the two goes on."""
+        """A second session with the same held sequence; the cache is copied on the next call of either."""
         self._check_open()
         other = Session(self._model)
         if self._held is not None:
@@ -176,7 +175,7 @@ class Session:
         )
 
     def _size(self, *, rows: int, capacity: int) -> dict[str, Any]:
-        """A cache of the model's, as `cache_bytes` and `check_fits` take it."""
+        """Arguments of `cache_bytes` and `check_fits` for a cache of the model."""
         dtype = engine.cache_dtype(self._model.config, self._model.cache)
         return {"rows": rows, "capacity": capacity, "dtype": dtype, "mesh": self._model.mesh}
 
@@ -185,7 +184,7 @@ class _Turn:
     """One call of a session.
 
     Attributes:
-        held: the call's one prompt once it has been read; None before, and of several prompts.
+        held: the call's prompt once it has been prefilled; None before, and for several prompts.
     """
 
     def __init__(self, session: Session):
@@ -193,17 +192,17 @@ class _Turn:
         self._session, self._model = session, session._model
 
     def decoding(self, inputs: tuple[Any, ...], **arguments: Any) -> tuple[engine.Decoding, list[StopMatcher]]:
-        """The decoding of a call, every input checked; what is held is looked at when it starts."""
+        """The decoding of a call with checked inputs; the held prefix is looked up when it starts."""
         self._session._check_open()
         one = np.ndim(inputs[0]) < 2 or len(inputs[0]) == 1
-        # The memory of what is held is there for the one prompt that takes its place.
+        # The memory of the held cache is available to the single prompt that replaces it.
         spare = self._session._bytes_held() if one else 0
         return self._model._decoding(inputs, **arguments, begin=self.begin, spare=spare)
 
     def begin(self, checked: Given, sizes: Sizes, capacity: int) -> engine.Prompted:
-        """Read prompts from where they part from what the session holds."""
+        """Prefill prompts after the prefix that the session holds."""
         session, model = self._session, self._model
-        session._check_open()  # a stream may begin after it was closed
+        session._check_open()  # a stream may start after the session was closed
         rows, one = row_tokens(checked), len(checked.rows.ids) == 1
         if not one:
             self._read_common(checked, rows)
@@ -220,7 +219,7 @@ class _Turn:
         return prompted
 
     def _read_common(self, checked: Given, rows: list[np.ndarray]) -> None:
-        """Let the session read what several prompts have in common, if each of them then has less to read."""
+        """Prefill the common prefix of several prompts into the session, if that leaves each of them less work."""
         session, config = self._session, self._model.config
         shared = min([len(row) - 1 for row in rows] + [common(rows[0], row) for row in rows[1:]])
         starts = going(rows, session._held, capacity=0, config=config).starts
@@ -246,7 +245,7 @@ class _Turn:
         return engine.Prompted(logits, cache, state)
 
     def _cache(self, plan: Going, *, rows: int) -> KVCache:
-        """What the session holds, in as many rows and positions as are needed: its own cache, if one prompt fits in."""
+        """The held sequence in a cache of the needed rows and positions: the session's own, if one prompt fits in."""
         session, model, held = self._session, self._model, self._session._held
         assert held is not None
         one = len(plan.starts) == 1
@@ -262,12 +261,12 @@ class _Turn:
         return cache
 
     def end(self, decoding: engine.Decoding) -> None:
-        """Give the session what its next call can go on from, however this one ended."""
+        """Hand the session the sequence that its next call can resume from, however this call ended."""
         if self.held is None or self._session._closed:
             return
         held = self.held
         if decoding.rows == 1 and decoding.cache is not None:
-            # The last token of an answer that its limit ended is not in the cache; one that is may not have been read.
+            # The last token of an answer ended by its limit is not cached; a cached one may not have been read.
             known = [int(tokens[0]) for tokens in decoding.read[: decoding.appended]]
             held = Held(np.concatenate([held.tokens, text_tokens(np.asarray(known, np.int64))]), decoding.cache)
         self._session._held = held if held.alive else None
@@ -275,7 +274,7 @@ class _Turn:
     def until_the_end(
         self, decoding: engine.Decoding, generator: Generator[str, None, str]
     ) -> Generator[str, None, str]:
-        """The generator, and `end` when it is left."""
+        """Run the generator, and `end` when it is exhausted or closed."""
         try:
             return (yield from generator)
         finally:

@@ -1,8 +1,8 @@
-"""The one sharding table: which mesh axis splits which logical axis of a weight, an activation or the cache.
+"""Sharding table: the mesh axis of every logical axis of weights, activations and the cache.
 
 A mesh has two axes: `data` splits rows and clips, `model` splits the decoder's heads, ffn and vocabulary. The encoder's
-weights are whole on every device, because its head count (20 in the published model) rarely divides; its clips are
-split over all devices instead.
+weights are replicated, because its head count (20 in the published model) rarely divides; its clips are split over all
+devices instead.
 """
 
 import math
@@ -21,7 +21,7 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """Logical axis -> mesh axis; None is whole on every device."""
+    """Mapping of logical axes to mesh axes; None is replicated."""
 
     # Activations and cache
     batch: MeshAxes = "data"
@@ -49,7 +49,7 @@ _NAMES = frozenset(field.name for field in fields(ShardingRules))
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
-    """The partition of an array whose dimensions are the logical `axes` (None: whole).
+    """The partition spec of an array whose dimensions are the logical `axes` (None: not split).
 
     Raises `ValueError` for an unknown logical axis, or when two of them would split over the same mesh axis.
     """
@@ -68,15 +68,15 @@ def partition_spec(*axes: str | None) -> PartitionSpec:
 
 
 def named_sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """`partition_spec` on a mesh."""
+    """The `NamedSharding` of `partition_spec` on a mesh."""
     return NamedSharding(mesh, partition_spec(*axes))
 
 
 def fully_sharded(mesh: Mesh, *axes: str | None, shape: tuple[int, ...]) -> NamedSharding:
-    """A weight's sharding with its largest dimension that is still whole split over `data` too, where one divides.
+    """A weight's sharding with its largest unsplit dimension split over `data` too, if one divides.
 
-    How training keeps weights, gradients and optimiser state (ZeRO-3, arXiv 1910.02054; FSDP): each is gathered over
-    `data` where it is used.
+    Training shards weights, gradients and optimiser state this way (ZeRO-3, arXiv 1910.02054; FSDP): each is gathered
+    over `data` where it is used.
     """
     entries = [*partition_spec(*axes)]
     free = [i for i, entry in enumerate(entries) if entry is None and shape[i] % mesh.shape["data"] == 0]
@@ -86,9 +86,9 @@ def fully_sharded(mesh: Mesh, *axes: str | None, shape: tuple[int, ...]) -> Name
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fix how a traced activation is split, by its logical axes, on the mesh of the surrounding `jax.set_mesh`.
+    """Constrain the sharding of a traced activation, by its logical axes, on the surrounding `jax.set_mesh`'s mesh.
 
-    Outside any mesh there is nothing to fix: a function of this package can be traced on its own.
+    Without a mesh this does nothing, so that functions of this package can be traced on their own.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -105,15 +105,15 @@ def make_mesh(
 ) -> Mesh:
     """A mesh with axes `data` and `model` over `devices` (default: all, of all processes).
 
-    Slices lie one after the other along `data`, so that a `model` group never talks over the slow network between them;
-    within a slice a group stays in one process where it fits. On TPUs the order follows the wiring of the chips,
+    Slices are consecutive along `data`, so that a `model` group never communicates over the slow network between them;
+    within a slice a group stays in one process where it fits. On TPUs the order follows the chip interconnect,
     elsewhere neighbours in `devices` share a group.
 
     Args:
         data: replicas of the decoder; -1 takes all devices that `model` leaves.
         model: devices that share one copy of the decoder.
-        num_slices: parts that only a slow network joins; default: what the devices say (TPU slices, GPU hosts).
-        devices: which ones.
+        num_slices: parts connected only by a slow network; default: as the devices report (TPU slices, GPU hosts).
+        devices: the devices of the mesh.
         preset: a machine's mesh by name instead of the three sizes; see `load_mesh_preset`.
 
     Raises:
@@ -153,20 +153,20 @@ def make_mesh(
 
 
 def _nearest(model: int, *, divides: int, count: int) -> str:
-    """The mesh of `count` devices whose `model` divides a number and is nearest to the one wanted."""
+    """The mesh of `count` devices whose `model` divides `divides` and is nearest to the requested one."""
     best = min((n for n in range(1, divides + 1) if divides % n == 0), key=lambda n: (abs(n - model), n))
     return f"data={count // best} x model={best}"
 
 
 def single_device_mesh() -> Mesh:
-    """The 1 x 1 mesh on the first local device: what a model uses when no mesh is given."""
+    """The 1 x 1 mesh on the first local device, the default of models."""
     return make_mesh(data=1, model=1, devices=jax.local_devices()[:1])
 
 
 def check_mesh(mesh: Mesh, *, config: Qwen2AudioConfig) -> None:
     """Raise a `ValueError` unless the decoder's heads, KV heads and ffn divide by the mesh's `model` axis.
 
-    Vocabulary, rows and clips are padded instead, so they never stand in the way.
+    Vocabulary, rows and clips are padded instead, so they need not divide.
     """
     missing = {"data", "model"} - set(mesh.axis_names)
     if missing:

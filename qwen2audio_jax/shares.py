@@ -1,10 +1,10 @@
-"""Arrays over several processes: each gives and gets its own rows, and together they agree on what all must share.
+"""Arrays over several processes: each process passes and gets its own rows, and all agree on shapes and options.
 
-On a mesh across processes `data` falls into groups: the processes that hold the same places on it. A group passes rows
-of its own, the same ones in each of its processes if a `model` group spans several. In memory an array of all groups is
-as long as one group's times their number; group by group, its rows lie where the group's devices are.
+On a mesh across processes, `data` is divided into groups: the processes that hold the same positions on it. A group
+passes rows of its own, the same ones in each of its processes if a `model` group spans several. A global array has one
+group's length times the number of groups; each group's rows are on that group's devices.
 
-With one process all of this is the identity.
+With one process all functions are the identity.
 """
 
 import functools
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """What of the mesh's `data` axis is this process's.
+    """The share of the mesh's `data` axis that belongs to this process.
 
     Attributes:
-        groups: of processes, each with rows of its own.
-        group: this process's, from 0.
-        own: the places on the axis, in order; every group has as many.
+        groups: number of groups of processes, each with rows of its own.
+        group: index of this process's group, from 0.
+        own: this group's positions on the axis, in order; all groups have equally many.
         alone: whether this process has the whole mesh.
     """
 
@@ -46,10 +46,10 @@ def share_of(mesh: Mesh) -> Share:
     """The share of this process in a mesh.
 
     Raises:
-        ValueError: it has no device there, or processes hold overlapping parts of the `data` axis.
+        ValueError: it has no device in the mesh, or processes hold overlapping parts of the `data` axis.
     """
     places = tuple(range(mesh.shape["data"]))
-    if jax.process_count() == 1:  # also for meshes of devices that are only compiled for
+    if jax.process_count() == 1:  # also for meshes of topology devices, used only for compilation
         return Share(1, 0, places, True)
     held: dict[int, list[int]] = {}
     for place in places:
@@ -71,21 +71,21 @@ def share_of(mesh: Mesh) -> Share:
 
 
 def places_per_group(mesh: Mesh) -> int:
-    """Places on `data` that the rows of one process (or group) are split over."""
+    """Number of positions on `data` that the rows of one process (or group) are split over."""
     return len(share_of(mesh).own)
 
 
 def global_rows(mesh: Mesh, index: np.ndarray, *, size: int) -> np.ndarray:
-    """Where rows of this process lie in the array of all processes; `size` rows each."""
+    """Indices of this process's rows in the global array, to which every group contributes `size` rows."""
     own = np.asarray(share_of(mesh).own)
     part = max(size // len(own), 1)
     return own[index // part] * part + index % part
 
 
 def place(mesh: Mesh, array: np.ndarray, *axes: str | None) -> jax.Array:
-    """Put a host array on the mesh, split by its logical axes; of several processes each gives its own rows.
+    """Place a host array on the mesh, split by its logical axes; each process passes its own rows.
 
-    Their arrays have the same shape, and the first axis is split over `data`.
+    The processes' arrays have the same shape, and the first axis is split over `data`.
     """
     sharding, share = named_sharding(mesh, *axes), share_of(mesh)
     if share.alone:
@@ -102,7 +102,7 @@ def place(mesh: Mesh, array: np.ndarray, *axes: str | None) -> jax.Array:
 
 
 def own_rows(mesh: Mesh, tree: Any) -> Any:
-    """The rows of this process of arrays that are split over `data` along their first axis alone, on the host."""
+    """The rows of this process, on the host, of arrays split over `data` along their first axis only."""
     if share_of(mesh).alone:
         return jax.device_get(tree)
     return jax.tree.map(_own, tree)
@@ -114,14 +114,14 @@ def _own(array: jax.Array) -> np.ndarray:
 
 
 def own_arrays(mesh: Mesh, tree: T) -> T:
-    """The rows of this process of arrays split in any way, as arrays on its first device; as they are, if alone."""
+    """The rows of this process of arrays with any sharding, on its first device; the identity for one process."""
     if share_of(mesh).alone:
         return tree
     return jax.tree.map(jnp.asarray, own_rows(mesh, _laid(mesh, "data")(tree)))
 
 
 def everywhere(mesh: Mesh, flags: jax.Array) -> bool:
-    """Whether all of a split array of bools hold; every process gets the same answer."""
+    """Reduce a sharded array of bools by logical and; every process gets the same answer."""
     return bool(np.asarray(_laid(mesh, None, jnp.all)(flags).addressable_data(0)))
 
 
@@ -136,15 +136,15 @@ def _laid(mesh: Mesh, axis: str | None, function: Callable[[Any], Any] = _identi
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the shapes of a call's arrays follow from: the largest of all processes.
+    """The sizes that determine the shapes of a call's arrays: the maxima over all processes.
 
     Attributes:
         rows: prompts.
-        clips: of all of them.
+        clips: of all prompts.
         frames: mel frames of the longest clip.
         tokens: of the longest prompt.
         width: of the input, padding included.
-        budget: most new tokens.
+        budget: maximum of new tokens.
         draw: a random number, the same in all processes of a group.
     """
 
@@ -159,12 +159,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a process has checked of its inputs.
+    """A process's checked inputs, as the other processes need to know them.
 
     Attributes:
-        sizes: its own.
-        common: what all processes must have in common, as text.
-        inputs: what the processes of a group must have in common.
+        sizes: its own sizes.
+        common: options that must be equal in all processes, as text.
+        inputs: arrays that must be equal in all processes of a group.
     """
 
     sizes: Sizes
@@ -176,7 +176,7 @@ def agree(mesh: Mesh, prepare: Callable[[], tuple[T, Prepared]]) -> tuple[T, Siz
     """Check this process's inputs, and agree with the others on shapes.
 
     Args:
-        mesh: of all processes that take part; each of them calls this.
+        mesh: of all participating processes; each of them calls this.
         prepare: does the checks. If it raises in one process, that error is raised there and a ValueError in all
             others, so that none is left waiting.
 
@@ -211,7 +211,7 @@ def agree(mesh: Mesh, prepare: Callable[[], tuple[T, Prepared]]) -> tuple[T, Siz
 
 
 def hear_all(mesh: Mesh, text: str) -> list[str]:
-    """What every process of the mesh says, in the order of their numbers; all of them call this."""
+    """All-gather of a text: those of all processes of the mesh, in order of process id; all of them call this."""
     if share_of(mesh).alone:
         return [text]
     own = text.encode()
@@ -226,7 +226,7 @@ def _group(mesh: Mesh) -> list[int]:
 
 
 def _exchange(mesh: Mesh, facts: list[int]) -> dict[int, tuple[int, ...]]:
-    """The facts (uint32) of every process of the mesh, in the order of their numbers."""
+    """All-gather of integers (uint32): those of every process of the mesh, by process id."""
     row = np.asarray(facts, np.uint32)[None]
     split = NamedSharding(mesh, PartitionSpec(("data", "model")))
     given = jax.make_array_from_callback((mesh.size, len(facts)), split, lambda index: row)
@@ -242,7 +242,7 @@ def _bytes(arrays: Iterable[np.ndarray]) -> Iterable[bytes]:
 
 
 def _digest(parts: Iterable[bytes]) -> list[int]:
-    """Two 32-bit numbers that tell contents apart."""
+    """A 64-bit hash of the contents, as two 32-bit numbers."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)

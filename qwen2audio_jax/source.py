@@ -1,7 +1,7 @@
-"""Where a model comes from: an Orbax checkpoint, a Hugging Face folder, a hub id or the package itself.
+"""Model sources: an Orbax checkpoint, a Hugging Face folder, a hub id or the embedded model.
 
-All but the first are converted once, by the normal converter, into the cache folder (see `cache_folder`) and load from
-there after. So does an Orbax checkpoint in a bucket that Orbax cannot read, which is copied.
+All but the first are converted once, by the normal converter, into the cache folder (see `cache_folder`) and loaded
+from there afterwards. An Orbax checkpoint in a bucket that Orbax cannot read is likewise copied.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ Source = Place
 def resolve_processor_files(source: Source, *, revision: str | None = None) -> Folder:
     """The folder with a source's tokenizer, template and preprocessor settings.
 
-    A folder, here or in a bucket, is its own answer, `EMBEDDED` the package's; of a hub id everything but the weights
-    is downloaded.
+    A folder, local or in a bucket, is returned itself; `EMBEDDED` gives the package's folder; for a hub id everything
+    but the weights is downloaded.
 
     Raises:
-        ValueError: none of these, or a hub id that the hub does not give; `revision` with a folder or `EMBEDDED`.
+        ValueError: none of these, or a hub id that cannot be downloaded; `revision` with a folder or `EMBEDDED`.
     """
     if _is_embedded(source, revision=revision):
         return model_folder()
@@ -45,12 +45,12 @@ def resolve_processor_files(source: Source, *, revision: str | None = None) -> F
 def resolve_checkpoint(
     source: Source, *, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
 ) -> Folder:
-    """The Orbax checkpoint of a source, converted or copied now if that has not been done yet.
+    """The Orbax checkpoint of a source, converted or copied on first use.
 
     Args:
         source: an Orbax checkpoint, a folder with safetensors weights, the URL of either in a bucket, a hub id such as
-            "Qwen/Qwen2-Audio-7B", or `EMBEDDED`. An Orbax checkpoint in a bucket is its own answer where Orbax reads
-            from such buckets (gs://) and is copied where not; a Hugging Face one is converted while it is read.
+            "Qwen/Qwen2-Audio-7B", or `EMBEDDED`. An Orbax checkpoint in a bucket is returned itself if Orbax reads
+            from such buckets (gs://), else copied; a Hugging Face one is converted while it is read.
         revision: branch, tag or commit of a hub id.
         cache_dir: where conversions are kept; default: `default_cache_dir()`.
 
@@ -70,7 +70,7 @@ def resolve_checkpoint(
         return folder if read_in_place(folder) else local_checkpoint(folder, cache_dir=cache)
     sent = is_url(folder) and (folder / PARAMS).exists() and not looks_like_hf_folder(folder)
     if sent or (folder / MANIFEST).exists() or (folder / MARKER).exists():
-        read_manifest(folder)  # says what is wrong with it
+        read_manifest(folder)  # raises an error that names the problem
 
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -85,7 +85,7 @@ def resolve_checkpoint(
 def load_config(
     source: Source, *, dtype: str, revision: str | None, cache_dir: str | os.PathLike[str] | None
 ) -> tuple[Folder, Qwen2AudioConfig]:
-    """The Orbax checkpoint of a source, and its configuration with the dtype that was asked for.
+    """The Orbax checkpoint of a source, and its configuration with the requested dtype.
 
     Args:
         source: as for `resolve_checkpoint`.
@@ -94,7 +94,7 @@ def load_config(
         cache_dir: as for `resolve_checkpoint`.
 
     Raises:
-        ValueError: as `resolve_checkpoint`, and for another dtype; that before anything is read or converted.
+        ValueError: as `resolve_checkpoint`, and for another dtype, before anything is read or converted.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} is not one of 'auto', 'float32', 'bfloat16', 'float16'")
@@ -111,7 +111,7 @@ def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str,
         config: of the model that it is for.
 
     Raises:
-        ValueError: neither of the two, or an adapter that is not supported or does not fit the model.
+        ValueError: none of these, or an adapter that is not supported or does not fit the model.
     """
     from qwen2audio_jax.convert import adapter
 
@@ -136,7 +136,7 @@ def _is_embedded(source: Source, *, revision: str | None) -> bool:
 
 
 def _folder(source: Source, *, revision: str | None) -> Folder | None:
-    """The folder that a path or a URL names; None: it must be a hub id."""
+    """The folder of a path or a URL; None: the source must be a hub id."""
     folder = folder_at(source)
     if not is_url(source) and not folder.is_dir():
         return None
@@ -161,7 +161,7 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
     from qwen2audio_jax.convert.hf_folder import INDEX, SETTINGS
 
     settings = ["config.json", *SETTINGS]
-    # The settings name the commit; with that commit converted already, its weights need not be there any more.
+    # The settings give the commit; once that commit is converted, its weights need not be downloaded any more.
     commit = hub.download(repo_id, revision=revision, patterns=settings).name
     done = named(cache, label=repo_id, told_by=(repo_id, commit))
     if is_checkpoint(done):
@@ -171,7 +171,7 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
 
 
 def _from_package(cache: Path) -> Path:
-    """Told by content: every installation of the same release shares one conversion."""
+    """The embedded model's conversion, keyed by content: all installations of one release share it."""
     from qwen2audio_jax.convert.hf_folder import weight_files
 
     folder = model_folder()
@@ -189,7 +189,7 @@ def _beside(folder: Folder) -> list[Folder]:
 
 
 def _contents(files: Iterable[Folder]) -> str:
-    """Name, length and time of change of every file that a conversion reads: what a changed source differs in."""
+    """Name, length and modification time of every file that a conversion reads, which identify the source's state."""
     return json.dumps([(path.name, *_stamp(path)) for path in files])
 
 

@@ -1,4 +1,4 @@
-"""Stop strings: end a row with the token that completes one of them, by watching its decoded text on the host."""
+"""Stop strings: detection on the host of the token that completes one in a row's decoded text."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,10 +7,10 @@ from qwen2audio_jax.text_stream import TextStream
 
 
 def check_stop_strings(value: str | Sequence[str] | None, *, limits: Limits = LIMITS) -> tuple[str, ...]:
-    """The stop strings as a tuple, duplicates removed; one string stands for itself, None for none.
+    """The stop strings as a tuple without duplicates; a single string is one stop string, None is none.
 
     Raises:
-        ValueError: something other than strings, an empty string, or more or longer ones than `limits` allows.
+        ValueError: a value that is not a string, an empty string, or more or longer ones than `limits` allows.
     """
     if value is None:
         return ()
@@ -33,19 +33,19 @@ def check_stop_strings(value: str | Sequence[str] | None, *, limits: Limits = LI
 
 
 class StopMatcher:
-    """Watches one row; `push` each generated token and stop when it returns True.
+    """Stop string matcher of one row: `push` each generated token and stop when it returns True.
 
     As in the reference (`StopStringCriteria`) a stop string may begin and end anywhere inside tokens and span any
-    number of them, and the token that completes it is kept whole: the text ends with the stop string and whatever else
-    that token holds. Unlike the reference it looks at generated tokens only, so that the end of a prompt is never
-    half of a stop string.
+    number of them, and the token that completes it is kept whole: the text ends with the stop string and the rest of
+    that token. Unlike the reference it looks at generated tokens only, so that the end of a prompt is never part of a
+    stop string.
     """
 
     def __init__(self, stop_strings: Sequence[str], decode: Callable[[list[int]], str]):
         """Start with an empty text.
 
         Args:
-            stop_strings: what `check_stop_strings` returned.
+            stop_strings: the result of `check_stop_strings`.
             decode: ids to text, as for `TextStream`; it must not drop special tokens if a stop string may name one.
         """
         self._strings = tuple(stop_strings)

@@ -1,10 +1,10 @@
-"""The jinja2 environment in which a checkpoint's chat template runs: no way out, and a bound on time and memory.
+"""Sandbox for chat templates of checkpoints: a jinja2 environment without escapes, bounded in time and memory.
 
-A template comes with the weights and is not trusted. jinja2's immutable sandbox keeps it away from Python's objects; it
-does not keep it from running for hours or asking for terabytes. Here every loop step, call and filter looks at the
-clock, and every value that a template makes is measured, strings and lists that would grow too large before they are
-made. Whatever can make much out of little and that chat templates do without (string formatting, padding to a width) is
-missing.
+A template comes with the weights and is untrusted. jinja2's immutable sandbox isolates it from Python's objects, but
+does not keep it from running for hours or allocating terabytes. Here every loop step, call and filter checks the time,
+and every value that a template creates is measured, strings and lists that would grow too large before they are
+created. Operations that amplify small input and that chat templates do not need (string formatting, padding to a width)
+are removed.
 """
 
 import functools
@@ -25,7 +25,7 @@ from jinja2.visitor import NodeTransformer
 
 INTEGER_BITS = 1024
 TOTAL_FACTOR = 64
-"""How many times the largest single value all values together may be."""
+"""Bound on all values together, as a multiple of the largest single value."""
 
 FILTERS = (
     "abs attr capitalize count d default dictsort e escape first float groupby indent int items join last length list "
@@ -41,11 +41,11 @@ STRING_METHODS = (
 
 
 class TemplateLimitError(TemplateError):
-    """A template used more time or memory than it may."""
+    """Error: a template exceeded its bound on time or memory."""
 
 
 class Budget:
-    """What one rendering may still use.
+    """The remaining budget of one rendering.
 
     Args:
         seconds: wall-clock time.
@@ -58,17 +58,17 @@ class Budget:
         self.total = 0
 
     def step(self) -> None:
-        """Look at the clock."""
+        """Check the time."""
         if time.monotonic() > self.deadline:
             raise TemplateLimitError(f"it ran longer than {self.seconds:g} s")
 
     def check(self, size: int) -> None:
-        """Raise unless a value of this size may be made."""
+        """Raise unless a value of this size is within the limits."""
         if size > self.size:
             raise TemplateLimitError(f"it made a value of {size} characters or entries; the limit is {self.size}")
 
     def measure(self, value: Any) -> Any:
-        """Return the value, if it and what it holds, written out, is within the limits."""
+        """Return the value if its fully expanded size is within the limits."""
         self.step()
         size, stack = 1, [value]
         while stack:
@@ -96,7 +96,7 @@ class Budget:
         return value
 
     def metered(self, values: Iterable[Any]) -> Iterator[Any]:
-        """The values, with a look at the clock before each."""
+        """The values, with a time check before each."""
         for value in values:
             self.step()
             yield value
@@ -107,7 +107,7 @@ BUDGET: ContextVar[Budget] = ContextVar("BUDGET")
 
 
 class MeteredLoop:
-    """What a `for` runs over: the same values, each with a look at the clock."""
+    """The iterable of a `for`: the same values, with a time check before each."""
 
     def __init__(self, values: Any):
         self._values = values
@@ -120,10 +120,10 @@ class MeteredLoop:
 
 
 class ChatNamespace(Namespace):
-    """jinja's namespace without private names."""
+    """The `namespace` of jinja2 without private names."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        # No named parameter, so that a template may call one of its own "self".
+        # No named parameter, so that a template may use the keyword "self".
         self, args = args[0], args[1:]
         values = dict(*args, **kwargs)
         for name in values:
@@ -136,47 +136,47 @@ class ChatNamespace(Namespace):
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}`, with which templates mark the assistant's words for training: its body, as it is."""
+    """The `{% generation %}` tag, which marks the assistant's text for training; renders its body unchanged."""
 
     tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
 
     def parse(self, parser: Any) -> Any:
-        """Read up to `{% endgeneration %}`."""
+        """Parse up to `{% endgeneration %}`."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class Meter(NodeTransformer):
-    """Puts a filter around every expression of a template that loops or makes a value without a call."""
+    """AST transformer that wraps a filter around every expression that loops or creates a value without a call."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        """A loop's values pass the clock."""
+        """Add a time check to each of a loop's values."""
         self.generic_visit(node)
         node.iter = _filter(node.iter, "_metered")
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        """`a ~ b` is measured before it is joined."""
+        """Measure `a ~ b` before it is joined."""
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), "_concat")
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
-        """A list that holds a list twice holds its entries twice: measured, so that doubling ends early."""
+        """Measure list literals: one that holds a list twice has its entries twice, so doubling ends early."""
         self.generic_visit(node)
         return _filter(node, "_measured")
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
-        """As a list."""
+        """Measure dict literals, like lists."""
         self.generic_visit(node)
         return _filter(node, "_measured")
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        """As a list, unless it names what a value is assigned to."""
+        """Measure tuple literals, like lists, unless they are assignment targets."""
         self.generic_visit(node)
         return _filter(node, "_measured") if node.ctx == "load" else node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        """A slice is a copy."""
+        """Measure slices, which are copies."""
         self.generic_visit(node)
         return _filter(node, "_measured") if isinstance(node.arg, nodes.Slice) else node
 
@@ -190,7 +190,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # constant expressions would be computed while compiling, outside any budget
+            optimized=False,  # constant expressions would be evaluated while compiling, outside any budget
             finalize=_finalize,
             extensions=[loopcontrols, GenerationBlock],
         )
@@ -211,13 +211,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return tree.set_environment(self)
 
     def concat(self, parts: Iterable[str]) -> str:  # generated code calls environment.concat
-        """Join what a macro or a block wrote."""
+        """Join the output of a macro or a block."""
         parts = list(parts)
         BUDGET.get().measure(parts)
         return "".join(parts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`+ * ** %`, refused where the result would be too large."""
+        """Apply `+ * ** %` unless the result would be too large."""
         budget = BUDGET.get()
         if operator == "%" and isinstance(left, str):
             raise SecurityError("string formatting with % is not available; join the parts with ~")
@@ -231,16 +231,16 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return budget.measure(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> None:
-        """No str.format: `is_safe_attribute` refuses it."""
+        """Disable str.format: `is_safe_attribute` refuses it."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Of a string's methods, those that cannot make much out of little."""
+        """Allow only those methods of strings that cannot amplify small input."""
         if isinstance(obj, str) and attr not in STRING_METHODS.split():
             return False
         return super().is_safe_attribute(obj, attr, value)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call: on the clock, and with its result measured."""
+        """Call with a time check, and measure the result."""
         budget = BUDGET.get()
         budget.step()
         owner = getattr(__obj, "__self__", None)
@@ -255,10 +255,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 @functools.lru_cache(maxsize=16)
 def compile_template(source: str) -> jinja2.Template:
-    """A template, ready to render while `BUDGET` is set; the same object for the same source.
+    """Compile a template, to be rendered while `BUDGET` is set; the same object for the same source.
 
     Raises:
-        jinja2.TemplateSyntaxError, RecursionError and others that Python's compiler raises: the source is no template.
+        jinja2.TemplateSyntaxError, RecursionError and other errors of Python's compiler: the source is not a template.
     """
     return ChatEnvironment().from_string(source)
 
@@ -269,12 +269,12 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 
 @jinja2.pass_context
 def _finalize(context: Any, value: Any) -> Any:
-    # With the context as an argument jinja2 does not run this while compiling.
+    # Because it takes the context, jinja2 does not run this while compiling.
     return value if isinstance(value, str) else BUDGET.get().measure(value)
 
 
 def _measured_filter(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that looks at the clock, takes its values one by one and measures what it returns."""
+    """A filter that checks the time, takes its values one by one and measures its result."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
@@ -332,7 +332,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own escapes what HTML would read; a prompt is no HTML.
+    # jinja2's own filter escapes HTML; a prompt is not HTML.
     budget, pieces, size = BUDGET.get(), [], 0
     budget.measure(value)
     budget.check(indent or 0)
@@ -361,7 +361,7 @@ def _check_public(name: Any) -> None:
 
 def _strftime_now(form: str) -> str:
     if any(character.isdigit() for character in form):
-        raise SecurityError("a date format takes no widths")  # the C library pads to any
+        raise SecurityError("a date format takes no widths")  # the C library pads to any width
     return datetime.now().strftime(form)
 
 

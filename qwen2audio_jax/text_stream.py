@@ -1,4 +1,4 @@
-"""Incremental detokenisation: generated ids in, pieces of text out, never half a UTF-8 character."""
+"""Incremental detokenisation: generated ids to pieces of text, never half a UTF-8 character."""
 
 from collections.abc import Callable, Collection
 
@@ -6,13 +6,13 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """Turns a row's tokens into text as they come.
+    """Incremental decoder of one row's tokens.
 
-    The pieces that `push` and `finish` return, joined, are exactly `decode` of all the tokens. A token of a byte-level
-    vocabulary may end inside a character: what is certain is returned at once, and the unfinished character is held
-    until a later token completes it or shows that its bytes never will. At most one character is held.
+    The joined pieces of `push` and `finish` equal `decode` of all the tokens. A token of a byte-level vocabulary may
+    end inside a character: text that is final is returned at once, and the incomplete character is held until a later
+    token completes it or makes it invalid. At most one character is held.
 
-    The cost of a token does not depend on how many came before it.
+    The cost of a token does not depend on the number of earlier tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], *, skip_ids: Collection[int] = ()):
@@ -26,25 +26,25 @@ class TextStream:
         """
         self._decode = decode
         self._skip_ids = frozenset(skip_ids)
-        self._window: list[int] = []  # the tokens that hold the unfinished character; empty between characters
-        self._returned = 0  # characters of decode(window) that have been returned
+        self._window: list[int] = []  # the tokens of the incomplete character; empty between characters
+        self._returned = 0  # number of characters of decode(window) already returned
 
     def push(self, token: int) -> str:
-        """The text that has become certain with this token; often empty in the middle of a character."""
-        # A token without text has no bytes, so it neither completes nor ends an unfinished character.
+        """The text that becomes final with this token; often empty inside a character."""
+        # A token without text has no bytes, so it neither completes nor invalidates an incomplete character.
         if token in self._skip_ids or not self._decode([token]):
             return ""
         self._window.append(token)
         text = self._decode(self._window)
-        # U+FFFD at the end is an unfinished character, bytes that are no character, or the character itself: only what
-        # follows can tell. Everything before it stays as it is whatever follows.
+        # U+FFFD at the end is an incomplete character, invalid bytes, or the character itself: only later tokens can
+        # tell. Everything before it is final.
         certain = len(text) - text.endswith(REPLACEMENT)
         piece = text[self._returned : certain]
         if certain == len(text):
             self._window, self._returned = [], 0
         elif len(self._window) > 3:
-            # An unfinished character has at most three bytes, and its first byte is read as a first byte whatever
-            # stands before it: so the last three tokens decide all that follows.
+            # An incomplete character has at most three bytes, and its first byte is a lead byte whatever precedes it:
+            # so the last three tokens determine all that follows.
             self._window = self._window[-3:]
             self._returned = len(self._decode(self._window)) - 1
         else:
@@ -52,7 +52,7 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """The text still held, as `decode` shows it; the stream is then empty again."""
+        """The text still held, as in `decode`; resets the stream."""
         held = self._decode(self._window)[self._returned :] if self._window else ""
         self._window, self._returned = [], 0
         return held

@@ -1,4 +1,4 @@
-"""Text to token ids and back, on the `tokenizers` library: the first and the last step of every answer."""
+"""The tokenizer: text to token ids and back, on the `tokenizers` library."""
 
 import json
 import re
@@ -16,12 +16,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class ControlToken:
-    """A string that the tokenizer turns into one id wherever it stands."""
+    """A string that the tokenizer maps to one id wherever it occurs."""
 
     content: str
     id: int
     special: bool
-    """Left out by `skip_special_tokens`."""
+    """True if `skip_special_tokens` removes it."""
 
 
 class Qwen2AudioTokenizer:
@@ -32,7 +32,7 @@ class Qwen2AudioTokenizer:
     Attributes:
         pad_token, eos_token, bos_token, unk_token: strings, or None where the checkpoint names none.
         pad_token_id, eos_token_id, bos_token_id, unk_token_id: their ids.
-        vocab_size: entries without the control tokens; `len(tokenizer)` counts those too.
+        vocab_size: number of entries without the control tokens; `len(tokenizer)` counts those too.
         control_tokens: every control token by its string.
         padding_side: "left", which generation needs.
     """
@@ -47,7 +47,7 @@ class Qwen2AudioTokenizer:
         """
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises nothing more precise
+        except Exception as error:  # the library raises nothing more specific
             raise ValueError(f"tokenizer.json is not a tokenizer of the tokenizers library: {error}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -59,7 +59,7 @@ class Qwen2AudioTokenizer:
         }
         self.special_tokens_map: dict[str, str] = {}
         for name in SPECIAL_NAMES:
-            # The reference's class falls back to the end of text for everything but bos.
+            # The reference's class falls back to the end-of-text token for everything but bos.
             default = END_OF_TEXT if name != "bos_token" and END_OF_TEXT in self.control_tokens else None
             token = _token_text(settings.get(name, default), where=name)
             if token is None and name == "pad_token":
@@ -73,12 +73,12 @@ class Qwen2AudioTokenizer:
                 f'tokenizer_config.json names no pad_token and tokenizer.json has no {END_OF_TEXT}; set "pad_token"'
             )
         self.all_special_ids = frozenset(token.id for token in self.control_tokens.values() if token.special)
-        # The same tokenizer with control tokens switched off: a second object, because the switch is part of the object
-        # and another thread may be encoding with this one.
+        # The same tokenizer with control tokens disabled: a second object, because the setting belongs to the object
+        # and another thread may be encoding with the first.
         self._plain = cache(self._build_plain)
 
     def __getattr__(self, name: str) -> Any:
-        """`pad_token`, `pad_token_id` and so on; None where the checkpoint names no such token."""
+        """Attributes `pad_token`, `pad_token_id` and so on; None if the checkpoint names no such token."""
         base = name.removesuffix("_id")
         if base not in SPECIAL_NAMES:
             raise AttributeError(f"the tokenizer has no attribute {name!r}")
@@ -90,20 +90,20 @@ class Qwen2AudioTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the vocabulary without the control tokens."""
+        """Number of entries of the vocabulary without the control tokens."""
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The strings that `skip_special_tokens` leaves out, by id."""
+        """The strings that `skip_special_tokens` removes, in order of id."""
         return [token.content for token in self.control_tokens.values() if token.special]
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's string in the byte alphabet, with its id."""
+        """The vocabulary: every token's string in the byte alphabet, with its id."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json that gives this tokenizer."""
+        """The text of a tokenizer.json for this tokenizer."""
         return self._tokenizer.to_str(pretty=True)
 
     def encode(self, text: str) -> list[int]:
@@ -111,7 +111,7 @@ class Qwen2AudioTokenizer:
         return self._tokenizer.encode(_check_text(text), add_special_tokens=False).ids
 
     def encode_plain(self, text: str, *, also_plain: frozenset[str] = frozenset()) -> list[int]:
-        """Ids of a text in which nothing is a control token: `<|im_end|>` becomes its characters.
+        """Ids of a text without control tokens: `<|im_end|>` is encoded as its characters.
 
         Tokens that were added to the vocabulary but are not special stay tokens, except those in `also_plain`.
         """
@@ -150,13 +150,13 @@ class Qwen2AudioTokenizer:
 
         Args:
             ids: an int, a sequence or array [T] of ints, or several of those: a list of sequences, an array [B, T].
-            skip_special_tokens: leave out special tokens, padding among them.
-            clean_up_tokenization_spaces: accepted and without effect: the clean-up would damage the text of a
-                byte-level BPE, and the reference does not apply it to one either.
+            skip_special_tokens: omit special tokens, including padding.
+            clean_up_tokenization_spaces: accepted without effect: the clean-up would damage the text of a byte-level
+                BPE, and the reference does not apply it to one either.
 
         Returns:
-            A str, or a list of them for several sequences. Bytes that are no UTF-8 become U+FFFD; ids without a token
-            (a model's vocabulary may be padded) give nothing.
+            A str, or a list of them for several sequences. Invalid UTF-8 becomes U+FFFD; ids without a token (a model's
+            vocabulary may be padded) are omitted.
 
         Raises:
             ValueError: an id is negative (such as the -100 of ignored labels) or not an integer.
@@ -168,7 +168,7 @@ class Qwen2AudioTokenizer:
     def batch_decode(
         self, sequences: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
-        """`decode` that always returns a list: a single sequence gives a list of one."""
+        """`decode` that always returns a list, of one text for a single sequence."""
         if not _is_batch(sequences) and not isinstance(sequences, int | np.integer) and len(sequences) == 0:
             return []
         texts = self.decode(sequences, skip_special_tokens=skip_special_tokens)
@@ -176,7 +176,7 @@ class Qwen2AudioTokenizer:
 
 
 def control_pattern(contents: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds these control tokens as the tokenizer does: the leftmost first, of those the longest."""
+    """A pattern that finds these control tokens like the tokenizer: the leftmost first, among those the longest."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -200,7 +200,7 @@ def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> N
 
 
 def _token_text(value: Any, *, where: str) -> str | None:
-    """A token that is written as a string or as the fields of an AddedToken."""
+    """The text of a token, given as a string or as the fields of an AddedToken."""
     text = value.get("content") if isinstance(value, Mapping) else value
     if text is not None and not isinstance(text, str):
         raise ValueError(f"tokenizer_config.json: {where} is {json.dumps(value)[:80]}; it must be a token's string")
@@ -232,7 +232,7 @@ def _check_text(text: str) -> str:
 
 
 def _is_batch(ids: Any) -> bool:
-    """Whether these are several sequences of ids."""
+    """Return True for several sequences of ids."""
     if hasattr(ids, "ndim"):
         return ids.ndim == 2
     return isinstance(ids, list | tuple) and len(ids) > 0 and np.ndim(ids[0]) > 0

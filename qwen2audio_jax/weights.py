@@ -1,7 +1,7 @@
-"""A checkpoint's weights onto a mesh as a model computes with them: as they are stored, an adapter added, quantised.
+"""Weight loading: a checkpoint's weights onto a mesh, optionally with an adapter added and quantised to int8.
 
-Weights that become int8 here are read a few at a time, and each float array is gone once it is quantised: a device
-holds the int8 model and never the float one.
+Weights that are quantised here are read a few at a time, and each float array is freed once it is quantised: a device
+never holds the whole float model.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from qwen2audio_jax.quantization import INT8, channel_axis, quantize, scale_name
 AUTO = "auto"
 
 GROUP_BYTES = 512 << 20
-"""Float weights that are on the devices at once, unless one alone is larger."""
+"""Bytes of float weights on the devices at once, unless one alone is larger."""
 
 Adapter = tuple[Mapping[str, Any], float]
 """A LoRA adapter and its scale: see `lora`."""
@@ -48,10 +48,10 @@ def load_weights(
 
     Args:
         path: a finished Orbax checkpoint: see `restore_params`.
-        config: of the model; what is not int8 gets its `dtype`.
-        mesh: where they go.
-        weights: "auto" (int8 where they are stored so) or "int8": the decoder's are quantised from what is stored.
-        adapter: is added to them: in float32 to those that are quantised, else rounded to `config.dtype`.
+        config: of the model; weights that are not int8 get its `dtype`.
+        mesh: the target devices.
+        weights: "auto" (int8 if stored as int8) or "int8": the decoder's are quantised from the stored values.
+        adapter: added to the weights: in float32 to those that are quantised, else rounded to `config.dtype`.
 
     Returns:
         The tree of `sharded_specs(config, mesh=mesh, weights=...)` with `jax.Array`s.
@@ -91,7 +91,7 @@ def _quantized(
     }
 
     def as_read(name: str, spec: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """What is quantised is read as it is stored, so that its codes do not depend on the compute dtype."""
+        """The spec for reading: weights to quantise keep their stored dtype, so that codes do not depend on `dtype`."""
         if channel_axis(name) is None:
             return spec
         dtype = jnp.float32 if name in pairs else dtypes.get(name, spec.dtype)
@@ -111,7 +111,7 @@ def _quantized(
                 continue
             scales = scale_name(name)
             made = _quantize(weight, axis=1 - axis, shardings=(shardings[name], shardings[scales]))
-            # The next one is not to be read while this one is still there.
+            # Free this one before the next one is read.
             del weight
             params[name], params[scales] = jax.block_until_ready(made)
     return unflatten_dict(params, sep="/")

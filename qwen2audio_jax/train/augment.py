@@ -1,6 +1,6 @@
-"""What is done to training clips so that the model does not learn them by heart: level, noise, and SpecAugment's masks.
+"""Augmentation of training clips against overfitting: gain, noise, and SpecAugment masks.
 
-None of it changes a clip's length.
+Augmentation never changes a clip's length.
 """
 
 import numpy as np
@@ -9,15 +9,15 @@ from qwen2audio_jax.train.settings import AugmentSettings
 
 
 def augment_samples(samples: np.ndarray, settings: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
-    """Another level, and white noise under the sound.
+    """Apply a random gain and white noise to a clip.
 
     Args:
         samples: [n] float32.
         settings: `gain_db`, `noise_snr_db` and `noise_probability` are read.
-        rng: what is drawn from.
+        rng: the random generator.
 
     Returns:
-        [n] float32. A silent clip gets no noise, as there is no level to measure it by.
+        [n] float32. A silent clip gets no noise, as its signal-to-noise ratio is undefined.
     """
     if settings.noise_probability > 0 and rng.random() < settings.noise_probability:
         decibels = rng.uniform(*settings.noise_snr_db)
@@ -37,9 +37,9 @@ def mask_features(features: np.ndarray, *, frames: int, settings: AugmentSetting
 
     Args:
         features: [M, L] float32.
-        frames: valid ones; time masks lie within them.
+        frames: number of valid frames; time masks lie within them.
         settings: `time_masks`, `time_mask_frames`, `mel_masks` and `mel_mask_bins` are read.
-        rng: what is drawn from.
+        rng: the random generator.
 
     Source: Park et al. 2019, "SpecAugment", section 2: a mask's length is drawn from 0 to the limit, then its start.
     """

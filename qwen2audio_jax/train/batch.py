@@ -1,4 +1,4 @@
-"""What one optimiser step reads: rows of packed examples and their clips."""
+"""Training batch of one optimiser step: rows of packed examples and their clips."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,19 +17,19 @@ Array = Any
 )
 @dataclass(frozen=True)
 class TrainBatch:
-    """Rows of width T, each with room for C clips of L mel frames; W = L // 4 audio vectors a clip.
+    """Rows of width T, each with room for C clips of L mel frames; W = L // 4 audio vectors per clip.
 
-    A row holds one or more examples, one after the other from the left, and then padding. Rows are independent of each
-    other, so that they may be split over devices and micro-batches at will.
+    A row holds one or more examples, packed from the left, and then padding. Rows are independent of each other, so
+    that they can be split freely over devices and micro-batches.
 
     Attributes:
         ids: [R, T] int32 token ids; 0 on padding.
         targets: [R, T] int32, the token that follows each position in its example if the loss counts it, else -100.
-        segments: [R, T] int32, number of the position's example in its row, from 1; 0 on padding. For DPO the examples
+        segments: [R, T] int32, index of the position's example in its row, from 1; 0 on padding. For DPO the examples
             come in pairs: 2i + 1 is chosen, 2i + 2 the rejected answer to the same prompt, whose clips it shares.
-        positions: [R, T] int32, place within the example, from 0.
-        slots: [R, T] int32, for each audio position the row of the row's audio vectors seen as [C * W, D]; else -1.
-        features: [R, C, M, L] float32 log-mel; behind a clip the log-mel of silence, zeros where there is no clip.
+        positions: [R, T] int32, position within the example, from 0.
+        slots: [R, T] int32, for each audio position the index into the row's audio vectors as [C * W, D]; else -1.
+        features: [R, C, M, L] float32 log-mel; after a clip the log-mel of silence, zeros where there is no clip.
         frames: [R, C] int32, valid frames of each clip; 0 where there is none.
     """
 

@@ -1,9 +1,8 @@
 """Checkpoints of a training run: written in the background, complete or invisible, and read back onto any mesh.
 
-Orbax's `CheckpointManager` writes `<folder>/<step>/` under a temporary name and renames it when it is whole, and keeps
-several processes in step. What it does not do stands here: a run that differs from the one that saved is refused, and
-what makes room disappears at once, so that a process killed while it deletes leaves nothing that looks like a
-checkpoint.
+Orbax's `CheckpointManager` writes `<folder>/<step>/` under a temporary name, renames it when it is complete, and
+synchronises the processes. This module adds that a run which differs from the one that saved is refused, and that old
+checkpoints are removed atomically, so that a process killed while deleting leaves nothing that looks like a checkpoint.
 """
 
 import json
@@ -34,15 +33,15 @@ DISCARDED = "discarded"
 """Subfolder that Orbax renames old checkpoints into; emptied here."""
 LOCK = ".lock"
 LOCK_SECONDS = 5
-"""How long a run that was just killed may take to let go of the folder."""
+"""Seconds that a run that was just killed may take to release the folder."""
 
 
 class Checkpoints:
     """The checkpoints in one folder; all processes of a run make the same calls.
 
     Args:
-        folder: theirs alone; created where it is missing. What a killed writer left unfinished in it is removed.
-        keep: so many of the newest stay.
+        folder: an exclusive folder; created if missing. Unfinished checkpoints of a killed writer are removed.
+        keep: number of newest checkpoints that are kept.
         every: steps between checkpoints; see `due`.
 
     Raises:
@@ -73,7 +72,7 @@ class Checkpoints:
             todelete_subdir=DISCARDED,
             enable_async_checkpointing=True,
         )
-        # Named beforehand, because a new manager would not know how to describe what it has not written itself.
+        # Registered beforehand, because a new manager cannot describe items that it has not written itself.
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         arrays, text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         handlers.add(STATE, ocp.args.StandardSave, arrays)
@@ -84,7 +83,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=handlers)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one to save at: a multiple of `every`, or the last before the cluster takes a machine away.
+        """Return True if `step` is to be saved: a multiple of `every`, or the last one before a preemption.
 
         All processes get the same answer.
         """
@@ -93,13 +92,13 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, identity: Mapping[str, Any]) -> None:
         """Write a checkpoint in the background.
 
-        The arrays may be donated as soon as this returns. A save that still runs is waited for first, and its failure
+        The arrays may be donated as soon as this returns. A save in progress is waited for first, and its failure
         raised here.
 
         Args:
             step: steps done; greater than that of any checkpoint in the folder.
             state: pytree of `jax.Array`s.
-            identity: what a run that continues from here must have in common with this one; JSON values.
+            identity: values that must be equal in a run that continues from here; JSON values.
 
         Raises:
             ValueError: there is a checkpoint of this step.
@@ -116,7 +115,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments, force=True)
 
     def restore(self, state_like: State, *, identity: Mapping[str, Any]) -> tuple[State, int] | None:
-        """The state of the newest complete checkpoint, and its step; None where there is none.
+        """The state of the newest complete checkpoint, and its step; None if there is none.
 
         Args:
             state_like: the pytree to fill: `jax.ShapeDtypeStruct`s with the `sharding` to restore into, or arrays,
@@ -148,12 +147,12 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(state_like), [arrays[name] for name in wanted]), step
 
     def wait(self) -> None:
-        """Return when the last checkpoint is on disk; raise what kept it from getting there."""
+        """Wait until the last checkpoint is on disk; raise the error of a failed save."""
         self._manager.wait_until_finished()
         self._clear_discarded()
 
     def close(self) -> None:
-        """Wait, and let go of the folder."""
+        """Wait, and release the folder."""
         try:
             self._manager.close()
             self._clear_discarded()
@@ -166,7 +165,7 @@ class Checkpoints:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Path -> leaf, in the tree's order: names that do not depend on the classes that hold the leaves."""
+    """Leaves by path, in the tree's order: names independent of the classes that hold the leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -179,7 +178,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON makes of it, so that a tuple equals the list that it comes back as."""
+    """The identity after a round trip through JSON, in which tuples become lists."""
     return json.loads(json.dumps(dict(identity)))
 
 
@@ -203,12 +202,12 @@ def _check_identity(where: Path, *, saved: dict[str, Any], now: dict[str, Any]) 
 def _show(values: dict[str, Any], name: str) -> str:
     if name not in values:
         return "not set"
-    # An empty dict is a marker object in a flattened one.
+    # A flattened dict represents an empty dict by a marker object.
     return json.dumps(values[name], default=lambda _: {})
 
 
 def _stored(where: Path, metadata: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Path -> shape and dtype."""
+    """Shape and dtype of each stored array, by path."""
     tree = getattr(metadata, "tree", metadata)
     if not isinstance(tree, Mapping):
         raise _damaged(where)

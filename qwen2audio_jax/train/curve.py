@@ -11,7 +11,7 @@ CURVE = "loss.png"
 
 
 def draw_curve(folder: str | PathLike[str]) -> Path:
-    """Draw training loss, evaluation loss and, on an axis of its own, learning rate over steps.
+    """Plot training loss, evaluation loss and, on a separate axis, learning rate over steps.
 
     Args:
         folder: a run's output folder.
@@ -29,7 +29,7 @@ def draw_curve(folder: str | PathLike[str]) -> Path:
         found = [(entry["step"], entry[name]) for entry in entries if entry["kind"] == kind and name in entry]
         return [step for step, _ in found], [float("nan") if value is None else value for _, value in found]
 
-    # A figure of its own, without pyplot: neither a display nor the caller's own figures are touched.
+    # A separate figure, without pyplot: neither a display nor the caller's figures are affected.
     figure = import_extra("matplotlib.figure").Figure(figsize=(9, 5), layout="constrained")
     losses = figure.subplots()
     rates = losses.twinx()

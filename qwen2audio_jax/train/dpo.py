@@ -1,4 +1,4 @@
-"""Direct preference optimisation: chosen answers over rejected ones, measured against a reference that stays as it is.
+"""Direct preference optimisation: chosen over rejected answers, relative to a frozen reference model.
 
 Source: DPO (arXiv 2305.18290), equation 7; label smoothing as in "A note on DPO with noisy preferences" (cDPO) and in
 trl's `DPOTrainer` with loss type "sigmoid".
@@ -21,7 +21,7 @@ Number = float | jax.Array
 def answer_log_probs(params: Params, batch: TrainBatch, *, cfg: Qwen2AudioConfig, remat: str = "none") -> jax.Array:
     """Log-probability of every answer, the sum over its target tokens: float32 [R, T // 2, 2], chosen before rejected.
 
-    A row of T tokens has room for T // 2 pairs; those that it does not hold are 0.
+    A row of T tokens has room for T // 2 pairs; the values of absent pairs are 0.
     """
     hidden = hidden_states(params, batch, cfg=cfg, remat=remat)
     log_probs = target_log_probs(params, hidden, jnp.asarray(batch.targets), cfg=cfg)
@@ -48,16 +48,16 @@ def dpo_sums(
 
     Args:
         params: the policy's weights.
-        reference_params: the reference's, the same tree; no gradient goes there. Arrays that are the policy's own cost
-            nothing twice, and neither does what only they compute: an encoder that is not trained runs once.
+        reference_params: the reference's weights, the same tree; they get no gradient. Arrays shared with the policy
+            are not duplicated, nor is their computation: an encoder that is not trained runs once.
         batch: rows of pairs, see `TrainBatch.segments`.
         cfg: static.
         beta: strength of the pull towards the reference, above 0.
-        label_smoothing: share of pairs taken to be swapped, from 0 to below 0.5.
+        label_smoothing: assumed share of swapped pairs, from 0 to below 0.5.
         remat: of the policy; the reference has no backward pass.
 
     Returns:
-        Sums over pairs. Beside the loss: `accuracy` (the chosen answer has the higher reward), `chosen_reward`,
+        Sums over pairs. Besides the loss: `accuracy` (the chosen answer has the higher reward), `chosen_reward`,
         `rejected_reward` (beta * log-ratio) and `margin` (their difference).
     """
     policy = answer_log_probs(params, batch, cfg=cfg, remat=remat)

@@ -1,4 +1,4 @@
-"""Records to token ids and what of them is learnt: the assistant's words and the token that ends them, nothing else."""
+"""Encoding of records to token ids and loss masks: only answers and their end token are trained on."""
 
 import json
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from qwen2audio_jax.tokenizer import END_OF_TEXT
 from qwen2audio_jax.train.records import Record
 
 CACHED_TURNS = 4096
-"""Encoded beginnings of conversations that are kept: data sets ask the same question again and again."""
+"""Number of cached encodings of conversation prefixes: data sets often repeat a question."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Segment:
 
     Attributes:
         ids: [T] int32, with one placeholder for each clip.
-        learnt: [T] bool, tokens that the loss counts.
+        learnt: [T] bool, tokens in the loss.
     """
 
     ids: np.ndarray
@@ -34,7 +34,7 @@ class Segment:
 
 
 class ExampleEncoder:
-    """Encodes records as the processor encodes conversations and prompts."""
+    """Encoder of records, consistent with the processor's encoding of conversations and prompts."""
 
     def __init__(self, processor: Qwen2AudioProcessor):
         self._processor = processor
@@ -50,8 +50,8 @@ class ExampleEncoder:
         """The sequences of a record: one, or the chosen and the rejected one of a pair.
 
         Raises:
-            ValueError: placeholders do not fit the clips, or the template hides where an answer begins or ends; the
-                message begins with the record's place.
+            ValueError: placeholders do not match the clips, or the start or end of an answer cannot be found in the
+                template's output; the message begins with the record's position.
         """
         try:
             if record.chat is None:
@@ -67,7 +67,7 @@ class ExampleEncoder:
         return segments
 
     def _raw(self, prompt: str, answer: str) -> Segment:
-        """Prompt and response apart, as generation sees them."""
+        """Encode prompt and response separately, as in generation."""
         before, after = self._tokenizer.encode(prompt), [*self._tokenizer.encode(answer), self._end]
         learnt = np.arange(len(before) + len(after)) >= len(before)
         return Segment(np.asarray(before + after, np.int32), learnt)
@@ -97,7 +97,7 @@ class ExampleEncoder:
         return Segment(ids, learnt)
 
     def _encode_turns(self, chat: Conversation, count: int, *, prompt: bool) -> np.ndarray:
-        """Ids of the first `count` messages, with the beginning of an answer if it is a prompt."""
+        """Ids of the first `count` messages, with the start of an answer if it is a prompt."""
         messages = chat.messages[:count]
         key = (json.dumps(messages), prompt)
         if (found := self._turns.get(key)) is not None:
@@ -130,12 +130,12 @@ class ExampleEncoder:
 
 
 def expanded_length(placeholders: int, length: int, frames: np.ndarray) -> int:
-    """Tokens of a sequence of `length` ids once its `placeholders` are as many tokens as their clips give."""
+    """Tokens of a sequence of `length` ids after expanding its `placeholders` to the audio tokens of their clips."""
     return length - placeholders + int(token_count(frames).sum())
 
 
 def expand(ids: np.ndarray, learnt: np.ndarray, frames: np.ndarray, *, audio_token_id: int) -> tuple[np.ndarray, ...]:
-    """A sequence with a placeholder for every audio vector.
+    """Expand a sequence to one placeholder for every audio vector.
 
     Args:
         ids: [T] int32.
@@ -144,8 +144,8 @@ def expand(ids: np.ndarray, learnt: np.ndarray, frames: np.ndarray, *, audio_tok
         audio_token_id: the placeholder.
 
     Returns:
-        ids [T'] int32; targets [T'] int32, the next token where it is learnt and -100 elsewhere; places [T'] bool, the
-        audio positions.
+        ids [T'] int32; targets [T'] int32, the next token if it is in the loss, else -100; places [T'] bool, the audio
+        positions.
     """
     copies = np.ones(len(ids), np.int64)
     copies[ids == audio_token_id] = token_count(frames)

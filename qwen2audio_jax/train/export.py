@@ -1,8 +1,8 @@
-"""The result of a run as a Hugging Face folder: the last thing that training does.
+"""Export of a run's result as a Hugging Face folder, the last stage of training.
 
-Trained weights are float32 and lie split over the mesh, maybe over processes, their vocabulary padded; they go out one
-at a time, whole and cut, in the dtypes of the checkpoint that the run started from. What was not trained is read from
-that checkpoint again, so that it keeps its bytes. The folder appears complete or not at all.
+Trained weights are float32, sharded over the mesh and possibly over processes, with a padded vocabulary; they are
+written one at a time, gathered and unpadded, in the dtypes of the checkpoint that the run started from. Frozen weights
+are read from that checkpoint again, so that they keep their bytes. The folder appears complete or not at all.
 """
 
 import os
@@ -33,7 +33,7 @@ Read = Callable[[str], np.ndarray]
 
 
 def adapter_folder(settings: TrainSettings) -> Path:
-    """Where the adapter of a [lora] run goes, in PEFT's format."""
+    """The folder for the adapter of a [lora] run, in PEFT's format."""
     return Path(settings.output) / "adapter"
 
 
@@ -50,13 +50,13 @@ def check_destination(settings: TrainSettings) -> None:
 
 
 def finish(run: "Run", state: "TrainState") -> Path:
-    """Write what a run has learned: the model with its card, and the adapter of a [lora] run. All processes call it.
+    """Write a run's result: the model with its card, and the adapter of a [lora] run. All processes call it.
 
     Returns:
         The model's folder; the result of an earlier run in it is replaced.
 
     Raises:
-        ValueError: it cannot be written there, or the disk has no room.
+        ValueError: it cannot be written there, or the disk has too little space.
         OSError: the disk fails. An earlier result stays as it was.
     """
     settings, first = run.settings, jax.process_index() == 0
@@ -85,17 +85,17 @@ def export_result(
     All processes call it; the first one writes.
 
     Args:
-        out: the folder; replaced if there is one.
-        model: what the run started from.
-        weights: what it has trained, like `model.weights`.
+        out: the folder; replaced if it exists.
+        model: the model that the run started from.
+        weights: the trained weights, like `model.weights`.
         settings: of the run.
-        files: to be written beside the model: name -> content.
+        files: extra files for the folder: name -> content.
 
     Raises:
-        ValueError: a weight does not fit its dtype, or the disk has no room.
+        ValueError: a weight does not fit its dtype, or the disk has too little space.
         OSError: the disk fails. An earlier result stays as it was.
     """
-    # Imported here: the converter is needed at the end of a run alone.
+    # Imported here: the converter is needed only at the end of a run.
     from qwen2audio_jax.convert.hf_folder import read_settings
     from qwen2audio_jax.convert.to_safetensors import plan_files, write_folder
 
@@ -125,7 +125,7 @@ def export_result(
         beside = {**read_settings(start), **files, "config.json": (start / "config.json").read_bytes()}
         write_folder(draft, shards, read=read_next, settings=beside)
     except Exception:
-        # The other processes go through all of them, and each takes everyone.
+        # The other processes iterate over all weights too, because each gather needs every process.
         for name in order[done:] if jax.process_count() > 1 else ():
             read(name)
         raise
@@ -140,7 +140,7 @@ def _reader(
     shapes: Mapping[str, tuple[int, ...]],
     listed: Mapping[str, Mapping[str, Any]],
 ) -> Read:
-    """Gives each parameter as it is to be stored; all processes must ask for the same ones in the same order."""
+    """A reader of parameters in their stored form; all processes must read the same ones in the same order."""
     from qwen2audio_jax.convert.stored import read_stored
 
     trained = flatten_dict(dict(weights), sep="/")
@@ -153,7 +153,7 @@ def _reader(
             value = read_stored(model.checkpoint, name, record=dict(listed[name]))
         else:
             value = _whole(frozen[name])
-        value = value[tuple(slice(size) for size in shapes[name])]  # a mesh pads the vocabulary
+        value = value[tuple(slice(size) for size in shapes[name])]  # the vocabulary is padded on a mesh
         linear = name.removesuffix("/kernel")
         if lora is not None and f"{linear}/lora_a" in trained:
             addition = {side: _whole(trained[f"{linear}/{side}"]) for side in ("lora_a", "lora_b")}
@@ -164,7 +164,7 @@ def _reader(
 
 
 def _whole(array: jax.Array) -> np.ndarray:
-    """An array on the host, gathered from all processes where they share it."""
+    """An array on the host, gathered from all processes if it is sharded over them."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -192,7 +192,7 @@ def _write_adapter(run: "Run", adapter: Mapping[str, Any], *, text: str) -> None
 
 
 def _replace(out: Path, draft: Path) -> None:
-    """Put a finished folder in its place: two renames, so that whoever looks finds a whole folder or none."""
+    """Move a finished folder into place by two renames, so that readers find a complete folder or none."""
     before = out.with_name(f".{out.name}.replaced")
     shutil.rmtree(before, ignore_errors=True)
     if out.exists():
@@ -203,7 +203,7 @@ def _replace(out: Path, draft: Path) -> None:
 
 @contextmanager
 def _agreed(where: Path) -> Iterator[None]:
-    """Where the first process fails in the block, all fail after it: none goes on to wait for the others."""
+    """Raise in all processes if the first one fails in the block, so that none is left waiting."""
     problem: Exception | None = None
     try:
         yield

@@ -1,15 +1,15 @@
-"""The packages of the extra `train`: what is imported only where a run needs it, and the error where it is missing."""
+"""Optional packages of the extra `train`: imported on use, with an error that names a missing one."""
 
 import importlib
 import importlib.util
 from types import ModuleType
 
 PACKAGES = ("grain", "tensorboardX", "matplotlib")
-"""Of the extra, as they are imported."""
+"""Import names of the extra's packages."""
 
 
 def require_extras() -> None:
-    """Look for all of them before a run, which needs some of them at its end alone.
+    """Check for all of them before a run, which needs some of them only at its end.
 
     Raises:
         ValueError: one is not installed.
@@ -29,7 +29,7 @@ def import_extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = name.partition(".")[0]
-        if error.name != package:  # It is there, and misses something itself.
+        if error.name != package:  # The package is installed, but one of its own dependencies is missing.
             raise
         raise _missing(package) from None
 

@@ -1,7 +1,7 @@
-"""The forward pass of training: packed rows without a cache, layer by layer, each gathered and recomputed by itself.
+"""The forward pass of training: packed rows without a cache, with each layer gathered and rematerialised separately.
 
-Weights may be kept in float32 and split over the mesh's `data` axis. A layer's are cast to the compute dtype and
-gathered where it runs, inside what the backward pass recomputes: neither a cast nor a gathered copy outlives its layer.
+Weights may be stored in float32 and sharded over the mesh's `data` axis. A layer's weights are cast to the compute
+dtype and gathered inside its rematerialised function, so neither a cast nor a gathered copy outlives its layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +23,14 @@ from qwen2audio_jax.sharding import constrain
 from qwen2audio_jax.train.batch import TrainBatch
 
 LOGIT_POSITIONS = 2048
-"""Positions whose logits exist at once: of a 156,032-token vocabulary 1.3 GB in float32, over all devices."""
+"""Positions whose logits exist at once: 1.3 GB in float32 over all devices for a vocabulary of 156,032 tokens."""
 
 Remat = str
-"""What the backward pass computes again: "none", "dots" or "layers"."""
+"""Rematerialisation, the part that the backward pass recomputes: "none", "dots" or "layers"."""
 
 
 def _gathered(params: Params, axes: Mapping[str, Any], *, dtype: jnp.dtype) -> dict[str, Any]:
-    """Weights in the compute dtype and as inference splits them; what the axes do not name (adapters) is cast alone."""
+    """Weights in the compute dtype with inference's sharding; those without axes (adapters) are only cast."""
     named = flatten_dict(dict(axes))
 
     def ready(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
@@ -56,7 +56,7 @@ def _without(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _run_layers(
     x: jax.Array, params: Params, axes: Mapping[str, Any], *, run: Callable[..., jax.Array], remat: Remat, name: str
 ) -> jax.Array:
-    """Run x through the layers of `params`, numbered from "0"; `run(weights, x)` is one of them."""
+    """Apply the layers of `params`, numbered from "0", to x; `run(weights, x)` applies one."""
     dtype = x.dtype
 
     def layer(weights: Params, x: jax.Array, *, layer_axes: Mapping[str, Any]) -> jax.Array:
@@ -92,7 +92,7 @@ def encode_rows(
 def hidden_states(params: Params, batch: TrainBatch, *, cfg: Qwen2AudioConfig, remat: Remat = "none") -> jax.Array:
     """The decoder's normalised last hidden states [R, T, D] of packed rows, in `cfg.dtype`.
 
-    A position sees itself and what is before it in its own example. Examples that share a row do not change each
+    A position attends to itself and earlier positions of its own example. Examples that share a row do not affect each
     other.
     """
     batch = jax.tree.map(jnp.asarray, batch)
@@ -119,8 +119,8 @@ def target_log_probs(
 ) -> jax.Array:
     """Log-probability of the target at every position [R, T] float32, 0 where the target is negative.
 
-    The head runs on a few positions of every row at a time, and again in the backward pass: all logits of a long batch
-    would be larger than the model.
+    The head runs on a few positions of every row at a time, and is recomputed in the backward pass: all logits of a
+    long batch would be larger than the model.
     """
     dtype, axes = jnp.dtype(cfg.dtype), parameter_axes(cfg)["decoder"]
     around = _gathered(_without(params["decoder"], "layers"), axes, dtype=dtype)

@@ -1,6 +1,6 @@
-"""One look at every record and clip before the first step: what is bad, how long everything is, what it all hashes to.
+"""Dataset index: every record and clip checked once before the first step, with lengths, problems and a hash.
 
-The result is kept in a file, and is made again when a record, a clip's size or its time of change differs.
+The index is cached in a file, and rebuilt when a record, or a clip's size or modification time, changes.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from qwen2audio_jax.train.examples import ExampleEncoder, Segment
 from qwen2audio_jax.train.records import Record, read_lines, read_record
 
 VERSION = 1
-"""Of the index file: another one is not read."""
+"""Version of the index file; other versions are not read."""
 THREADS = 4
 CHUNK = 64
-"""Clips that a thread decodes at a time."""
+"""Clips per unit of work of a decoding thread."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """All good records, N of them, as flat arrays; S sequences, A uses of P different clips.
+    """All valid records, N of them, as flat arrays; S sequences, A uses of P different clips.
 
     Attributes:
         ids: [N] str, names of the records.
@@ -43,12 +43,12 @@ class Index:
         segment_starts: [N + 1] int64, sequences of record n: segment_starts[n] to segment_starts[n + 1].
         token_starts: [S + 1] int64, tokens of each sequence.
         token_ids: [...] int32, with one placeholder for each clip.
-        learnt: [...] bool, tokens that the loss counts.
+        learnt: [...] bool, tokens in the loss.
         clip_starts: [N + 1] int64, uses of clips by each record, in order.
-        clips: [A] int64, which of `paths`.
+        clips: [A] int64, indices into `paths`.
         paths: [P] str.
         frames: [P] int32, mel frames.
-        problems: of each bad record, beginning with "file:line".
+        problems: a message for each bad record, beginning with "file:line".
         sha256: over the records and their clips' bytes.
     """
 
@@ -75,7 +75,7 @@ TEXTS = ("ids", "where", "paths", "problems", "sha256")
 
 @dataclass(frozen=True)
 class _Clip:
-    """What one look at a file found; `problem` is empty where it is a clip."""
+    """The result of reading a clip file; `problem` is empty if it is a valid clip."""
 
     frames: int
     digest: bytes
@@ -86,7 +86,7 @@ def read_clip(path: str) -> tuple[np.ndarray, bytes]:
     """The samples of a file, [n] float32 at 16 kHz, and the SHA-256 of its bytes.
 
     Raises:
-        ValueError: it cannot be read, or is no clip.
+        ValueError: it cannot be read, or is not a valid clip.
     """
     try:
         if (size := os.stat(path).st_size) > LIMITS.file_bytes:
@@ -99,7 +99,7 @@ def read_clip(path: str) -> tuple[np.ndarray, bytes]:
     try:
         return load_audio(content), hashlib.sha256(content).digest()
     except AudioError as error:
-        # The decoder was given bytes, and knows no name.
+        # The decoder gets bytes, and does not know the file's name.
         raise AudioError(f"'{path}': {error}", kind=error.kind) from None
 
 
@@ -112,15 +112,15 @@ def build_index(
     cache_dir: str | PathLike[str],
     show_progress: bool = True,
 ) -> Index:
-    """Read, encode and decode everything once, or read what was kept when nothing has changed since.
+    """Build the index from all records and clips, or read the cached one if nothing has changed.
 
     Args:
         files: JSONL files.
         processor: encodes the records.
-        audio_root: where relative paths of clips start; None: each file's folder.
+        audio_root: base folder of relative clip paths; None: each file's folder.
         preferences: whether the records are pairs.
-        cache_dir: folder that the index is kept in.
-        show_progress: a bar on a terminal when it takes long.
+        cache_dir: the folder for cached indexes.
+        show_progress: show a bar on a terminal if it takes long.
 
     Raises:
         ValueError: a JSONL file cannot be read. Bad records are listed in the index instead.
@@ -143,7 +143,7 @@ def _key(
     audio_root: str | PathLike[str] | None,
     preferences: bool,
 ) -> str:
-    """Everything but the clips that the index depends on."""
+    """Cache key: everything that the index depends on except the clips."""
     digest = hashlib.sha256()
     tokenizer = processor.tokenizer
     settings = [VERSION, preferences, None if audio_root is None else os.path.abspath(audio_root)]
@@ -174,7 +174,7 @@ def _build(
     *,
     bar: Callable[..., Any],
 ) -> tuple[Index, np.ndarray, list[str]]:
-    """The index, and sizes and times [P', 2] of all files that any record names."""
+    """The index, and sizes and modification times [P', 2] of all files that any record names."""
     encoder = ExampleEncoder(processor)
     entries: list[tuple[Record, list[Segment]] | str] = []
     digest = hashlib.sha256()
@@ -220,7 +220,7 @@ def _look(paths: Sequence[str]) -> list[_Clip]:
 
 
 def _stamps(paths: Sequence[str]) -> np.ndarray:
-    """Size and time of change of each file, [P, 2] int64; -1 where there is none."""
+    """Size and modification time of each file, [P, 2] int64; -1 for a missing file."""
     stamps = np.full((len(paths), 2), -1, np.int64)
     for i, path in enumerate(paths):
         try:
@@ -263,7 +263,7 @@ def _starts(counts: Sequence[int]) -> np.ndarray:
 
 
 def _save(path: Path, index: Index, *, stamps: np.ndarray, watched: list[str]) -> None:
-    """Write under a temporary name, and rename: a killed process leaves no half index."""
+    """Write under a temporary name, and rename: a killed process leaves no partial index."""
     texts = json.dumps({name: getattr(index, name) for name in TEXTS} | {"watched": watched}).encode()
     arrays = {name: getattr(index, name) for name in ARRAYS} | {"stamps": stamps}
     buffer = io.BytesIO()
@@ -274,7 +274,7 @@ def _save(path: Path, index: Index, *, stamps: np.ndarray, watched: list[str]) -
 
 
 def _load(path: Path) -> Index | None:
-    """What was kept, if there is something readable and no clip has changed."""
+    """The cached index, if it is readable and no clip has changed."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].tobytes())

@@ -1,4 +1,4 @@
-"""Records on disk to the batches of every step, read ahead in the background."""
+"""Data loading: records on disk to the batches of every step, prefetched in the background."""
 
 import threading
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from qwen2audio_jax.train.settings import AugmentSettings, DataSettings
 
 THREADS = 2
 READ_AHEAD = 4
-"""Batches that wait for their step."""
+"""Number of prefetched batches."""
 PLANS_KEPT = 2
-"""Reading ahead is in two epochs at once at most."""
+"""Cached epoch plans: prefetching spans at most two epochs at once."""
 NAMED_PROBLEMS = 5
-"""Bad records that an error quotes."""
+"""Maximum of bad records quoted in an error."""
 
 
 class Dataset:
@@ -36,7 +36,7 @@ class Dataset:
 
     Attributes:
         sha256: hex, over the records and their clips' bytes.
-        skipped: of each record left out, what is wrong with it, beginning with "file:line".
+        skipped: a message for each skipped record, beginning with "file:line".
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Dataset:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Records that are used."""
+        """Number of records in use."""
         return len(self._examples)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Dataset:
         vars(self).update(state, _lock=threading.Lock())
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
-        """Steps of an epoch; packed anew, two epochs may differ by some."""
+        """Number of steps of an epoch; it varies slightly, because each epoch is packed differently."""
         with self._lock:
             return len(self._plan(epoch))
 
@@ -85,16 +85,16 @@ class Dataset:
 
         Args:
             start: the first step, over all epochs.
-            stop: None: training goes on for ever, an evaluation once over the data.
-            process_index: which process this is.
-            process_count: processes that the rows are dealt out to, the same number to each.
+            stop: the end; None: training continues forever, an evaluation covers the data once.
+            process_index: index of this process.
+            process_count: number of processes; the rows are divided equally among them.
 
         Yields:
             The process's rows as numpy arrays, and the ids of their records. The shapes are the same in all processes.
 
         Raises:
             ValueError: the rows do not divide by the processes, grain is not installed, or a clip changed since it was
-                indexed and cannot be read any more.
+                indexed and can no longer be read.
         """
         rows = self._settings.rows
         if rows % process_count:
@@ -116,7 +116,7 @@ class Dataset:
 
     def _plan(self, epoch: int) -> list[Step]:
         """The epoch's steps; `_starts[epoch]` is the number of the first. Called with the lock held."""
-        # Those before it tell where it starts.
+        # The preceding epochs determine its first step.
         for number in (*range(len(self._starts) - 1, epoch), epoch):
             if number not in self._plans:
                 self._plans[number] = plan_epoch(
@@ -158,7 +158,7 @@ class Dataset:
     def _place(
         self, batch: TrainBatch, r: int, example: int, *, at: int, clips: int, segments: int, epoch: int
     ) -> tuple[int, int, int]:
-        """Write an example into a row; returns where the next one begins: its token, clip and segment."""
+        """Write an example into a row; returns the start of the next one: its token, clip and segment."""
         index = self._index
         used = index.clips[index.clip_starts[example] : index.clip_starts[example + 1]]
         frames = index.frames[used]
@@ -222,17 +222,17 @@ def open_dataset(
     split: str = "train",
     cache_dir: str | PathLike[str] | None = None,
 ) -> Dataset:
-    """Check all records and clips, and be ready for any step.
+    """Check all records and clips, and open the data set at any step.
 
     Args:
         settings: [data].
         processor: encodes the records; its placeholder must be the model's.
         config: the model's.
         seed: of the order and of augmentation.
-        augment: what is done to training clips; an evaluation's stay as they are.
+        augment: augmentation of training clips; evaluation clips are not augmented.
         preferences: records are pairs, chosen and rejected.
-        split: which of the settings' files. "evaluate" goes once over them, unshuffled.
-        cache_dir: where indexes are kept; default: `training` in the cache folder ($QWEN2AUDIO_CACHE, else
+        split: which of the settings' files. "evaluate" covers them once, unshuffled.
+        cache_dir: the folder for cached indexes; default: `training` in the cache folder ($QWEN2AUDIO_CACHE, else
             ~/.cache/qwen2audio_jax).
 
     Raises:
@@ -280,7 +280,7 @@ def _lengths(index: Index) -> Lengths:
     texts = np.diff(index.token_starts[index.segment_starts])
     clips = np.diff(index.clip_starts)
     frames = index.frames[index.clips]
-    # What a clip adds to each sequence that hears it: its vectors in place of one placeholder.
+    # The tokens that a clip adds to each of its sequences: its vectors instead of one placeholder.
     added = np.concatenate([np.zeros(1, np.int64), np.cumsum(token_count(frames) - 1)])
     added = added[index.clip_starts[1:]] - added[index.clip_starts[:-1]]
     longest = np.zeros(len(index), np.int64)
@@ -289,7 +289,7 @@ def _lengths(index: Index) -> Lengths:
 
 
 def _too_large(index: Index, lengths: Lengths, settings: DataSettings, *, longest: int) -> dict[int, str]:
-    """What is wrong with records that are good but do not fit the settings, by number."""
+    """Messages for valid records that exceed the settings, by index."""
     limits = (
         ("tokens", lengths.tokens, settings.max_tokens, "data.max_tokens"),
         ("clips", lengths.clips, settings.max_clips, "data.max_clips"),
@@ -318,7 +318,7 @@ def _empty(rows: int, step: Step, *, num_mel_bins: int) -> TrainBatch:
 
 
 def _parse_flags() -> None:
-    """Grain's worker processes read flags of absl, which refuses until a program has parsed its own."""
+    """Parse absl's flags, which Grain's worker processes read, and which must be parsed first."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -334,9 +334,9 @@ def _one_thread_for_products(worker: int = 0, workers: int = 1) -> Any:
 
 
 def _closing(steps: Any, *, copy: bool) -> Iterator[tuple[TrainBatch, list[str]]]:
-    """The same items; threads and processes behind them end with the loop that reads them.
+    """The same items; the threads and processes behind them end with the loop that reads them.
 
-    Copied, they do not lie in memory shared with a worker process, which lives as long as its array.
+    With `copy`, they are not in memory shared with a worker process, which lives as long as its array.
     """
     limits = _one_thread_for_products()
     try:

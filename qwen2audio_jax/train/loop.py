@@ -1,4 +1,4 @@
-"""A training run from its settings to its last step: the only place that knows all parts of it."""
+"""The training loop: a run from its settings to its last step, which ties all parts together."""
 
 import signal
 import time
@@ -33,12 +33,12 @@ Callback = Callable[[int, Mapping[str, float]], None]
 
 
 class NotFinite(ValueError):
-    """The loss or its gradient is NaN or infinite; the message names the step and the records."""
+    """Error: the loss or its gradient is NaN or infinite; the message names the step and the records."""
 
 
 @dataclass
 class Interval:
-    """What has happened since metrics were last written; numbers stay on the device until they are."""
+    """Metrics accumulated since they were last written; values stay on the device until then."""
 
     steps: list[tuple[int, dict[str, jax.Array], list[str]]]
     started: float
@@ -69,7 +69,7 @@ class Interval:
 
 
 class Run:
-    """A run that has been set up: model, data, optimiser and what was saved before. `advance` makes one step."""
+    """A prepared run: model, data, optimiser and earlier checkpoints. `advance` makes one step."""
 
     def __init__(self, settings: TrainSettings):
         check_settings(settings)
@@ -118,7 +118,7 @@ class Run:
         return settings
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, for a checkpoint to be restored into."""
+        """Shapes, dtypes and shardings of the state, the target of a restored checkpoint."""
         first = partial(new_state, optimizer=self.optimizer, shardings=self._shardings, seed=self.settings.seed)
         shapes = jax.eval_shape(first, self.model.weights)
         return jax.tree.map(
@@ -133,7 +133,7 @@ class Run:
             )
 
     def batches(self, *, start: int) -> Iterator[tuple[TrainBatch, list[str]]]:
-        """From step `start` to the last, this process's rows."""
+        """Batches from step `start` to the last, with this process's rows."""
         yield from self.data.batches(
             start=start,
             stop=self.settings.steps,
@@ -142,17 +142,17 @@ class Run:
         )
 
     def place(self, batch: TrainBatch) -> TrainBatch:
-        """A process's rows as their part of the global batch, split over the mesh's `data` axis."""
+        """Place a process's rows as its share of the global batch, split over the mesh's `data` axis."""
         rows = named_sharding(self.mesh, "batch")
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
 
     def advance(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step; the state is given away."""
+        """Make one step; the state is donated."""
         with jax.set_mesh(self.mesh):
             return self._step(state, self.model.frozen, self.place(batch))
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """The objective's means over the records held out."""
+        """The objective's means over the held-out records."""
         if self.held_out is None:
             return {}
         total = None
@@ -180,9 +180,9 @@ def train(
         progress: called with (step, metrics so far) after every step; metrics may be empty.
 
     Returns:
-        The state after the last step, or, where SIGTERM came, after the step that was saved then: the same call goes
-        on from there. What was learned stands in `settings.output`: `model/` in the Hugging Face layout (and
-        `adapter/` in PEFT's), metrics.jsonl, TensorBoard events, loss.png, checkpoints.
+        The state after the last step, or, after SIGTERM, at the step that was saved then: the same call resumes from
+        there. The results are in `settings.output`: `model/` in the Hugging Face layout (and `adapter/` in PEFT's),
+        metrics.jsonl, TensorBoard events, loss.png, checkpoints.
 
     Raises:
         ValueError: settings, data or a checkpoint that cannot be used.
@@ -256,9 +256,9 @@ def _steps(
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come: a machine that is taken away leaves time for one more checkpoint.
+    """A check for SIGTERM: a preempted machine leaves time for one more checkpoint.
 
-    Several processes must agree on their last step; there it is Orbax that hears of it (`Checkpoints.due`).
+    Several processes must agree on their last step; for them Orbax handles the signal (`Checkpoints.due`).
     """
     received: list[int] = []
     if jax.process_count() > 1:
@@ -266,7 +266,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
         return
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    except ValueError:  # not in the main thread: whoever runs this one decides what signals mean
+    except ValueError:  # not in the main thread: signal handling is up to the caller
         yield lambda: False
         return
     try:

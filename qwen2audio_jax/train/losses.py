@@ -1,4 +1,4 @@
-"""What is minimised, as sums over rows: the step divides by the count over the whole global batch.
+"""Training losses as sums over rows, which the step divides by the count over the whole global batch.
 
 So neither micro-batches, nor data parallelism, nor packing changes a loss or a gradient.
 """
@@ -22,8 +22,8 @@ class Sums:
 
     Attributes:
         loss: [] float32, to be divided by `count`.
-        count: [] float32, what the loss is a mean over: target tokens (SFT) or pairs (DPO).
-        extra: further sums by name, each a mean over `count` too.
+        count: [] float32, the number of target tokens (SFT) or pairs (DPO) that the loss is averaged over.
+        extra: further sums by name, each averaged over `count` too.
     """
 
     loss: jax.Array
@@ -32,7 +32,7 @@ class Sums:
 
 
 def sft_sums(params: Params, batch: TrainBatch, *, cfg: Qwen2AudioConfig, remat: str = "none") -> Sums:
-    """Cross-entropy of the answers' tokens..
+    """Cross-entropy of the answers' tokens.
 
     Source: `Qwen2AudioForConditionalGeneration.forward` with labels.
     """

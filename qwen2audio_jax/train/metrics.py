@@ -1,7 +1,7 @@
 """The metrics of a run on disk: one JSON object a line, and TensorBoard event files beside it.
 
-A run that continues from a checkpoint makes the steps after it again. Their old lines are cut off first, so that the
-file tells of every step once, as if the run had never been stopped.
+A run that resumes from a checkpoint repeats the steps after it. Their old lines are removed first, so that the file has
+every step once, as if the run had never been interrupted.
 """
 
 import json
@@ -23,17 +23,17 @@ Kind = Literal["train", "evaluate"]
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and `tensorboard/` in a run's folder; on all processes but the first it does nothing.
+    """Writer of `metrics.jsonl` and `tensorboard/` in a run's folder; on all processes but the first it does nothing.
 
     A line holds `step`, `kind` and the metrics; a value that is not finite is null there, and NaN or infinite in
     TensorBoard, whose tags are "kind/name".
 
     Args:
-        folder: created where it is missing.
-        start_step: the step that the run continues from, 0 at its begin; lines of later steps are cut off.
+        folder: created if missing.
+        start_step: the step that the run resumes from, 0 at its start; lines of later steps are removed.
 
     Raises:
-        ValueError: a line of `metrics.jsonl` is none of ours, or tensorboardX is not installed.
+        ValueError: a line of `metrics.jsonl` has another format, or tensorboardX is not installed.
     """
 
     def __init__(self, folder: str | PathLike[str], *, start_step: int):
@@ -47,7 +47,7 @@ class MetricsWriter:
         self._lines = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115  (closed by `close`)
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat], *, kind: Kind) -> None:
-        """Add the metrics of `step`, scalars by name; handed to the operating system when this returns."""
+        """Add the metrics of `step`, scalars by name; flushed to the operating system when this returns."""
         if not self._first:
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -66,10 +66,10 @@ class MetricsWriter:
 def read_metrics(folder: str | PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`: `step`, `kind` ("train" or "evaluate") and metrics, None where not finite.
 
-    The last line is left out where its writer was killed in the middle of it.
+    A torn last line of a killed writer is left out.
 
     Raises:
-        ValueError: there is no such file, or a line is none of ours.
+        ValueError: there is no such file, or a line has another format.
     """
     path = Path(folder) / METRICS
     if not path.is_file():
@@ -78,7 +78,7 @@ def read_metrics(folder: str | PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each whole line, parsed and as it stands."""
+    """Each complete line, parsed and as raw bytes."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The model that a run trains: its weights on the mesh, those that change apart from those that do not."""
+"""The model of a training run: its weights on the mesh, trained ones separate from frozen ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,18 +25,18 @@ from qwen2audio_jax.train.step import SumsOf
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a run trains.
+    """The model of a training run.
 
     Attributes:
         config: with the compute dtype of the run.
         stored_dtype: of the checkpoint that the run started from, in which its result is stored.
         mesh: the devices.
-        weights: what is trained, as it is before the first step: some of the weights, or an adapter ([lora]).
-        frozen: what is not, in the compute dtype; see `make_objective`.
+        weights: the trained weights before the first step: some of the weights, or an adapter ([lora]).
+        frozen: the frozen weights, in the compute dtype; see `make_objective`.
         shardings: of `weights`.
         sums_of: the objective.
-        identity: what tells these starting weights from others.
-        checkpoint: the Orbax checkpoint that they were read from; None for weights that were drawn.
+        identity: values that identify these starting weights.
+        checkpoint: the Orbax checkpoint that they were read from; None for randomly initialised weights.
     """
 
     config: Qwen2AudioConfig
@@ -51,10 +51,10 @@ class TrainedModel:
 
 
 def training_mesh(machine: MachineSettings) -> Mesh:
-    """The mesh of a run: all devices, or as many of them as the settings take, from the first.
+    """The mesh of a run: all devices, or the first ones that the settings ask for.
 
     Raises:
-        ValueError: there are fewer; or several processes, all of whose devices must take part.
+        ValueError: there are fewer; or there are several processes and some devices would be left out.
     """
     devices = jax.devices()
     if machine.data > 0 and jax.process_count() == 1:
@@ -63,7 +63,7 @@ def training_mesh(machine: MachineSettings) -> Mesh:
 
 
 def load_model(settings: TrainSettings) -> TrainedModel:
-    """Load or draw the weights that a run starts from.
+    """Load or initialise the weights that a run starts from.
 
     Raises:
         ValueError: no such checkpoint, a mesh that the model does not divide over, or parts that it does not have.
@@ -77,12 +77,12 @@ def load_model(settings: TrainSettings) -> TrainedModel:
         from qwen2audio_jax.convert.fetching import local_checkpoint
 
         found, stored = load_config(settings.model, dtype="auto", revision=None, cache_dir=None)
-        path = local_checkpoint(found)  # the export at the end reads again what was not trained
+        path = local_checkpoint(found)  # the export at the end reads the frozen weights again
         identity = str(read_manifest(path).get("sha256", path.name))
     check_mesh(mesh, config=stored)
     config = replace(stored, dtype=machine.dtype)
     if settings.lora is not None:
-        lora_specs(config, settings.lora)  # refuses an adapter that cannot be before much is read
+        lora_specs(config, settings.lora)  # refuses invalid adapter settings before weights are read
     specs = _specs(config, mesh=mesh, settings=settings)
     params = _fresh(stored, specs, seed=settings.seed) if path is None else restore_params(path, specs=specs)
     if settings.lora is not None:
@@ -99,15 +99,15 @@ def load_model(settings: TrainSettings) -> TrainedModel:
 def abstract_model(
     config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(weights, frozen) of a `TrainedModel` as sharded shapes: what a run with these settings keeps, without values.
+    """(weights, frozen) of a `TrainedModel` with these settings, as sharded shapes without values.
 
     Args:
         config: with the compute dtype.
-        mesh: the devices, which may be there only to compile for.
+        mesh: the devices, possibly only a topology to compile for.
         settings: of the run.
 
     Raises:
-        ValueError: parts that the model does not have, or an adapter that cannot be.
+        ValueError: parts that the model does not have, or invalid adapter settings.
     """
     specs = _specs(config, mesh=mesh, settings=settings)
     if settings.lora is not None:
@@ -129,7 +129,7 @@ def _spec_like(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruc
 
 
 def _specs(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings) -> dict[str, Any]:
-    """How every weight lies on the mesh, and in which dtype: float32 if it is trained."""
+    """The sharding and dtype of every weight on the mesh: float32 if it is trained."""
     padded = sharded_specs(config, mesh=mesh)
     shardings = weight_shardings(padded, parameter_axes(config), mesh=mesh, fsdp=settings.machine.fsdp)
     trained = {} if settings.lora else flatten_dict(parts.split(padded, parts=settings.train)[0])
@@ -142,7 +142,7 @@ def _specs(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings) -> 
 
 
 def _fresh(config: Qwen2AudioConfig, specs: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """Freshly drawn weights where `specs` says; the vocabulary is padded with zeros."""
+    """Randomly initialised weights, placed by `specs`; the vocabulary is padded with zeros."""
 
     def place(weight: jax.Array, spec: jax.ShapeDtypeStruct) -> jax.Array:
         missing = [(0, wanted - has) for wanted, has in zip(spec.shape, weight.shape, strict=True)]
@@ -152,7 +152,7 @@ def _fresh(config: Qwen2AudioConfig, specs: Mapping[str, Any], *, seed: int) -> 
 
 
 def _fresh_adapter(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSettings) -> dict[str, Any]:
-    """A freshly drawn adapter, each matrix split as the weight that it adds to."""
+    """A randomly initialised adapter, each matrix sharded like the weight that it adds to."""
     lora = settings.lora
     assert lora is not None
     specs, axes = lora_specs(config, lora), lora_axes(config, lora)
@@ -161,11 +161,11 @@ def _fresh_adapter(config: Qwen2AudioConfig, *, mesh: Mesh, settings: TrainSetti
 
 
 def _copied(weights: Mapping[str, Any], *, dtype: jnp.dtype) -> dict[str, Any]:
-    """The same weights in a dtype, in memory of their own: training gives the originals away."""
+    """A copy of the weights in a dtype, in separate memory: training donates the originals."""
     where = jax.tree.map(lambda leaf: leaf.sharding, dict(weights))
     return jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree), out_shardings=where)(dict(weights))
 
 
 def exported_folder(settings: TrainSettings) -> Path:
-    """Where the result goes."""
+    """The folder for the result."""
     return Path(settings.output) / "model"

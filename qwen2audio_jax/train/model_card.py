@@ -1,7 +1,7 @@
-"""The model card beside a result: README.md for people and the hub, out of training.json, which stands there too.
+"""Model card of a result: README.md for people and the hub, generated from training.json beside it.
 
-What is only known later (scores, a description) is added to both with `describe_result`. Paths are shortened, because
-cards are published.
+Later information (scores, a description) is added to both with `describe_result`. Paths are shortened, because cards
+are published.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _PATHS = (("model",), ("data", "train"), ("data", "evaluate"), ("data", "audio_r
 
 
 def training_record(run: "Run") -> dict[str, Any]:
-    """What there is to know of a run at its end: the content of training.json."""
+    """The record of a finished run: the content of training.json."""
     from qwen2audio_jax import __version__
 
     settings, model = run.settings, run.model
@@ -57,7 +57,7 @@ def training_record(run: "Run") -> dict[str, Any]:
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it stands in training.json."""
+    """A record as the bytes of training.json."""
     return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -71,7 +71,7 @@ def last_metrics(output: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
 
 def shown_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The settings without the output folder and what is not set, paths shortened to their last two parts."""
+    """The settings without the output folder and unset values, paths shortened to their last two parts."""
     shown = json.loads(json.dumps(dataclasses.asdict(settings)))
     del shown["output"]
     for *tables, name in _PATHS:
@@ -102,11 +102,11 @@ def describe_result(
     title: str | None = None,
     description: str | None = None,
 ) -> None:
-    """Add to a result's card what its training could not know, and write the card again.
+    """Add information from after the training to a result's card, and rewrite the card.
 
     Args:
         folder: the exported model.
-        scores: name -> number or text, or a mapping of such under the name of what was tested; replaces earlier ones.
+        scores: name -> number or text, or a mapping of such under the name of a test; replaces earlier ones.
         title: the card's heading; None keeps it.
         description: Markdown below the heading; None keeps it.
 
@@ -204,7 +204,7 @@ def _flat(scores: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def toml(tables: Mapping[str, Any], above: str = "") -> str:
-    """A nested dict of texts, numbers, truth values and lists of them as TOML."""
+    """A nested dict of strings, numbers, booleans and lists of them as TOML."""
     lines = [f"{name} = {_value(value)}" for name, value in tables.items() if not isinstance(value, Mapping)]
     inside = [
         f"\n[{above}{name}]\n" + toml(value, f"{above}{name}.")

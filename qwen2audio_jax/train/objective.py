@@ -1,6 +1,6 @@
-"""What a run minimises, out of its settings: SFT or DPO, of weights themselves or of an adapter beside them.
+"""The training objective of a run: SFT or DPO, of the weights themselves or of an adapter.
 
-What is trained and what is not come apart in `train.model` and together here.
+Trained and frozen weights are separated in `train.model` and combined here.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from qwen2audio_jax.train.settings import TrainSettings
 from qwen2audio_jax.train.step import SumsOf
 
 REFERENCE = "reference"
-"""Where, among the frozen weights, DPO's reference keeps its copy of those that are trained."""
+"""The key, among the frozen weights, of the DPO reference's copy of the trained weights."""
 
 
 def make_objective(settings: TrainSettings, *, config: Qwen2AudioConfig) -> SumsOf:
     """The objective as a function of (trained weights, frozen weights, batch, key).
 
-    Without an adapter the two make up the parameter tree; DPO's frozen weights hold under `REFERENCE` what the trained
-    ones were at the start. With an adapter, which is all that is trained then, the frozen weights are the whole tree,
-    and DPO's reference.
+    Without an adapter the two make up the parameter tree; DPO's frozen weights also hold the initial trained weights
+    under `REFERENCE`. With an adapter only the adapter is trained; the frozen weights are the whole tree, and DPO's
+    reference.
 
     Args:
         settings: of the run.

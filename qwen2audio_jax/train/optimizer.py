@@ -11,7 +11,7 @@ from qwen2audio_jax.train.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, *, steps: int) -> optax.Schedule:
-    """The schedule: update n (from 0) of `steps` to its learning rate."""
+    """The learning-rate schedule as a function of the update's index, from 0 to `steps` - 1."""
     peak, warmup = settings.learning_rate, min(settings.warmup_steps, steps)
     last, rest = peak * settings.final_share, max(steps - warmup, 1)
     if settings.schedule == "constant":
@@ -59,7 +59,7 @@ def make_optimizer(settings: OptimizerSettings, *, steps: int) -> optax.Gradient
 
 
 def _muon(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
-    """Muon for the matrices inside the layers, AdamW for all else: embeddings, head, convolutions, biases and norms.
+    """Muon for the matrices inside the layers, AdamW for the rest: embeddings, head, convolutions, biases and norms.
 
     Both with Nesterov's momentum. The root mean square of Muon's update is 0.2 of the learning rate, about AdamW's, so
     that AdamW's learning rates carry over.

@@ -1,4 +1,4 @@
-"""Which weights are trained: the parameter tree in two, and put together again."""
+"""Trainable parts: the parameter tree split into trained and frozen weights, and joined again."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def split(tree: Mapping[str, Any], *, parts: Sequence[str]) -> tuple[dict[str, A
     """(trained, frozen) of a tree that is keyed like the parameter tree.
 
     Raises:
-        ValueError: an unknown part, none at all, or one that this model has no weights for.
+        ValueError: an unknown part, no part, or one that this model has no weights for.
     """
     if not parts or not set(parts) <= set(PARTS):
         raise ValueError(f"train={list(parts)}: name at least one of {', '.join(PARTS)}")
@@ -37,5 +37,5 @@ def split(tree: Mapping[str, Any], *, parts: Sequence[str]) -> tuple[dict[str, A
 
 
 def join(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole tree again."""
+    """Join the two trees that `split` returned."""
     return unflatten_dict({**flatten_dict(dict(frozen)), **flatten_dict(dict(trained))})

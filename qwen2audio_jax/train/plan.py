@@ -1,8 +1,8 @@
-"""Which examples go into which row of which step: decided from lengths alone, so that every process decides the same.
+"""Epoch planning: examples to rows and steps, a function of lengths alone, so that all processes agree.
 
-Examples are shuffled by epoch, grouped by the mel frames that their longest clip is padded to, packed into rows, and
-the rows gathered into steps. What does not fill a step moves on to the group of longer clips; nothing is left out and
-nothing comes twice, so the last step of an epoch may have empty rows.
+Examples are shuffled per epoch, grouped by the mel frames that their longest clip is padded to, packed into rows, and
+the rows gathered into steps. Rows that do not fill a step move to the group of longer clips; every example occurs
+exactly once, so the last step of an epoch may have empty rows.
 """
 
 import heapq
@@ -15,16 +15,16 @@ from qwen2audio_jax.buckets import TOKENS
 from qwen2audio_jax.train.settings import DataSettings
 
 WINDOW_STEPS = 16
-"""Steps whose examples are packed together: with fewer rows are emptier, with more they are less varied."""
+"""Number of steps packed together: with fewer, rows are emptier; with more, they are less varied."""
 ABOUT_EQUAL = 32
-"""Examples whose lengths differ by less than this share of a row change places from epoch to epoch."""
+"""Examples whose lengths differ by less than this share of a row are shuffled between epochs."""
 PATIENCE = 8
-"""Rows that are looked at for an example with several clips before a new one is begun."""
+"""Rows tried for an example with several clips before a new row is started."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of N examples; a pair of answers to one prompt counts as one.
+    """Lengths of N examples; a pair of answers to one prompt counts as one.
 
     Attributes:
         tokens: [N] int, all sequences together.
@@ -42,10 +42,10 @@ class Step:
     """One global batch.
 
     Attributes:
-        rows: examples of each row, by number.
+        rows: indices of the examples of each row.
         frames: L, mel frames that clips are padded to.
         tokens: T, width of the rows.
-        clips: C, clips that a row has room for.
+        clips: C, clip slots of a row.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -55,23 +55,23 @@ class Step:
 
 
 def frame_buckets(settings: DataSettings, *, limit: int) -> tuple[int, ...]:
-    """The mel frames that clips are padded to, ascending: the settings' as far as the encoder takes them.
+    """The mel frames that clips are padded to, ascending: the settings' values, capped at the encoder's maximum.
 
     Args:
-        settings: `frames`.
-        limit: most frames that the encoder takes; stands in for anything above it.
+        settings: `frames` is read.
+        limit: maximum of frames that the encoder takes; replaces anything above it.
     """
     return tuple(sorted({min(frames, limit) for frames in settings.frames}))
 
 
 def longest_clip(buckets: Sequence[int], *, limit: int) -> int:
-    """Most frames of a clip that fits: behind it two of silence are needed, but for the encoder's own maximum."""
+    """Maximum frames of a clip that fits: two frames of silence must follow, except at the encoder's own maximum."""
     return buckets[-1] if buckets[-1] == limit else buckets[-1] - 2
 
 
 def bucket_of(frames: np.ndarray, *, buckets: Sequence[int]) -> np.ndarray:
-    """Place of each example's bucket in `buckets`; [N] int."""
-    # A clip as long as the last bucket allows belongs there, with or without silence behind it.
+    """Index of each example's bucket in `buckets`; [N] int."""
+    # A clip as long as the last bucket belongs there, with or without silence after it.
     return np.minimum(np.searchsorted(buckets, frames + 2), len(buckets) - 1)
 
 
@@ -87,15 +87,15 @@ def plan_epoch(
     """The steps of an epoch.
 
     Args:
-        lengths: none above what the settings allow.
+        lengths: within the settings' limits.
         settings: `rows`, `max_tokens`, `max_clips`, `packing` and `short_first` are read.
         buckets: see `frame_buckets`.
         seed: of the run.
         epoch: from 0; the first `short_first` ones go from short to long.
-        shuffle: False keeps the order of the data within a bucket, as an evaluation wants it.
+        shuffle: False keeps the order of the data within a bucket, as needed for evaluation.
 
     Returns:
-        Steps of `rows` rows; a function of the arguments and nothing else.
+        Steps of `rows` rows; a pure function of the arguments.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths.tokens)) if shuffle else np.arange(len(lengths.tokens))
@@ -108,7 +108,7 @@ def plan_epoch(
         rows = _rows(group, lengths, settings)
         whole = len(rows) if last else len(rows) // settings.rows * settings.rows
         if not last:
-            # The emptiest rows wait: with the next group's examples they can be packed better.
+            # The emptiest rows are deferred: with the next group's examples they can be packed better.
             rows.sort(key=lambda row: -int(lengths.tokens[list(row)].sum()))
         carried = [example for row in rows[whole:] for example in row]
         rows = _mix(rows[:whole], lengths, settings, buckets=buckets, rng=rng if shuffle else None)
@@ -118,7 +118,7 @@ def plan_epoch(
         ]
     if shuffle and epoch >= settings.short_first:
         steps = [steps[i] for i in rng.permutation(len(steps))]
-        # Were the one with empty rows anywhere else, it would not be the epoch's last.
+        # The step with empty rows must remain the epoch's last.
         steps.sort(key=lambda step: not all(step.rows))
     return steps
 
@@ -131,15 +131,15 @@ def _mix(
     buckets: Sequence[int],
     rng: np.random.Generator | None,
 ) -> list[tuple[int, ...]]:
-    """The rows in the order in which they form steps."""
+    """Order the rows into the sequence of steps."""
     if rng is not None:
         rows = [rows[i] for i in rng.permutation(len(rows))]
     if not settings.packing:
-        # One example a row: neighbours of about one length, out of a window, need little padding.
+        # One example per row: neighbours of similar length, from a window, need little padding.
         window = WINDOW_STEPS * settings.rows
         windows = [rows[i : i + window] for i in range(0, len(rows), window)]
         rows = [row for part in windows for row in sorted(part, key=lambda row: -int(lengths.tokens[row[0]]))]
-    # Those that moved on from a group of shorter clips stay together.
+    # Rows that were carried over from a group of shorter clips stay together.
     longest = np.array([lengths.frames[list(row)].max() for row in rows], np.int64)
     return [rows[i] for i in np.argsort(bucket_of(longest, buckets=buckets), kind="stable")]
 
@@ -176,9 +176,9 @@ def _rows(examples: Sequence[int], lengths: Lengths, settings: DataSettings) -> 
 
 
 def _pack(examples: Sequence[int], lengths: Lengths, settings: DataSettings) -> list[tuple[int, ...]]:
-    """Examples to rows, each to the emptiest one, from the longest on: rows come out about equally full.
+    """Pack examples into rows, longest first and each into the emptiest row, so that rows are about equally full.
 
-    Filling one row after the other instead would use up what fits together and leave the rest apart.
+    Filling rows one after the other would use up the examples that fit well and leave poorly filled rows.
     """
     tokens = {example: int(lengths.tokens[example]) for example in examples}
     clips = {example: int(lengths.clips[example]) for example in examples}

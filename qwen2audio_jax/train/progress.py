@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a bar on a terminal, a line a minute elsewhere."""
+"""Progress display of a training run: a bar on a terminal, a line per minute elsewhere."""
 
 import sys
 import time
@@ -20,14 +20,14 @@ Progress = Callable[[int, Mapping[str, float]], None]
 def training_progress(
     steps: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
-    """What `train` takes as `progress`; on all processes but the first it shows nothing.
+    """A `progress` callback for `train`; on all processes but the first it shows nothing.
 
-    Metrics shown, as far as there are any: `loss`, `tokens_per_second`.
+    Metrics shown, if available: `loss`, `tokens_per_second`.
 
     Args:
         steps: of the whole run.
-        stream: where to; default: stderr. A terminal gets a bar, anything else a line a minute and one at the end.
-        clock: seconds.
+        stream: the output; default: stderr. A terminal gets a bar, anything else a line per minute and one at the end.
+        clock: the time in seconds.
     """
     if jax.process_index() != 0:
         yield lambda step, metrics: None
@@ -57,7 +57,7 @@ class _Bar:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._bar is None:
-            # It begins after the first step, whose compilation would spoil the estimate of what is left.
+            # The bar starts after the first step, whose compilation would distort the estimate of the time left.
             self._bar = tqdm(total=self._steps, initial=step, unit="step", file=self._stream, dynamic_ncols=True)
         if metrics:
             self._bar.set_postfix(_describe(metrics), refresh=False)

@@ -1,4 +1,4 @@
-"""JSONL lines to checked records: what a conversation or a prompt is to teach, and the files of its clips."""
+"""Training records: JSONL lines, checked, with their conversation or prompt, answers and clip files."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from qwen2audio_jax.conversation import Conversation, read_conversation
 from qwen2audio_jax.limits import LIMITS
 
 MARKER = "<audio>"
-"""Stands for the next of a record's `audios` in a content that is a string."""
+"""Placeholder for the next of a record's `audios` in a content that is a string."""
 
 INERT = ("id", "task", "meta", "digits")
-"""Keys that change nothing here: an id for messages, and what evaluations keep beside a record."""
+"""Keys that training ignores: an id for messages, and data for evaluations."""
 CHAT_KEYS, RAW_KEYS, PAIR_KEYS = ("messages",), ("prompt", "response"), ("chosen", "rejected")
 KEYS = (*CHAT_KEYS, *RAW_KEYS, *PAIR_KEYS, "audios", *INERT)
 
@@ -26,11 +26,11 @@ class Record:
     """One line, checked.
 
     Attributes:
-        id: its own, or else file and line.
-        where: "file:line", with which messages about it begin.
+        id: its own id, else file and line.
+        where: "file:line", the prefix of messages about it.
         chat: the conversation, without the answers of a pair; None in the raw form.
         prompt: the raw form's, with its control tokens written out; None in the chat form.
-        answers: the raw form's response, or a pair's chosen and rejected ones; none where `chat` holds the answers.
+        answers: the raw form's response, or a pair's chosen and rejected ones; none if `chat` holds the answers.
         clips: paths of the clips, in order.
     """
 
@@ -58,9 +58,9 @@ def read_lines(path: str | PathLike[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
-    """One line of a JSONL file as a record.
+    """Read one line of a JSONL file as a record.
 
-    The forms, each with `audios` where it has clips:
+    The forms, each with `audios` if it has clips:
     - `messages` of role and content, ending with the assistant's. A content is a string, in which every `<audio>`
       stands for the next clip (where there is none in any message, the clips go before the first user message's text),
       or a list of text and audio items (see `read_conversation`); an audio item without a source takes the next clip.
@@ -70,11 +70,11 @@ def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], pre
     Args:
         line: JSON.
         where: "file:line".
-        audio_root: where relative paths start.
-        preferences: whether pairs are wanted, or single answers.
+        audio_root: base folder of relative paths.
+        preferences: whether pairs are expected, or single answers.
 
     Raises:
-        ValueError: what is wrong, with `where` in front.
+        ValueError: the record is invalid; the message begins with `where`.
     """
     try:
         return _read(line, where=where, audio_root=audio_root, preferences=preferences)
@@ -131,14 +131,14 @@ def _check_answers(value: Mapping[str, Any], *, preferences: bool) -> None:
 
 def _text(value: Mapping[str, Any], key: str) -> str:
     text = value[key]
-    # A transcript of silence is empty: that the response ends at once is something to learn.
+    # A transcript of silence is empty, and an immediate end of the response is a valid target.
     if not isinstance(text, str) or not (text or key == "response"):
         raise ValueError(f"{key} is {describe(text)}; it must be text{', and not empty' * (key != 'response')}")
     return text
 
 
 def _paths(sources: Any, *, root: str | PathLike[str]) -> tuple[str, ...]:
-    """Absolute paths."""
+    """The absolute paths of the clips."""
     if not isinstance(sources, list):
         raise ValueError(f"audios is {describe(sources)}; it must be a list of paths")
     for source in sources:
@@ -169,7 +169,7 @@ def _read_chat(messages: Any, audios: Sequence[str], *, preferences: bool) -> Co
 
 
 def _places(content: Any) -> int:
-    """How many clips a content takes from `audios` or names itself."""
+    """The number of clips that a content takes from `audios` or names itself."""
     if isinstance(content, str):
         return content.count(MARKER)
     items = content if isinstance(content, list) else []
@@ -178,7 +178,7 @@ def _places(content: Any) -> int:
 
 
 def _fill(messages: Sequence[Mapping[str, Any]], audios: Sequence[str]) -> list[dict[str, Any]]:
-    """The messages with the clips in the places that wait for one."""
+    """The messages with their placeholders filled with the clips."""
     filled, taken = [], 0
 
     def take() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a training run is told, as dataclasses: one for each table of its file, with the defaults."""
+"""Settings of a training run as dataclasses: one for each table of the TOML file, with the defaults."""
 
 import typing
 from dataclasses import dataclass, field
@@ -6,24 +6,24 @@ from dataclasses import dataclass, field
 from qwen2audio_jax.buckets import FRAMES
 
 PARTS = ("encoder", "projector", "decoder", "head")
-"""What may be trained: `head` is the language-model head, `decoder` the rest of the decoder with its embeddings."""
+"""The trainable parts: `head` is the language-model head, `decoder` the rest of the decoder with its embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """[data]: which records, and how they become batches.
+    """[data]: the records, and their batching.
 
     Attributes:
         train: JSONL files.
         evaluate: JSONL files that are never trained on.
-        audio_root: where relative audio paths start; default: the folder of the JSONL file that names them.
+        audio_root: base folder of relative audio paths; default: the folder of the JSONL file that names them.
         on_bad_record: "stop" the run, or "skip" the record and count it.
         rows: rows of one optimiser step, over all processes and all micro-batches.
         max_tokens: width of a row; a record with more is a bad record.
         max_clips: clips in one row; a record with more is a bad record.
-        packing: several records in a row, which do not see each other.
-        frames: the mel frames (10 ms each) that clips are padded to; a batch takes the least that holds its longest.
-        short_first: so many epochs go from short clips to long ones instead of being shuffled.
+        packing: several records in a row, which do not attend to each other.
+        frames: the mel frames (10 ms each) that clips are padded to; a batch uses the smallest that fits its longest.
+        short_first: number of epochs that go from short clips to long ones instead of being shuffled.
         workers: processes that read audio in the background; 0 reads in threads.
     """
 
@@ -42,11 +42,11 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """[augment]: what is done to training clips; nothing unless said. Drawn anew for every record in every epoch.
+    """[augment]: augmentation of training clips, off by default. Drawn anew for every record in every epoch.
 
     Attributes:
-        gain_db: (least, most) change of level.
-        noise_snr_db: (least, most) level of the speech over added noise.
+        gain_db: (minimum, maximum) gain.
+        noise_snr_db: (minimum, maximum) level of the speech over added noise.
         noise_probability: share of clips that get noise.
         time_masks: SpecAugment masks over time, each up to `time_mask_frames` long.
         time_mask_frames: in mel frames of 10 ms.
@@ -65,12 +65,12 @@ class AugmentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """[objective]: what is minimised.
+    """[objective]: the training objective.
 
     Attributes:
         kind: "sft" (cross-entropy of the answers) or "dpo" (preference of chosen over rejected answers).
         beta: DPO's strength of the pull towards the reference.
-        label_smoothing: share of preferences that DPO takes to be swapped.
+        label_smoothing: share of preferences that DPO assumes to be swapped.
     """
 
     kind: typing.Literal["sft", "dpo"] = "sft"
@@ -108,7 +108,7 @@ class OptimizerSettings:
         final_share: of the learning rate, at the last step.
         decay_share: of all steps; "wsd" only.
         weight_decay: decoupled.
-        decay: "all" weights, or "kernels" alone (no biases, norms and embeddings).
+        decay: "all" weights, or only "kernels" (no biases, norms and embeddings).
         betas: of the moments.
         eps: of the update's denominator.
         clip_norm: largest global norm of the gradient; 0 does not clip.
@@ -129,15 +129,15 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineSettings:
-    """[machine]: how the step is computed.
+    """[machine]: mesh, dtype and memory options of the step.
 
     Attributes:
-        data: mesh axis; -1 takes all devices that `model` leaves. Fewer than there are: the first ones.
+        data: mesh axis; -1 takes all devices that `model` leaves. Fewer than available: the first ones.
         model: mesh axis: devices that share one copy of the decoder.
         fsdp: split weights and optimiser state over `data` as well.
         dtype: of the computation; trained weights and optimiser state are always float32.
-        remat: what the backward pass computes again: "none", "dots" (all but products with weights) or "layers".
-        accumulation: micro-batches of a step.
+        remat: rematerialisation in the backward pass: "none", "dots" (all but products with weights) or "layers".
+        accumulation: micro-batches per step.
     """
 
     data: int = -1
@@ -150,20 +150,20 @@ class MachineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """A whole run.
+    """The settings of a whole run.
 
     Attributes:
         model: checkpoint to start from (Orbax or Hugging Face folder, or hub id); or a folder with config.json and the
             processor's files and no weights, together with `from_scratch`.
         output: folder of checkpoints, metrics and the exported result; a run in it is continued.
         steps: optimiser steps.
-        from_scratch: start from freshly drawn weights.
-        seed: of everything drawn.
-        train: parts to train, some of `PARTS`; not read with [lora].
+        from_scratch: start from randomly initialised weights.
+        seed: of all random numbers.
+        train: parts to train, some of `PARTS`; ignored with [lora].
         log_every: steps between lines of metrics.
-        evaluate_every: steps between evaluations; 0: at the end alone.
+        evaluate_every: steps between evaluations; 0: only at the end.
         save_every: steps between checkpoints.
-        keep: newest checkpoints that are kept.
+        keep: number of newest checkpoints that are kept.
     """
 
     model: str
@@ -185,7 +185,7 @@ class TrainSettings:
 
 
 def check_settings(settings: TrainSettings, *, where: str = "settings") -> None:
-    """Raise a ValueError for values that no run can have."""
+    """Raise a ValueError for invalid values."""
     data, machine, optimizer = settings.data, settings.machine, settings.optimizer
     positive = {
         "steps": settings.steps,

@@ -1,7 +1,7 @@
-"""The settings of a training run out of a TOML file, read strictly, and out of a command line that replaces some.
+"""Settings file of a training run: strict reading of TOML, with overrides from the command line.
 
-A name that is not there, a value of another type or out of range is a `ValueError` that names it. Paths are relative to
-the file.
+An unknown name, or a value of another type or out of range, is a `ValueError` that names it. Paths are relative to the
+file.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _TABLES["lora"] = LoraSettings
 
 
 def _fits(value: Any, kind: Any) -> Any:
-    """`value` as the annotated type; raises TypeError where it is none."""
+    """`value` as the annotated type; raises a TypeError if it does not fit."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         kind = next(part for part in inside if part is not types.NoneType)
@@ -44,7 +44,7 @@ def _fits(value: Any, kind: Any) -> Any:
 
 
 def _read_table(kind: Any, table: Any, *, where: str, above: Any = None) -> Any:
-    """A settings dataclass out of a parsed table; `above` are the values of tables inside it, read already."""
+    """A settings dataclass from a parsed table; `above` holds the already read values of nested tables."""
     if not isinstance(table, dict):
         raise ValueError(f"{where}: a table of settings is needed, not {table!r}")
     hints, above = typing.get_type_hints(kind), above or {}
@@ -74,11 +74,11 @@ def read_settings(
 
     Args:
         path: TOML file. Paths in it are relative to its folder.
-        overrides: settings that replace the file's, such as {"data.rows": "16"}; values as TOML writes them, text also
+        overrides: settings that replace the file's, such as {"data.rows": "16"}; values in TOML syntax, strings also
             without quotes. Paths among them are relative to the working directory.
 
     Raises:
-        ValueError: no such file, no TOML, or a setting that is unknown, missing, of another type or out of range.
+        ValueError: no such file, invalid TOML, or a setting that is unknown, missing, of another type or out of range.
     """
     path = Path(path)
     try:
@@ -114,7 +114,7 @@ def read_settings(
 
 
 def _resolve(tables: dict[str, Any], *, base: Path) -> None:
-    """Make paths absolute, in place; a model that is no folder beside `base` may be a hub id and stays."""
+    """Make paths absolute, in place; a model that is not a folder relative to `base` may be a hub id and stays."""
 
     def absolute(value: Any) -> Any:
         return str((base / value).resolve()) if isinstance(value, str) else value
@@ -133,10 +133,10 @@ def _resolve(tables: dict[str, Any], *, base: Path) -> None:
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, str]:
-    """What --set says, by the setting's dotted name; the values are read where the settings are.
+    """The items of --set by dotted name; values are parsed together with the settings file.
 
     Raises:
-        ValueError: an item has no form NAME=VALUE, or a name comes twice.
+        ValueError: an item is not of the form NAME=VALUE, or a name occurs twice.
     """
     overrides: dict[str, str] = {}
     for item in items:

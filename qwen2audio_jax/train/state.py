@@ -1,4 +1,4 @@
-"""What a step changes: trained weights and the optimiser's state, laid out over the mesh."""
+"""Training state: trained weights and optimiser state, sharded over the mesh."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class TrainState:
         step: [] int32, steps done.
         weights: the trained weights, float32: a part of the parameter tree, or an adapter's.
         optimizer: the optax state.
-        key: [2] uint32, from which every step draws its own.
+        key: [2] uint32, from which every step derives its own key.
     """
 
-    # Arrays; or their shapes, or their shardings: trees of one form.
+    # Arrays, or their shapes, or their shardings: trees of the same structure.
     step: Any
     weights: Any
     optimizer: Any
@@ -44,10 +44,10 @@ def weight_shardings(weights: Mapping[str, Any], axes: Mapping[str, Any], *, mes
 def state_shardings(
     optimizer: optax.GradientTransformation, weights: Mapping[str, Any], shardings: Any, *, mesh: Mesh
 ) -> TrainState:
-    """The shardings of a whole `TrainState`: a moment lies as its weight does, what is no moment on every device.
+    """The shardings of a whole `TrainState`: moments are sharded like their weights, the rest is replicated.
 
     Args:
-        optimizer: whose state it is.
+        optimizer: the optimiser of the state.
         weights: arrays or `jax.ShapeDtypeStruct`s.
         shardings: of the weights, the same tree.
         mesh: the devices.
@@ -57,7 +57,7 @@ def state_shardings(
     shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        # The weight's own path ends the path of whatever is kept for it.
+        # The path of a weight's moments ends in the weight's own path.
         for start in range(len(path)):
             name = jax.tree_util.keystr(path[start:])
             if name in by_path and shapes[name] == leaf.shape:
@@ -71,7 +71,7 @@ def state_shardings(
 def new_state(
     weights: Mapping[str, Any], *, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int
 ) -> TrainState:
-    """A state before its first step; the weights become float32 and go where the shardings say."""
+    """The state before the first step; the weights are cast to float32 and sharded."""
 
     def make(weights: Mapping[str, Any]) -> TrainState:
         master = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dict(weights))

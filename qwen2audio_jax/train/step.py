@@ -1,4 +1,4 @@
-"""One optimiser step as one jitted program: micro-batches, loss over the global batch, clipping, update."""
+"""The optimiser step as one jitted program: micro-batches, loss over the global batch, clipping, update."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,20 +12,20 @@ from qwen2audio_jax.train.losses import Sums
 from qwen2audio_jax.train.state import TrainState
 
 SumsOf = Callable[[Mapping[str, Any], Mapping[str, Any], TrainBatch, jax.Array | None], Sums]
-"""(trained weights, frozen weights, batch, key) to the sums of the objective; without a key nothing is dropped out."""
+"""The objective: (trained weights, frozen weights, batch, key) to its sums; without a key there is no dropout."""
 
 Metrics = dict[str, jax.Array]
 
 
 def _micro_batches(batch: TrainBatch, count: int) -> TrainBatch:
-    """[R, ...] to [count, R / count, ...]; every device keeps the rows it has: it deals its own out."""
+    """Split [R, ...] into [count, R / count, ...]; every device splits its own rows, so none move."""
     return jax.tree.map(lambda x: jnp.reshape(x, (-1, count, *x.shape[1:])).swapaxes(0, 1), batch)
 
 
 def gradients(
     sums_of: SumsOf, weights: Any, frozen: Any, batch: TrainBatch, key: jax.Array, *, accumulation: int
 ) -> tuple[Any, Metrics]:
-    """The gradient of the mean loss over the whole batch, and the means; accumulated over micro-batches in float32."""
+    """The gradient of the mean loss over the whole batch, and the means, accumulated over micro-batches in float32."""
 
     def one(weights: Any, batch: TrainBatch, key: jax.Array) -> tuple[jax.Array, Sums]:
         sums = sums_of(weights, frozen, batch, key)
@@ -56,8 +56,8 @@ def make_step(
 ) -> Callable[[TrainState, Any, TrainBatch], tuple[TrainState, Metrics]]:
     """The function to jit, its state donated: (state, frozen weights, batch) to (new state, metrics).
 
-    Metrics: the objective's means, `targets` (what the mean is over), `gradient_norm` before clipping and
-    `learning_rate`. A step whose loss or gradient is not finite leaves the weights as they are.
+    Metrics: the objective's means, `targets` (the count of the mean), `gradient_norm` before clipping and
+    `learning_rate`. A step whose loss or gradient is not finite leaves the weights unchanged.
     """
 
     def step(state: TrainState, frozen: Any, batch: TrainBatch) -> tuple[TrainState, Metrics]:

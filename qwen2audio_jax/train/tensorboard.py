@@ -1,7 +1,7 @@
-"""Scalars as TensorBoard event files: TFRecords of `Event` messages.
+"""TensorBoard event files of scalars: TFRecords of `Event` messages.
 
-tensorboardX's own `SummaryWriter` hands events to a thread that writes them up to minutes later, and a killed run
-loses these; here its records are written as they come.
+tensorboardX's own `SummaryWriter` writes events in a thread up to minutes later, and a killed run loses them; here
+records are written immediately.
 """
 
 import time
@@ -15,11 +15,11 @@ _SUMMARIES = "tensorboardX.proto.summary_pb2"
 
 
 class TensorBoardWriter:
-    """One event file; a run that is continued adds a file to the folder.
+    """One event file; a resumed run adds a file to the folder.
 
     Args:
-        folder: what `tensorboard --logdir` is given; created where it is missing.
-        start_step: what earlier files say of later steps than this is hidden by TensorBoard.
+        folder: the argument of `tensorboard --logdir`; created if missing.
+        start_step: TensorBoard hides the points of earlier files after this step.
 
     Raises:
         ValueError: tensorboardX is not installed.
