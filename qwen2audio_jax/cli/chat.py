@@ -23,10 +23,10 @@ A line is a message; an empty line sends the clips added so far on their own. Ct
 
 
 def run(options: argparse.Namespace) -> None:
-    """Talk until the input ends; what goes wrong with one line is told on stderr and the conversation goes on.
+    """Run the conversation until the input ends; an error in one line is reported on stderr and does not end it.
 
     Raises:
-        ValueError: the options name no model that can be used.
+        ValueError: the options name no usable model.
     """
     processor, arguments = prepare(options)
     arguments["num_return_sequences"] = 1
@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 class Chat:
-    """A conversation so far, and the clips that go with the next message.
+    """The conversation so far, and the clips for the next message.
 
-    Every turn renders the whole conversation; what of it the session has computed in the turns before is not computed
-    again, however the answers split into tokens when they are read.
+    Every turn renders the whole conversation; the session recomputes none of its cached prefix, even if answers are
+    tokenised differently when rendered again.
 
     Attributes:
         system: the system message; None leaves it to the chat template.
@@ -70,7 +70,7 @@ class Chat:
         options: argparse.Namespace,
         arguments: dict[str, Any],
     ):
-        """Begin; `arguments` are what `stream` takes beside the inputs."""
+        """Start a conversation; `arguments` are those of `stream` besides the inputs."""
         self._model, self._processor, self._options, self._arguments = model, processor, options, arguments
         self._session = model.start()
         self.system: str | None = options.system
@@ -78,10 +78,10 @@ class Chat:
         self.clips: list[Any] = []
 
     def handle(self, line: str) -> None:
-        """Do what a line says: a command, or a message to answer on stdout.
+        """Handle a line: run a command, or answer a message on stdout.
 
         Raises:
-            ValueError, KeyboardInterrupt: it was not done; the conversation and the clips added are as before.
+            ValueError, KeyboardInterrupt: it was not completed; the conversation and the added clips are unchanged.
         """
         text = line.strip()
         if text.startswith("//"):
@@ -95,7 +95,7 @@ class Chat:
     def _command(self, command: str, argument: str) -> None:
         if command == "/audio":
             if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "'\"":
-                argument = argument[1:-1]  # as terminals write a file that is dropped onto them
+                argument = argument[1:-1]  # as terminals paste the path of a dropped file
             if not argument:
                 raise ValueError("/audio needs a file, as in: /audio speech.wav")
             extractor = self._processor.feature_extractor
@@ -131,14 +131,14 @@ class Chat:
         except KeyboardInterrupt:
             if not written:
                 raise
-            say(" (stopped)")  # the conversation goes on from what was read
+            say(" (stopped)")  # the conversation continues from the text printed so far
             write("\n")
         self.history += [asked, {"role": "assistant", "content": "".join(written)}]
         self.clips = []
 
 
 def read_lines(*, interactive: bool) -> Iterator[str]:
-    """Lines of stdin until it ends; at a terminal with a prompt and line editing, where Ctrl-C drops the line.
+    """Lines of stdin until it ends; a terminal gets a prompt and line editing, and Ctrl-C discards the line.
 
     Raises:
         ValueError: a line of a pipe is not UTF-8.
@@ -150,7 +150,7 @@ def read_lines(*, interactive: bool) -> Iterator[str]:
         import readline  # noqa: F401  (gives input() its line editing)
     while True:
         try:
-            # input() writes the prompt to stdout, where nothing but answers belongs in a file.
+            # input() writes the prompt to stdout, which must hold only answers when redirected to a file.
             yield input("> " if sys.stdout.isatty() else "")
         except KeyboardInterrupt:
             say("/quit or Ctrl-D leaves")

@@ -1,4 +1,4 @@
-"""`qwen2audio doctor`: whether the machine is ready; or whether a checkpoint is what it should be."""
+"""`qwen2audio doctor`: diagnosis of the machine, or of a checkpoint."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ from qwen2audio_jax.source import resolve_checkpoint
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
 PUBLISHED = "Glass is breaking."
-"""What the base model's documentation says of its clip of breaking glass (glass-breaking-151256.mp3)."""
+"""The answer in the base model's documentation for its clip of breaking glass (glass-breaking-151256.mp3)."""
 
 
 def examine(options: argparse.Namespace) -> int:
-    """Print a line for each check, and its problems; 1 if there is one.
+    """Print a line for each check, and its problems; returns 1 if there are any.
 
     Raises:
         ValueError: there is no checkpoint, or an option is for one and none is named.

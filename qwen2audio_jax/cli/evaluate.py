@@ -1,4 +1,4 @@
-"""`qwen2audio evaluate`: figures for a model on synthesised speech."""
+"""`qwen2audio evaluate`: scores of a model on synthesised speech."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     if options.data is not None and (options.seed is not None or options.split is not None):
         raise ValueError("--seed and --split are for --fresh, which synthesises; leave them out with --data")
     join(options)
-    # Imported here: the other commands do without.
+    # Imported here: the other commands do not need it.
     from qwen2audio_jax.speech.dataset import write_dataset
     from qwen2audio_jax.speech.evaluate import evaluate, read_records
     from qwen2audio_jax.speech.scoring import score
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def figures(scores: "Scores") -> str:
-    """The scores as lines of name and per cent; what was not asked is left out."""
+    """The scores as lines of name and percentage; tasks without questions are left out."""
     lines = (
         ("digit error rate", scores.digit_error_rate),
         ("strings right", scores.strings_right),

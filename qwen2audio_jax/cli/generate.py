@@ -14,10 +14,10 @@ from qwen2audio_jax.processor_output import ProcessorOutput
 
 
 def run(options: argparse.Namespace) -> None:
-    """Answer the prompt that the options hold.
+    """Answer the prompt in the options.
 
     Raises:
-        ValueError: anything that was given cannot be used.
+        ValueError: an input or option cannot be used.
     """
     prompt = _prompt(options)
     processor, arguments = prepare(options)
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     width = inputs.input_ids.shape[1]
     result = model.generate(**inputs, **arguments, return_dict_in_generate=True)
     if jax.process_index() != 0:
-        return  # all of several processes answer the same prompt, and the first one tells
+        return  # all processes compute the same answer, and the first one prints it
     for row, length in enumerate(result.lengths):
         ids = result.sequences[row, width : width + length]
         text = processor.decode(ids, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The processor and the model that the options name; whatever is cheap is checked before weights load."""
+"""Loading of processor and model from the options, with cheap checks before weights are loaded."""
 
 import argparse
 import sys
@@ -21,19 +21,19 @@ EXAMPLE = "example:"
 
 
 def clip_source(name: str) -> str:
-    """What `feature_extractor.load` takes for a clip as a user names it: `example:NAME` is a file of the package.
+    """The source of a clip for `feature_extractor.load`: `example:NAME` stands for a file of the package.
 
     Raises:
-        ValueError: there is no example of that name; the message lists them.
+        ValueError: there is no such example; the message lists them.
     """
     return str(example(name.removeprefix(EXAMPLE))) if name.startswith(EXAMPLE) else name
 
 
 def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:
-    """The processor, and what `generate` and `stream` take beside the inputs.
+    """The processor, and the arguments of `generate` and `stream` besides the inputs.
 
     Raises:
-        ValueError: the model has no processor, or a generation option has a value it cannot have.
+        ValueError: the model has no processor, or a generation option has an invalid value.
     """
     if options.model == DEFAULT_MODEL:
         say(
@@ -52,16 +52,16 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     for name in ("temperature", "top_k", "top_p", "seed"):
         if getattr(options, name) is not None and not settings.do_sample:
             say(f"warning: --{name.replace('_', '-')} has no effect: add --do-sample to draw tokens")
-    # Stated even when nobody asked: whether the answer can be streamed depends on it.
+    # Always stated, because it determines whether the answer can be streamed.
     given["num_return_sequences"] = settings.num_return_sequences
     return processor, {**given, "seed": options.seed, "tokenizer": processor}
 
 
 def join(options: argparse.Namespace) -> None:
-    """Join the other processes of this command, where there are any; before anything else is done with JAX.
+    """Join the other processes of this command, if there are any; to be called before any other use of JAX.
 
     Raises:
-        ValueError: the options contradict each other, the others did not come, or the command takes no others.
+        ValueError: the options contradict each other, processes are missing, or the command is single-process.
     """
     if hasattr(options, "num_processes"):
         initialize(

@@ -1,4 +1,4 @@
-"""What `qwen2audio doctor` finds on a machine: versions, devices, memory, decoders, folders, processes."""
+"""Machine facts for `qwen2audio doctor`: versions, devices, memory, decoders, folders, processes."""
 
 import importlib.metadata
 import os
@@ -18,31 +18,31 @@ PACKAGES = ("qwen2audio-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "libt
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
 _ALPHABET_CHIPS = "0x1ae0"  # PCI vendor of TPUs
 DEVICE_SECONDS = 60.0
-"""How long JAX may look for devices: on one worker of a pod it never ends."""
+"""Seconds that JAX's device discovery may take: on a single worker of a pod it never ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The facts that the checks judge.
+    """The facts about a machine that the checks evaluate.
 
     Attributes:
         versions: of packages and Python; those that are not installed are left out.
-        platform: what JAX runs on ("cpu", "gpu", "tpu"); None if it did not say.
-        devices: of this process: kind, and bytes of memory in all and in use where the device tells.
-        device_error: what went wrong in finding them.
+        platform: JAX's backend ("cpu", "gpu", "tpu"); None if unknown.
+        devices: of this process: kind, and total and used bytes of memory if the device reports them.
+        device_error: the error of device discovery.
         asked_platforms: $JAX_PLATFORMS.
-        tpu_chips: that the machine has, on its PCI bus.
-        tpu_holders: other processes that have one open.
-        gpus: NVIDIA devices are there.
-        processes: joined with this one, itself included.
+        tpu_chips: number of chips on the machine's PCI bus.
+        tpu_holders: ids of other processes that have one open.
+        gpus: whether there are NVIDIA devices.
+        processes: number of joined processes, this one included.
         peers_missing: why not all could be joined.
-        pod_workers: how many the machine's pod or job says it has; None if it says nothing.
-        other_versions: processes whose versions differ from this one's, and what they have.
-        memory: of the host in bytes, in all and free.
-        decoders: what reads sound -> version; None if it is missing.
+        pod_workers: number of workers that the machine's pod or job reports; None if it reports none.
+        other_versions: processes whose versions differ from this one's, and their versions.
+        memory: of the host in bytes, total and free.
+        decoders: decoder -> version; None if it is missing.
         cache: the folder for conversions.
         cache_problem: why it cannot be written.
-        cache_free: bytes left on its disk.
+        cache_free: free bytes on its disk.
         compiled: the folder of JAX's compilation cache; empty if there is none.
         compiled_problem: why it cannot be written.
     """
@@ -103,7 +103,7 @@ def look(*, peers_missing: str | None = None) -> Machine:
 
 
 def pod_workers(environment: Mapping[str, str]) -> int | None:
-    """How many workers the environment of a TPU pod names."""
+    """The number of workers that the environment of a TPU pod names."""
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     return len(names.split(",")) * int(environment.get("MEGASCALE_NUM_SLICES") or 1) if names else None
 
@@ -134,7 +134,7 @@ def _find_devices(found: dict[str, Any], versions: str) -> None:
             line[: len(own)] = own
             said = [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(line)]
             result["other_versions"] = {i: text for i, text in enumerate(said) if text != versions}
-    except Exception as error:  # whatever a backend raises is what is to be reported
+    except Exception as error:  # any error of a backend is to be reported
         result["device_error"] = " ".join(f"{type(error).__name__}: {error}".split())
     found.update(result)
 
@@ -142,7 +142,7 @@ def _find_devices(found: dict[str, Any], versions: str) -> None:
 def _device(device: Any) -> dict[str, Any]:
     try:
         stats = device.memory_stats() or {}
-    except Exception:  # not every backend knows
+    except Exception:  # not every backend reports memory
         stats = {}
     return {
         "id": device.id,
@@ -165,7 +165,7 @@ def _read(path: Path) -> str:
 
 
 def _tpu_holders() -> list[int]:
-    """Other processes that have a TPU's device file open, as far as this user may see them."""
+    """Other processes that have a TPU's device file open, as far as visible to this user."""
     holders = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
@@ -199,7 +199,7 @@ def _decoders() -> dict[str, str | None]:
 
 
 def _folder(path: Path) -> tuple[str | None, int | None]:
-    """Why a folder, or the nearest one above it that exists, cannot be written; and the bytes left there."""
+    """The problem with writing to a folder, or to its nearest existing parent, and the free bytes there."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent

@@ -1,4 +1,4 @@
-"""What `qwen2audio doctor` makes of a machine: a line for each check, and its problems, each with the remedy."""
+"""Machine checks of `qwen2audio doctor`: one line for each, and its problems, each with the remedy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from qwen2audio_jax.cli.machine import PLUGINS, Machine
 
 @dataclass(frozen=True)
 class Checked:
-    """One check: its name, what was found, and what is wrong with it."""
+    """The result of one check: its name, the finding, and its problems."""
 
     name: str
     found: str
@@ -16,7 +16,7 @@ class Checked:
 
 
 def check_versions(machine: Machine) -> Checked:
-    """Packages, one libtpu only, and the same in all processes."""
+    """Check package versions: a single libtpu, and the same versions in all processes."""
     versions = machine.versions
     problems = []
     both = [name for name in ("libtpu", "libtpu-nightly") if name in versions]
@@ -36,7 +36,7 @@ def check_versions(machine: Machine) -> Checked:
 
 
 def check_devices(machine: Machine) -> Checked:
-    """That JAX finds devices, and soon."""
+    """Check that JAX finds devices in reasonable time."""
     problems = []
     if machine.device_error is not None:
         problems.append(machine.device_error)
@@ -54,7 +54,7 @@ def check_devices(machine: Machine) -> Checked:
 
 
 def check_fallback(machine: Machine) -> Checked:
-    """That an accelerator which is there is used."""
+    """Check that an existing accelerator is used."""
     hardware = [f"{machine.tpu_chips} TPU chips"] * (machine.tpu_chips > 0) + ["NVIDIA GPUs"] * machine.gpus
     plugins = [name for name in PLUGINS if name in machine.versions]
     found = f"the machine has {' and '.join(hardware) or 'no accelerator'}"
@@ -85,7 +85,7 @@ def check_fallback(machine: Machine) -> Checked:
 
 
 def check_holders(machine: Machine) -> Checked:
-    """That no other process has the TPU."""
+    """Check that no other process holds the TPU."""
     error = machine.device_error or ""
     problems = []
     if machine.tpu_holders:
@@ -100,7 +100,7 @@ def check_holders(machine: Machine) -> Checked:
 
 
 def check_processes(machine: Machine) -> Checked:
-    """That all workers of a pod were started."""
+    """Check that all workers of a pod were started."""
     workers = machine.pod_workers
     problems = []
     if machine.peers_missing is not None:
@@ -117,13 +117,13 @@ def check_processes(machine: Machine) -> Checked:
 
 
 def check_memory(machine: Machine) -> Checked:
-    """The host's memory; no amount of it is wrong by itself."""
+    """Report the host's memory; no amount of it is a problem in itself."""
     sizes = (f"{name} {size / 1e9:.1f} GB" for name, size in machine.memory.items())
     return Checked("host memory", ", ".join(sizes) or "unknown", [])
 
 
 def check_decoders(machine: Machine) -> Checked:
-    """That sound files can be read."""
+    """Check that audio files can be decoded."""
     problems = []
     if machine.decoders.get("soundfile") is None:
         problems.append("soundfile does not load, so no sound file can be read: pip install soundfile")
@@ -134,7 +134,7 @@ def check_decoders(machine: Machine) -> Checked:
 
 
 def check_cache(machine: Machine) -> Checked:
-    """That converted checkpoints can be kept."""
+    """Check that converted checkpoints can be stored."""
     problems = []
     if machine.cache_problem is not None:
         problems.append(f"{machine.cache_problem}: point QWEN2AUDIO_CACHE at a folder that can")
@@ -143,7 +143,7 @@ def check_cache(machine: Machine) -> Checked:
 
 
 def check_compiled(machine: Machine) -> Checked:
-    """That compiled programs can be kept, where they are to be."""
+    """Check that JAX's compilation cache, if configured, can be written."""
     problems = []
     if machine.compiled_problem is not None:
         problems.append(f"{machine.compiled_problem}: point JAX_COMPILATION_CACHE_DIR at a folder that can")

@@ -1,7 +1,7 @@
-"""The command `qwen2audio`: reads the arguments, runs a subcommand, and turns what goes wrong into an exit code.
+"""The command `qwen2audio`: parses the arguments, runs a subcommand, and turns errors into an exit code.
 
-Exit codes: 0 done; 1 failed; 2 bad input, with one line on stderr that says what is wrong. QWEN2AUDIO_DEBUG=1 shows
-where an error came from.
+Exit codes: 0 done; 1 failed; 2 bad input, with one line on stderr that states the problem. QWEN2AUDIO_DEBUG=1 shows the
+traceback of an error.
 """
 
 import io
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; like argparse it raises SystemExit for bad options and --help."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["convert"]:
-        # The converter is a command of its own too, with its own options.
+        # The converter is also a standalone command, with its own options.
         from qwen2audio_jax.convert.__main__ import main as convert
 
         return convert(arguments[1:], prog="qwen2audio convert")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         from qwen2audio_jax.cli.chat import run
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character gets its number; the answer goes on.
+        # A terminal that cannot show a character gets its code point, so that the answer continues.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = 0
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read the answer has left; the interpreter's own last flush is not to complain about it either.
+        # The reader of the output has closed it; the interpreter's final flush must not report that either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:

@@ -1,6 +1,6 @@
-"""The options that the subcommands share, and what they mean to the library.
+"""Command-line options of the subcommands, and their translation to library arguments.
 
-Values are checked by the library that uses them: its messages name value, limit and remedy.
+Values are checked by the library, whose messages name value, limit and remedy.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from qwen2audio_jax.embedded import EMBEDDED, examples
 from qwen2audio_jax.mesh_presets import mesh_preset_names
 
 DEFAULT_MODEL = EMBEDDED
-"""The checkpoint that is used without --model."""
+"""The default of --model."""
 
 DEFAULT_NEW_TOKENS = 512
-"""The longest answer where neither the options nor the checkpoint say: the library's 20 would cut most of them."""
+"""Default limit of new tokens if neither options nor checkpoint set one: the library's 20 would cut most answers."""
 
 _GENERATION = (
     ("--min-new-tokens", int, "N", "fewest tokens before the answer may end"),
@@ -26,7 +26,7 @@ _GENERATION = (
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints take one line."""
+    """Argument parser with one-line errors."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where it comes from and where it runs."""
+    """Add the options of the model: source, storage and devices."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -65,7 +65,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Which of several processes this one is; without them a cluster is asked, and else it runs alone."""
+    """Add the options of multi-process runs; without them the cluster environment decides."""
     group = parser.add_argument_group(
         "several processes",
         "the same command on every host; TPU pods, Slurm, Open MPI and Kubernetes jobs need none of these",
@@ -79,7 +79,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:
-    """What the model hears and reads."""
+    """Add the options of the model's inputs."""
     group = parser.add_argument_group("input")
     if single_prompt:
         names = ", ".join(path.stem for path in examples())
@@ -99,7 +99,7 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    """How the answer is made; what is not given is as the checkpoint says."""
+    """Add the options of generation, whose defaults are the checkpoint's."""
     group = parser.add_argument_group("generation", "defaults: the checkpoint's generation_config.json")
     length = group.add_mutually_exclusive_group()
     length.add_argument(
@@ -123,7 +123,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """What comes out."""
+    """Add the options of the output."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--num-return-sequences", type=int, metavar="N", help="N answers, one after the other; sampling only"
@@ -136,7 +136,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """What to train, and where to."""
+    """Add the options of `train`."""
     parser.add_argument("config", metavar="CONFIG", help="training configuration: a TOML file")
     parser.add_argument(
         "--set",
@@ -150,7 +150,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """On what to evaluate, and how."""
+    """Add the options of `evaluate`."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data", metavar="DIR", help="folder with records.jsonl, as python -m qwen2audio_jax.speech writes"
@@ -165,7 +165,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What was said about generation, as keyword arguments of `generate`."""
+    """The given generation options as keyword arguments of `generate`."""
     names = ["max_new_tokens", "max_length", "do_sample", "num_return_sequences"]
     names += [name[2:].replace("-", "_") for name, *_ in _GENERATION]
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
@@ -175,10 +175,10 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def mesh_arguments(text: str) -> dict[str, Any]:
-    """The arguments of `make_mesh` in "2x4", "data=2,model=4" or the name of a preset.
+    """The arguments of `make_mesh` from "2x4", "data=2,model=4" or the name of a preset.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: the text has another form.
     """
     if text in mesh_preset_names():
         return {"preset": text}
@@ -197,7 +197,7 @@ def mesh_arguments(text: str) -> dict[str, Any]:
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, and the clip."""
+    """Add the options of `doctor`."""
     parser.add_argument(
         "--model",
         metavar="DIR",
@@ -216,7 +216,7 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """Which model on which machine, and for what."""
+    """Add the options of `plan`."""
     parser.add_argument(
         "--config",
         metavar="FILE",

@@ -1,24 +1,24 @@
-"""What the command writes: answers to stdout, everything else to stderr."""
+"""Output of the command: answers to stdout, everything else to stderr."""
 
 import sys
 from collections.abc import Generator
 
-# All of them but tab and line break: an answer may be what a sound or a checkpoint made the model say.
+# All control characters but tab and line break: an answer may be shaped by an untrusted clip or checkpoint.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def write(text: str) -> None:
-    """Text of an answer, at once; a terminal sees control characters by their numbers and does not obey them."""
+    """Write and flush text of an answer; a terminal gets control characters escaped."""
     sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def write_answer(pieces: Generator[str, None, str], *, written: list[str]) -> None:
-    """Write an answer's pieces as they come, and a line break; say so when the limit of new tokens cut it.
+    """Write an answer's pieces as they arrive, and a line break; report if the limit of new tokens ended it.
 
     Args:
-        pieces: of the model's `stream`.
-        written: takes each piece, for a caller that is interrupted.
+        pieces: the result of the model's `stream`.
+        written: collects the pieces, for a caller that is interrupted.
     """
     while True:
         try:
@@ -34,7 +34,7 @@ def write_answer(pieces: Generator[str, None, str], *, written: list[str]) -> No
 
 
 def say(text: str) -> None:
-    """A word to the user."""
+    """Print a message to the user on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

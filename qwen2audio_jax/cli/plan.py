@@ -1,4 +1,4 @@
-"""`qwen2audio plan`: what a machine must have, before there is one."""
+"""`qwen2audio plan`: memory and speed estimates for a machine that need not exist yet."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ DEFAULT_CONFIG = "qwen2-audio-7b"
 
 
 def read_config(source: str) -> Qwen2AudioConfig:
-    """A configuration that comes with the package, by its name, or a config.json or the folder it is in.
+    """A configuration by its name in the package, or from a config.json or its folder.
 
     Raises:
-        ValueError: there is no such file or name, or it is none that this package computes.
+        ValueError: there is no such file or name, or the configuration is not supported.
     """
     path = Path(source)
     if path.is_dir():
@@ -29,16 +29,16 @@ def read_config(source: str) -> Qwen2AudioConfig:
 
 
 def plan(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Plan and print, TPUs in a process of their own; its exit code.
+    """Make and print a plan, for TPUs in a separate process; returns the exit code.
 
     Args:
-        options: parsed.
-        arguments: what they were parsed from, for that process.
+        options: the parsed options.
+        arguments: the command-line arguments, for that process.
 
     Raises:
-        ValueError: something is asked for that there is not; or, in that process, no compiler.
+        ValueError: a requested name does not exist; or, in that process, there is no compiler.
     """
-    # Imported here: the other commands do without.
+    # Imported here: the other commands do not need it.
     from qwen2audio_jax.plan.compiling import GIB
     from qwen2audio_jax.plan.inference import plan_inference
     from qwen2audio_jax.plan.job import make_job

@@ -8,10 +8,10 @@ from qwen2audio_jax.cli.output import say
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, or continue a run, as the configuration says.
+    """Train, or resume a run, from a configuration.
 
     Raises:
-        ValueError: the configuration, the data or what the output folder holds cannot be used.
+        ValueError: the configuration, the data or the contents of the output folder cannot be used.
     """
     from qwen2audio_jax.train.settings_file import parse_overrides, read_settings
 
@@ -19,9 +19,9 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         if "output" in overrides:
             raise ValueError("the output folder is given twice, by --output and by --set output; leave out one")
-        # As TOML writes a text: a folder may be named like a number.
+        # As a TOML string: a folder may be named like a number.
         overrides["output"] = json.dumps(options.output, ensure_ascii=False)
-    # Imported in these two steps: what is wrong with a configuration is said at once.
+    # Imported in two steps, so that errors in a configuration are reported at once.
     from qwen2audio_jax.train.extra import require_extras
 
     settings = read_settings(options.config, overrides=overrides)

@@ -1,5 +1,5 @@
-"""What a machine must have to run or train the model: memory, communication and the roofline, before there is one.
+"""Capacity planning: memory, communication and roofline of running or training the model on a given machine.
 
-`inference.plan_inference` and `training.plan_training` answer for a `request.Request`. For TPUs they compile the real
-programs with libtpu, on a CPU; for GPUs they do arithmetic.
+`inference.plan_inference` and `training.plan_training` answer a `request.Request` without the machine. For TPUs they
+compile the real programs with libtpu, on a CPU; for GPUs they do arithmetic.
 """

@@ -1,4 +1,4 @@
-"""Memory and communication of a stage by arithmetic, for machines that nothing here can compile for: GPUs."""
+"""Arithmetic estimates of a stage's memory and communication, for GPUs, which cannot be compiled for without one."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +32,7 @@ def usable_bytes(chip: Chip) -> int:
 
 
 def chosen_attention(config: Qwen2AudioConfig) -> str:
-    """What computes the attention over prompts and clips on any of the table's GPUs; none is older than Ampere."""
+    """The attention implementation on the table's GPUs, none of which is older than Ampere."""
     gpu = SimpleNamespace(platform="gpu", compute_capability="8.0")
     mesh: Any = SimpleNamespace(devices=np.array([gpu]))
     return choose_attention(AUTO, mesh=mesh, dtype=config.dtype, head_dims=config.head_dims)
@@ -80,7 +80,7 @@ def temporary_bytes(
 def expected_collectives(
     stage: Stage, config: Qwen2AudioConfig, shapes: Shapes, *, data: int, model: int, width: int
 ) -> list[Collective]:
-    """What a stage exchanges.
+    """The collectives of a stage.
 
     When heads, ffn and vocabulary are split: sums after attention, ffn and embedding, and of a decode step the token's
     log-probability and the GPUs' best candidates. Before a prefill: the clips' vectors, which every GPU may need.

@@ -1,4 +1,4 @@
-"""The table of chips: what one holds, how fast it reads, multiplies and talks. Every number is its maker's.
+"""Table of chips: memory, bandwidth, FLOP/s and link rates. Every number is the manufacturer's.
 
 Sources. TPUs: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v5e and so
 on) for memory and FLOP/s; "How to Scale Your Model", chapter "How to Think About TPUs"
@@ -19,13 +19,13 @@ class Chip:
     Attributes:
         name: as in a topology's name.
         kind: TPUs are planned for by compiling, GPUs by arithmetic.
-        hbm_bytes: of its memory as sold; what programs may use is less.
+        hbm_bytes: of its nominal memory; programs may use less.
         hbm_bandwidth: bytes/s.
         bf16_flops: FLOP/s of matrix products in bfloat16.
         int8_ops: operations/s of matrix products in int8.
         link_bandwidth: bytes/s that a chip sends along one ring of its network, in both directions together.
-        source: where these numbers stand.
-        libtpu: what libtpu calls it; empty for GPUs.
+        source: the source of these numbers.
+        libtpu: libtpu's name for it; empty for GPUs.
         libtpu_options: further arguments of libtpu's topologies.
         aliases: other names.
     """
@@ -162,5 +162,5 @@ CHIPS = (
 
 
 def find_chip(name: str) -> Chip | None:
-    """The chip of a name or alias; None where the table has none."""
+    """The chip of a name or alias; None if the table has none."""
     return next((chip for chip in CHIPS if name in (chip.name, *chip.aliases)), None)

@@ -1,4 +1,4 @@
-"""Lowered programs to compiled ones: what they take, or that they take more memory than there is."""
+"""Compilation of lowered programs, with their memory use or an out-of-memory error."""
 
 import re
 import time
@@ -14,11 +14,11 @@ GIB = 1 << 30
 
 
 class OutOfMemory(Exception):
-    """A program that the compiler refuses because the chip's memory cannot hold it.
+    """Error: the compiler refuses a program that does not fit in the chip's memory.
 
     Attributes:
-        needed: bytes on one chip, where the compiler says.
-        limit: bytes that programs may use there, where it says.
+        needed: bytes on one chip, if the compiler reports them.
+        limit: bytes that programs may use there, if it reports them.
     """
 
     def __init__(self, message: str, *, needed: int | None, limit: int | None):
@@ -27,7 +27,7 @@ class OutOfMemory(Exception):
 
 
 class CompileError(RuntimeError):
-    """A program that does not compile, for a reason other than memory."""
+    """Error: a program does not compile, for a reason other than memory."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,17 @@ class Program:
     """One compiled program; sizes are in bytes on one chip.
 
     Attributes:
-        arguments: what lies in memory when it starts.
-        outputs: what it leaves, donated arguments that it writes in place among them.
-        aliased: of these, what is written in place.
-        temporary: what it takes in between, beyond arguments and outputs: the peak without them.
-        counted_temporary: the compiler's own count of that; some releases of libtpu count none in some programs.
-        peak: the most at any time, its own code included.
+        arguments: of its arguments.
+        outputs: of its outputs, including donated arguments that are written in place.
+        aliased: of the outputs that are written in place.
+        temporary: of temporaries: the peak without arguments and outputs.
+        counted_temporary: the compiler's own count of temporaries; some releases of libtpu report none for some
+            programs.
+        peak: the maximum at any time, its code included.
         flops: by the compiler's count, on one chip; loops count once.
         bytes_accessed: the same.
-        text: the program.
-        seconds: that compiling took.
+        text: the compiled program.
+        seconds: of compilation.
     """
 
     arguments: int
@@ -60,10 +61,10 @@ class Program:
 
 
 def compile_program(lowered: jax.stages.Lowered) -> Program:
-    """Compile.
+    """Compile a program.
 
     Raises:
-        OutOfMemory: it would not fit the chip's memory.
+        OutOfMemory: it does not fit in the chip's memory.
         CompileError: anything else.
     """
     began = time.monotonic()
@@ -92,7 +93,7 @@ def compile_program(lowered: jax.stages.Lowered) -> Program:
 
 
 def _failure(message: str) -> Exception:
-    """What a compiler's complaint means."""
+    """The exception for a compiler's error message."""
     if "RESOURCE_EXHAUSTED" not in message or not re.search(r"\bhbm\b", message, re.IGNORECASE):
         return CompileError(message)
     # Two wordings: "... HLO temporaries (33.88G) exceeds available HBM (15.75G)", "Used 16.2G of 15.75G hbm".
@@ -110,10 +111,10 @@ def _bytes(number: str, unit: str) -> int:
 
 @cache
 def memory_limit(mesh: Mesh) -> int:
-    """Bytes that programs may use on one chip, as the compiler says when it is given one that cannot fit.
+    """Bytes that programs may use on one chip, from the compiler's error for one that cannot fit.
 
     Raises:
-        CompileError: it says no such thing.
+        CompileError: the error does not state the limit.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     large = jax.ShapeDtypeStruct((1 << 11, 1 << 14, 1 << 14), jnp.float32, sharding=whole)  # 2 TiB
@@ -127,12 +128,12 @@ def memory_limit(mesh: Mesh) -> int:
 
 
 def usable(limit: int, memory: int | None) -> int:
-    """Bytes of a chip that may be used: all that there are, or no more than asked for."""
+    """Usable bytes of a chip: all available ones, or at most `memory`."""
     return limit if memory is None else min(limit, memory)
 
 
 def check_peak(peak: int, *, limit: int) -> None:
-    """Raise `OutOfMemory` for a program that takes more than may be used, though the chip may have it."""
+    """Raise `OutOfMemory` for a program whose peak exceeds the limit, even if the chip has more."""
     if peak > limit:
         message = f"{peak / GIB:.2f} GiB are more than the {limit / GIB:.2f} GiB that may be used"
         raise OutOfMemory(message, needed=peak, limit=limit)

@@ -1,4 +1,4 @@
-"""A plan for generating: every stage measured at the batch asked for, and the largest batch that fits."""
+"""Inference plan: every stage measured at the requested batch, and the largest batch that fits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from qwen2audio_jax.plan.topology import abstract_mesh, compile_mesh
 from qwen2audio_jax.quantization import INT8
 
 Say = Callable[[str], None]
-"""Takes a line about how far it is."""
+"""Callback for progress messages."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Measured:
 
     Attributes:
         temporary: beyond weights, cache and the stage's own inputs and outputs.
-        peak: the most at any time.
+        peak: the maximum at any time.
         exchanges: between the chips.
-        flops: by the compiler's count on one chip, loops counted once; None where nothing was compiled.
+        flops: by the compiler's count on one chip, loops counted once; None if nothing was compiled.
         bytes_accessed: the same.
-        seconds: that compiling took.
+        seconds: of compilation.
     """
 
     temporary: int
@@ -45,11 +45,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the stages of a batch are measured on the machine of a request.
+    """The method of measuring the stages of a batch on the machine of a request.
 
     Attributes:
         by: "compiling" or "arithmetic".
-        attention: what computes it over whole prompts and clips: see `attention.choose_attention`.
+        attention: its implementation for whole prompts and clips: see `attention.choose_attention`.
         limit: bytes that programs may use on one chip.
         measure: raises `OutOfMemory` for a stage that does not fit.
     """
@@ -65,14 +65,14 @@ class Plan:
     """The answer to a request; sizes are in bytes on one chip.
 
     Attributes:
-        request: what was asked.
-        shapes: of the batch asked for.
-        machine: how it was measured.
-        versions: of what compiled.
-        weights: all of them.
+        request: the request.
+        shapes: of the requested batch.
+        machine: the method of measuring.
+        versions: of the compiling packages.
+        weights: all weights.
         cache: keys and values.
-        stages: those that were measured and fit; where the batch does not fit some are missing.
-        refusal: why the batch asked for does not fit; None if it does.
+        stages: those that were measured and fit; if the batch does not fit, some are missing.
+        refusal: why the requested batch does not fit; None if it does.
         largest: the largest batch; None if it was not searched for.
     """
 
@@ -88,19 +88,19 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the batch asked for fits."""
+        """True if the requested batch fits."""
         return self.refusal is None
 
     @property
     def peak(self) -> int | None:
-        """The most that any stage takes; of a batch that does not fit what the refused one needs, where known."""
+        """The maximum over the stages; for a batch that does not fit, the refused stage's need if known."""
         if self.refusal is not None:
             return self.refusal.needed
         return max(stage.peak for stage in self.stages.values())
 
 
 def compiling(request: Request, *, memory: int | None, say: Say) -> Machine:
-    """Measure by compiling; see `topology.compile_devices` for what that needs and the errors."""
+    """Measure by compiling; see `topology.compile_devices` for requirements and errors."""
     mesh = compile_mesh(request.topology, data=request.data, model=request.model)
     limit = usable(memory_limit(mesh), memory)
 
@@ -137,7 +137,7 @@ def calculating(request: Request, *, memory: int | None) -> Machine:
 
 
 def cache_bytes(request: Request, *, rows: int) -> int:
-    """Keys and values of a batch of so many rows, on one chip."""
+    """Bytes of keys and values of a batch of `rows` rows, on one chip."""
     mesh = abstract_mesh(request.data, request.model)
     shapes = shapes_of(request, rows=rows, mesh=mesh)
     text, dtype = request.config.text_config, jnp.dtype(request.cache)
@@ -146,7 +146,7 @@ def cache_bytes(request: Request, *, rows: int) -> int:
 
 
 def weight_bytes(request: Request) -> int:
-    """All weights, on one chip."""
+    """Bytes of all weights on one chip."""
     mesh = abstract_mesh(request.data, request.model)
     return device_bytes(weight_specs(request.config, mesh=mesh, weights=request.stored))
 
@@ -154,17 +154,17 @@ def weight_bytes(request: Request) -> int:
 def plan_inference(
     request: Request, *, search: bool = True, memory: int | None = None, say: Say = lambda line: None
 ) -> Plan:
-    """Plan for a request.
+    """Make the plan for a request.
 
     Args:
         request: see `make_request`.
-        search: whether to look for the largest batch.
-        memory: bytes of a chip that may be used, where that is less than there are.
-        say: told what is being compiled.
+        search: whether to search for the largest batch.
+        memory: bytes of a chip that may be used, if less than available.
+        say: called with progress messages.
 
     Raises:
         ValueError: compiling for TPUs is not possible in this process.
-        CompileError: a stage does not compile, and not for want of memory.
+        CompileError: a stage does not compile, for a reason other than memory.
     """
     gpu = request.topology.chip.kind == "gpu"
     machine = calculating(request, memory=memory) if gpu else compiling(request, memory=memory, say=say)

@@ -1,4 +1,4 @@
-"""A number of clips, one answer each: how many chip-hours at least."""
+"""Batch jobs: minimum chip-hours for one answer to each of a number of clips."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from qwen2audio_jax.plan.topology import abstract_mesh
 from qwen2audio_jax.plan.work import work_of
 
 REACHED = 0.5
-"""Of the roofline; published servers of models of this shape reach from 0.29 (sglang-jax, Qwen-7B on v6e) over 0.68
+"""Share of the roofline; published servers of models of this shape reach from 0.29 (sglang-jax, Qwen-7B on v6e) over 0.68
 (gpt-fast, Llama-2-7B on A100) to 0.85 (jax-llm-examples, 70B on v5e)."""
 
 
@@ -19,8 +19,8 @@ class Job:
     """Clips to answer one question about each.
 
     Attributes:
-        clips: how many.
-        mean_seconds: of one.
+        clips: number of clips.
+        mean_seconds: mean length of a clip.
     """
 
     clips: int
@@ -28,10 +28,10 @@ class Job:
 
 
 def make_job(clips: int, mean_seconds: float, *, longest: float) -> Job:
-    """A job.
+    """Make a job.
 
     Raises:
-        ValueError: no clips, or clips that are longer than what a prompt of the plan has room for.
+        ValueError: no clips, or clips too long for a prompt of the plan.
     """
     if clips < 1:
         raise ValueError(f"--clips {clips}: at least 1")
@@ -58,7 +58,7 @@ def hours_of(job: Job, plan: Plan) -> dict[str, Any]:
         of = plan.shapes if stage == "decode" else shapes
         stored = {"cache_dtype": request.cache, "weights": request.stored}
         work = work_of(stage, request.config, of, mesh=mesh, **stored)
-        # What a prefill sends grows with its tokens.
+        # A prefill's communication grows with its tokens.
         share = shapes.tokens / plan.shapes.tokens if stage == "prefill" else 1.0
         bound = bound_of(work, measured.exchanges, chip=chip)
         seconds = max(bound.compute, bound.memory) + bound.communication * share

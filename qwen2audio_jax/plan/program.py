@@ -1,4 +1,4 @@
-"""Reading the text of a compiled program: its operations, their sizes, and what the devices send each other."""
+"""Parser of a compiled program's text: operations, sizes, and collectives."""
 
 import math
 import re
@@ -40,8 +40,8 @@ class Collective:
 
     Attributes:
         kind: one of `COLLECTIVES`.
-        bytes: of the whole arrays that take part, as one device sees them: what is reduced, or what is gathered.
-        group: devices that take part together.
+        bytes: of the whole arrays, as one device sees them: the reduced or the gathered array.
+        group: number of participating devices.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends when the group is a ring: the least possible."""
+        """Bytes that one device sends if the group is a ring, the minimum."""
         if self.kind == "collective-permute":
             return self.bytes
         share = (self.group - 1) / self.group
@@ -62,9 +62,9 @@ def collectives(program: str, *, devices: int) -> list[Collective]:
 
     Args:
         program: `compiled.as_text()`.
-        devices: of the program: those of a group whose members the text does not tell.
+        devices: number of devices of the program: the group's size if the text does not state it.
     """
-    # An asynchronous exchange is two operations; its start stands for it.
+    # An asynchronous exchange is two operations; only its start is counted.
     names = [*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)]
     found = []
     for name, printed, rest in operations(program, *names):
@@ -98,7 +98,7 @@ def group_size(attributes: str, *, devices: int) -> int:
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
-    """By kind: how many, and the bytes of all."""
+    """Count and total bytes of collectives, by kind."""
     result: dict[str, dict[str, int]] = {}
     for one in found:
         entry = result.setdefault(one.kind, {"count": 0, "bytes": 0})

@@ -1,4 +1,4 @@
-"""A plan as plain values: the content of `qwen2audio plan --json`."""
+"""Report of a plan as plain values: the content of `qwen2audio plan --json`."""
 
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ def _work(plan: Plan, stage: Stage) -> Work:
 
 
 def bounds(plan: Plan) -> dict[Stage, Bound]:
-    """The least time of every stage that was measured."""
+    """The minimum time of every measured stage."""
     chip = plan.request.topology.chip
     return {
         stage: bound_of(_work(plan, stage), measured.exchanges, chip=chip) for stage, measured in plan.stages.items()
@@ -61,7 +61,7 @@ def _assumptions(plan: Plan) -> list[str]:
 
 
 def roofline(plan: Plan) -> dict[str, float] | None:
-    """Rates at best of the batch asked for, over all chips; None if it does not fit."""
+    """Upper bounds on the rates of the requested batch, over all chips; None if it does not fit."""
     if not plan.fits:
         return None
     least = bounds(plan)
@@ -77,7 +77,7 @@ def roofline(plan: Plan) -> dict[str, float] | None:
 
 
 def report(plan: Plan, *, name: str, job: Job | None = None) -> dict[str, Any]:
-    """Everything about a plan.
+    """The full report of a plan.
 
     Args:
         plan: for a request.

@@ -1,4 +1,4 @@
-"""What is asked of a machine, and the listed shapes that it comes to."""
+"""Planning request: a batch on a machine, and its bucket shapes."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from qwen2audio_jax.quantization import INT8
 from qwen2audio_jax.sampling import Mode
 
 TEXT_TOKENS = 30
-"""Of a prompt about one clip, what is not audio: chat template and a short question."""
+"""Text tokens of a prompt about one clip: chat template and a short question."""
 FRAMES_A_SECOND = 100
 
 
@@ -28,13 +28,13 @@ class Request:
         topology: the machine.
         data: mesh axis.
         model: mesh axis.
-        batch: rows asked for.
+        batch: number of rows.
         prompt_tokens: of the longest prompt, audio tokens included.
         max_new_tokens: of an answer.
         weights: dtype in which the weights are stored.
         cache: dtype in which keys and values are stored.
-        mode: how tokens are chosen.
-        num_slices: parts of the machine that only a slow network joins.
+        mode: the sampling mode.
+        num_slices: parts of the machine connected only by a slow network.
     """
 
     config: Qwen2AudioConfig
@@ -51,12 +51,12 @@ class Request:
 
     @property
     def stored(self) -> str:
-        """The weights in the words of `model.sharded_specs`: "float" or "int8"."""
+        """The `weights` argument of `model.sharded_specs`: "float" or "int8"."""
         return INT8 if self.weights == INT8 else "float"
 
     @property
     def clip_frames(self) -> int:
-        """Mel frames of the one clip that every prompt holds, as long as it has room for; 0: prompts without a clip."""
+        """Mel frames of the one clip of every prompt, the longest that fits; 0: prompts without a clip."""
         tokens = min(self.prompt_tokens - TEXT_TOKENS, self.config.audio_config.max_tokens)
         return max(4 * tokens, 0)
 
@@ -68,14 +68,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The listed shapes of a batch, as `generate` pads it.
+    """The bucket shapes of a batch, as `generate` pads it.
 
     Attributes:
         rows: B.
         tokens: T of the prefill.
         capacity: S of the cache.
         clips: A of the encoder's call; 0 without clips.
-        frames: L of it.
+        frames: L of the encoder's call.
     """
 
     rows: int
@@ -111,9 +111,9 @@ def make_request(
     num_slices: int = 1,
     mode: Mode = "greedy",
 ) -> Request:
-    """A request whose parts fit each other.
+    """Make a consistent request.
 
-    `data` and `model` are as in `topology.mesh_sizes`, a cache of "auto" has the dtype of the computation.
+    `data` and `model` are as in `topology.mesh_sizes`; a cache of "auto" has the dtype of the computation.
 
     Raises:
         ValueError: a number below 1, more positions than the model has, a mesh that does not fit, an unknown dtype.
@@ -151,11 +151,11 @@ def make_request(
 
 
 MOST_ROWS = 1 << 16
-"""Rows of a batch that are planned for."""
+"""Maximum rows of a planned batch."""
 
 
 def clip_seconds(request: Request) -> float:
-    """Length of the clip that every prompt holds."""
+    """Seconds of the clip of every prompt."""
     return request.clip_frames / FRAMES_A_SECOND
 
 

@@ -1,4 +1,4 @@
-"""What lies in memory all the time: weights and cache, as shapes that know how they are split.
+"""Resident memory: weights and cache as sharded shapes.
 
 The dtypes in which the two may be stored are listed here and nowhere else in the plan.
 """
@@ -19,11 +19,11 @@ from qwen2audio_jax.quantization import INT8
 FLOATS = ("bfloat16", "float16", "float32")
 STORED = (*FLOATS, INT8)
 BESIDE_INT8 = "bfloat16"
-"""What is computed in where the weights are int8, and what those of them that stay floats are stored in."""
+"""The compute dtype with int8 weights, and the stored dtype of weights that are not quantised."""
 
 
 def compute_dtype(weights: str) -> str:
-    """The dtype of the computation with weights stored so."""
+    """The compute dtype for a storage dtype of the weights."""
     return BESIDE_INT8 if weights == INT8 else weights
 
 
@@ -40,7 +40,7 @@ def check_stored(*, weights: str, cache: str) -> None:
 
 
 def compute_config(config: Qwen2AudioConfig, *, weights: str) -> Qwen2AudioConfig:
-    """The configuration that computes with weights stored so."""
+    """The configuration with the compute dtype for a storage dtype of the weights."""
     return replace(config, dtype=compute_dtype(weights))
 
 
@@ -51,6 +51,6 @@ def weight_specs(config: Qwen2AudioConfig, *, mesh: Mesh, weights: str = "float"
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of a tree of sharded shapes on one device, without what its memory layout pads."""
+    """Bytes of a tree of sharded shapes on one device, without layout padding."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

@@ -1,4 +1,4 @@
-"""How fast a stage could be at best: no chip multiplies, reads or talks faster than its maker says."""
+"""Roofline bounds: minimum times of a stage from the chips' rated FLOP/s, memory and link bandwidth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from qwen2audio_jax.plan.program import Collective
 from qwen2audio_jax.plan.work import Work
 
 HOP_SECONDS = 1e-6
-"""From a chip to its neighbour, however little is sent; "How to Scale Your Model", chapter on sharded matrices."""
+"""Latency in seconds of one hop between chips; "How to Scale Your Model", chapter on sharded matrices."""
 
 ASSUMPTIONS = (
     "bf16 products at the chip's full rate, memory and links at their full bandwidth: a bound, not a prediction",
@@ -21,7 +21,7 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time of one run of a stage, in seconds, and of its parts."""
+    """The minimum time of one run of a stage, in seconds, and of its parts."""
 
     compute: float
     memory: float
@@ -29,7 +29,7 @@ class Bound:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The total time."""
         return max(self.compute, self.memory) + self.communication
 
 

@@ -1,4 +1,4 @@
-"""The largest batch that fits: the listed sizes in between are few, so each is tried by compiling it."""
+"""Search for the largest batch that fits: there are few bucket sizes, so each is tried by compiling it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from qwen2audio_jax.plan.stages import Stage
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a batch does not fit.
+    """The reason why a batch does not fit.
 
     Attributes:
         rows: of the batch.
         stage: the first of its stages that was found not to fit.
-        needed: bytes on one chip, as far as known.
-        reason: the compiler's words, or the arithmetic.
+        needed: bytes on one chip, if known.
+        reason: the compiler's message, or the arithmetic.
     """
 
     rows: int
@@ -32,8 +32,8 @@ class Largest:
     """The largest batch.
 
     Attributes:
-        rows: 0 where even the smallest does not fit.
-        refusal: of the next listed size above; None where that is beyond what is planned for.
+        rows: 0 if even the smallest does not fit.
+        refusal: of the next bucket size above; None if that is beyond the maximum of a plan.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class Largest:
 
 
 def sizes_of(mesh: Mesh) -> list[int]:
-    """The listed batch sizes on a mesh, ascending."""
+    """The bucket sizes of batches on a mesh, ascending."""
     sizes, rows = [], 1
     while rows <= MOST_ROWS:
         sizes.append(row_bucket(rows, mesh=mesh))
@@ -57,19 +57,19 @@ def largest_batch(
     limit: int,
     start: int,
 ) -> Largest:
-    """Search the listed sizes.
+    """Search the bucket sizes for the largest batch that fits.
 
-    A size whose weights and cache alone pass the limit is taken to be too large while the search goes on; but that the
-    size above the largest does not fit is shown by `attempt` in any case.
+    A size whose weights and cache alone exceed the limit is assumed too large during the search; but that the size
+    above the largest does not fit is always confirmed by `attempt`.
 
-    It goes up or down from the start one size at a time: they double, and the start is a good guess.
+    The search moves up or down from the start one size at a time: sizes double, and the start is a good guess.
 
     Args:
-        attempt: tries a batch of so many rows; None if it fits.
+        attempt: tries a batch of a number of rows; None if it fits.
         sizes: ascending.
         resident: bytes of weights and cache of a batch on one chip.
         limit: bytes that programs may use there.
-        start: where to begin; one of `sizes`.
+        start: the first size to try; one of `sizes`.
     """
     tried: dict[int, Refusal | None] = {}
 

@@ -1,7 +1,7 @@
 """The programs of a batch, lowered from shapes alone: encode, prefill and decode as `generate` runs them.
 
-Each takes all that lies in memory while it runs, also what it does not read: every weight and the whole cache. So a
-program that compiles fits beside them.
+Each takes everything resident in memory as arguments, even if unused: every weight and the whole cache. So a program
+that compiles fits beside them.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from qwen2audio_jax.sharding import named_sharding
 Stage = Literal["encode", "prefill", "decode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-# The published generation_config.json's; what the values are changes no program, but top_k and do_sample.
+# The published generation_config.json's values; only top_k and do_sample affect the program.
 _SETTINGS = {"top_k": 20, "top_p": 0.8, "temperature": 0.7, "repetition_penalty": 1.1, "pad_token_id": 0}
 
 
@@ -39,7 +39,7 @@ class Batch:
     Attributes:
         config: with the dtype of the computation.
         mesh: of a topology to compile for.
-        shapes: the listed shapes.
+        shapes: the bucket shapes.
         cache_dtype: of keys and values.
         attention: as `from_pretrained` takes it.
         weights: "float" or "int8": see `model.sharded_specs`.
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def chosen_attention(self) -> str:
-        """What computes it on the mesh's devices."""
+        """The attention implementation on the mesh's devices."""
         return choose_attention(
             self.attention, mesh=self.mesh, dtype=self.config.dtype, head_dims=self.config.head_dims
         )
@@ -103,7 +103,7 @@ _next_step = jax.jit(
 
 
 def lower_encode(batch: Batch) -> jax.stages.Lowered:
-    """One clip a row."""
+    """Lower the encoder for one clip per row."""
     shapes, audio = batch.shapes, batch.config.audio_config
     features = batch.spec((shapes.clips, audio.num_mel_bins, shapes.frames), jnp.float32, "clip", "mels", "position")
     frames = batch.spec((shapes.clips,), jnp.int32, "clip")
@@ -113,7 +113,7 @@ def lower_encode(batch: Batch) -> jax.stages.Lowered:
 
 
 def lower_prefill(batch: Batch) -> jax.stages.Lowered:
-    """The prompts of all rows, each with one clip where there are clips."""
+    """Lower the prefill of all rows, each with one clip if there are clips."""
     shapes, config = batch.shapes, batch.config
     ids = batch.spec((shapes.rows, shapes.tokens), jnp.int32, "batch", "token")
     vectors = (shapes.clips, shapes.frames // 4, config.text_config.hidden_size)
@@ -129,7 +129,7 @@ def lower_prefill(batch: Batch) -> jax.stages.Lowered:
 
 
 def lower_decode(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
-    """The step that makes every token but the first, sampler and stop checks included."""
+    """Lower the step that generates every token but the first, sampler and stop checks included."""
     text = batch.config.text_config
     settings = GenerationConfig.from_dict(
         {**_SETTINGS, "do_sample": mode == "sample", "eos_token_id": text.eos_token_id}
@@ -143,7 +143,7 @@ def lower_decode(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
 
 
 def lower(stage: Stage, batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
-    """A stage of a batch; `mode` is the decode step's."""
+    """Lower a stage of a batch; `mode` is the decode step's."""
     stages: dict[Stage, Callable[[], jax.stages.Lowered]] = {
         "encode": partial(lower_encode, batch),
         "prefill": partial(lower_prefill, batch),

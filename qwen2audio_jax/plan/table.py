@@ -1,4 +1,4 @@
-"""A plan as a table for people, out of its report."""
+"""Text table of a plan, from its report."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A machine by its name: which chips, in which shape, and the mesh that compiles for it."""
+"""Machine topologies by name: chip, shape, and a mesh to compile for."""
 
 import importlib.util
 import math
@@ -26,8 +26,8 @@ DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
 MOST_GPUS = 1024
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-"""What must stand in the environment of a process that compiles for TPUs without having one: jax computes on the CPU,
-and libtpu does not ask the network which machine it is on."""
+"""Environment of a process that compiles for TPUs without having one: jax computes on the CPU, and libtpu does not
+query the network about its machine."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Topology:
 
     Attributes:
         name: as `parse_topology` takes it, aliases resolved.
-        chip: every one of its chips.
-        chips: how many.
+        chip: the type of all its chips.
+        chips: number of chips.
         shape: of a TPU slice, such as "2x4"; empty for GPUs.
     """
 
@@ -84,7 +84,7 @@ def mesh_sizes(topology: Topology, *, config: Qwen2AudioConfig, data: int = -1, 
         topology: the machine.
         config: of the model that must divide.
         data: -1 takes what `model` leaves.
-        model: 0 takes as many chips as the decoder divides over: one copy of the weights, where that is possible.
+        model: 0 takes as many chips as the decoder divides over: one copy of the weights, if possible.
 
     Raises:
         ValueError: the sizes do not make up the machine, or the decoder does not divide.

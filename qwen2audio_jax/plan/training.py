@@ -1,4 +1,4 @@
-"""A plan for training: the real optimiser step, compiled for a machine that need not be there."""
+"""Training plan: the real optimiser step, compiled for a machine that need not exist."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -70,7 +70,7 @@ def training_settings(source: str, request: Request, *, mesh: Mapping[str, int])
 
 
 def _batch(config: Qwen2AudioConfig, settings: TrainSettings, *, mesh: Mesh) -> TrainBatch:
-    """The largest batch that the settings allow: every row as wide and with as many clips, as long, as there may be."""
+    """The largest batch that the settings allow: every row of full width, with the most and longest clips."""
     data, audio = settings.data, config.audio_config
     frames = frame_buckets(data, limit=audio.max_frames)[-1]
     rows: Any = named_sharding(mesh, "batch")
@@ -115,18 +115,18 @@ def plan_training(
     memory: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Compile a run's step for the machine of a request, and say what it takes.
+    """Compile a run's step for the machine of a request, and report its memory and cost.
 
     Args:
         request: the machine and the model.
         settings: see `training_settings`.
         name: of the configuration.
-        memory: bytes of a chip that may be used, where that is less than there are.
-        say: told what is being compiled.
+        memory: bytes of a chip that may be used, if less than available.
+        say: called with progress messages.
 
     Raises:
         ValueError: compiling for TPUs is not possible in this process.
-        CompileError: the step does not compile, and not for want of memory.
+        CompileError: the step does not compile, for a reason other than memory.
     """
     machine, data = settings.machine, settings.data
     mesh = compile_mesh(request.topology, data=machine.data, model=machine.model)

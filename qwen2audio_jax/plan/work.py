@@ -1,4 +1,4 @@
-"""What the stages compute and read, by arithmetic.
+"""Work of the stages: FLOPs and bytes, by arithmetic.
 
 A multiplication and its addition are two FLOPs; norms, softmax and activation functions are left out.
 """
@@ -19,7 +19,7 @@ from qwen2audio_jax.plan.stages import Stage
 
 @dataclass(frozen=True)
 class Work:
-    """One run of a stage.
+    """The work of one run of a stage.
 
     Attributes:
         flops: on one chip.
@@ -31,7 +31,7 @@ class Work:
 
 
 def token_flops(config: Qwen2AudioConfig) -> int:
-    """One token through the decoder's layers, without attention to others and without the head."""
+    """FLOPs of one token in the decoder's layers, without attention to others and without the head."""
     text = config.text_config
     heads = text.num_attention_heads * text.head_dim
     kv_heads = text.num_key_value_heads * text.head_dim
@@ -40,24 +40,24 @@ def token_flops(config: Qwen2AudioConfig) -> int:
 
 
 def attention_flops(config: Qwen2AudioConfig, *, positions: int) -> int:
-    """One token's queries over so many positions, in all layers: scores and weighted sum."""
+    """FLOPs of one token's attention over `positions`, in all layers: scores and weighted sum."""
     text = config.text_config
     return 4 * text.num_attention_heads * text.head_dim * positions * text.num_hidden_layers
 
 
 def head_flops(config: Qwen2AudioConfig) -> int:
-    """The head on one token."""
+    """FLOPs of the head on one token."""
     return 2 * config.text_config.hidden_size * config.text_config.vocab_size
 
 
 def prompt_flops(config: Qwen2AudioConfig, *, tokens: int) -> int:
-    """One prompt of so many tokens, padding included; the head runs on the last one."""
+    """FLOPs of one prompt of `tokens` tokens, padding included; the head runs on the last one."""
     each = token_flops(config) + attention_flops(config, positions=tokens)
     return tokens * each + head_flops(config)
 
 
 def clip_flops(config: Qwen2AudioConfig, *, frames: int) -> int:
-    """One clip of so many mel frames, padding included, through encoder and projector."""
+    """FLOPs of one clip of `frames` mel frames, padding included, in encoder and projector."""
     audio, width = config.audio_config, config.audio_config.d_model
     positions = conv_length(frames)
     convolutions = 2 * 3 * width * (frames * audio.num_mel_bins + positions * width)
@@ -67,7 +67,7 @@ def clip_flops(config: Qwen2AudioConfig, *, frames: int) -> int:
 
 
 def read_weights(stage: Stage, params: Any) -> int:
-    """Bytes of weights that a stage reads on one chip, each once; of the embedding table it takes rows alone."""
+    """Bytes of weights that a stage reads on one chip, each once; only single rows of the embedding table."""
     if stage == "encode":
         return device_bytes({name: params[name] for name in ("encoder", "projector")})
     decoder = params["decoder"]
@@ -79,7 +79,7 @@ def read_weights(stage: Stage, params: Any) -> int:
 def work_of(
     stage: Stage, config: Qwen2AudioConfig, shapes: Shapes, *, mesh: Mesh, cache_dtype: str, weights: str = "float"
 ) -> Work:
-    """One run of a stage on a mesh, which may be abstract. Every step of decoding attends to the whole capacity."""
+    """The work of a stage on a mesh, which may be abstract. Every decode step attends to the whole capacity."""
     read = read_weights(stage, weight_specs(config, mesh=mesh, weights=weights))
     rows, chips, dtype = shapes.rows, mesh.size, jnp.dtype(cache_dtype)
 

@@ -106,9 +106,9 @@ class Run:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What a run that is continued must have in common with the one that saved."""
+        """The values that must be equal in a resumed run and the run that saved."""
         settings = asdict(self.settings)
-        # What may differ: places, how often something is done, and on which machine.
+        # Paths, intervals and the machine may differ.
         for name in ("model", "output", "machine", "log_every", "evaluate_every", "save_every", "keep"):
             del settings[name]
         for name in ("train", "evaluate", "audio_root", "workers"):
