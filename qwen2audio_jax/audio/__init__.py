@@ -1,4 +1,4 @@
-"""Sound in: from a file, URL, bytes or array to samples, and from samples to the encoder's log-mel features."""
+"""Audio input: files, URLs, bytes or arrays to samples, and samples to the encoder's log-mel features."""
 
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.load import check_clip, load_audio

@@ -1,4 +1,4 @@
-"""Which addresses on the internet may be asked for a sound: a URL's text, and the numbers that its name stands for."""
+"""Address checks for fetching audio: strict URL parsing, and the public IP addresses that may be contacted."""
 
 import ipaddress
 import re
@@ -13,7 +13,7 @@ NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Named one by one, as `is_private` and `is_global` differ between Python versions and pass several of these.
+# Listed explicitly, as `is_private` and `is_global` differ between Python versions and miss several of these.
 REFUSED = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -30,7 +30,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Address:
-    """A URL that may be fetched, in its parts."""
+    """The parts of a URL that may be fetched."""
 
     scheme: str
     host: str
@@ -40,13 +40,13 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The address again as text."""
+        """The address as a URL string."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.target}"
 
     @property
     def shown(self) -> str:
-        """The address for messages: without its query, which may hold a signature or a key."""
+        """The address for messages, without its query, which may hold a signature or a key."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == {"http": 80, "https": 443}[self.scheme] else f":{self.port}"
         path, query, _ = self.target.partition("?")
@@ -55,12 +55,12 @@ class Address:
 
 
 def refuse(what: str, remedy: str) -> AudioError:
-    """The error for an address that is not asked."""
+    """The error for a refused address."""
     return AudioError(f"{what}: {remedy}", kind="url")
 
 
 def parse_url(url: str) -> Address:
-    """The parts of an http(s) URL; AudioError "url" for one that programs may read in different ways."""
+    """The parts of an http(s) URL; AudioError "url" for one that parsers may read differently."""
     if len(url) > MAX_URL_CHARS:
         raise refuse(f"a URL of {len(url)} characters", f"at most {MAX_URL_CHARS} are taken; pass the sound as bytes")
     if any(ord(char) <= 0x20 or ord(char) >= 0x7F for char in url) or "\\" in url:
@@ -115,7 +115,7 @@ def check_host(host: str, *, bracketed: bool) -> str:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether an address is one on the open internet: no private, local, shared, reserved or translated one."""
+    """Return True for a public internet address: not a private, local, shared, reserved or translated one."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
             return False

@@ -1,4 +1,4 @@
-"""How much of a sound may be decoded and resampled, decided from its header before either is done."""
+"""Decoding budget: bounds on decoded and resampled audio, checked from the header before decoding."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.limits import Limits
 
 MARGIN_SECONDS = 1
-"""Decoded beyond a cut, so that the resampler's filter sees what follows it."""
+"""Seconds decoded beyond a cut, so that the resampler's filter has the samples after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class Budget:
 
     @property
     def clip_frames(self) -> float:
-        """Frames of the longest clip that is heard."""
-        # floor, as the resampler rounds the number of samples up; infinite where a clip may last for ever.
+        """Frames of the longest clip that the model takes."""
+        # floor, as the resampler rounds the number of samples up; infinite if clips have no limit.
         frames = self.limits.clip_seconds * self.rate
         return math.floor(frames) if math.isfinite(frames) else frames
 
     @property
     def decoded_frames(self) -> int:
-        """Frames after which decoding stops, however many there are."""
+        """Frames after which decoding always stops."""
         limits = self.limits
         return math.floor(
             min(
@@ -55,9 +55,9 @@ class Budget:
         )
 
     def frames_to_decode(self, stated: int | None) -> int:
-        """How many frames to ask of a decoder whose header states so many (None: states nothing).
+        """Frames to request from the decoder, for the number that the header states (None: not stated).
 
-        Where nothing is stated it is one more than is allowed, and `check` is to be called with what came.
+        If none is stated it is one more than allowed, and `check` is to be called with the decoded number.
         """
         if self.truncation:
             kept = self.clip_frames + MARGIN_SECONDS * self.rate
@@ -71,7 +71,7 @@ class Budget:
         return stated
 
     def check(self, frames: int, *, more: bool = False) -> None:
-        """AudioError for a sound of so many frames (`more`: and an unknown number beyond them) that breaks a limit."""
+        """Raise AudioError if a number of frames (`more`: and an unknown number beyond them) exceeds a limit."""
         if frames > self.clip_frames and not self.truncation:
             raise too_long(self.name, None if more else frames / self.rate, self.limits)
         if frames > self.decoded_frames:

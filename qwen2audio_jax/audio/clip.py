@@ -1,4 +1,4 @@
-"""What every clip must be, whichever way it came in: mono, finite, long enough for a token, short enough to hear."""
+"""Clip checks for every source: mono, finite, long enough for a token, and no longer than the encoder's input."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.limits import LIMITS, Limits
 
 SAMPLING_RATE = 16_000
-"""Samples a second that the model hears."""
+"""Samples per second of the model's input."""
 
 
 def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
@@ -62,13 +62,13 @@ def check_finite(samples: np.ndarray, *, name: str) -> None:
 def check_clip(
     samples: Any, *, limits: Limits = LIMITS, truncation: bool = False, name: str = "the clip"
 ) -> np.ndarray:
-    """One clip at 16 kHz as the model may hear it.
+    """Check one clip at 16 kHz for the model.
 
     Args:
         samples: [n] floats, mono at 16 kHz.
         limits: the bounds.
         truncation: cut a clip that is too long to its first `limits.clip_seconds` instead of refusing it.
-        name: what messages call the clip.
+        name: the clip's name in error messages.
 
     Returns:
         samples [n] float32.
@@ -95,7 +95,7 @@ def check_clip(
 
 
 def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:
-    """The error for a clip of so many seconds; None where its length is not known beyond that it is too long."""
+    """The error for a clip of `seconds`; None if only known to be too long."""
     length = "goes on" if seconds is None else f"lasts {seconds:.10g} s, which is"
     return AudioError(
         f"{name} {length} longer than the {limits.clip_seconds:g} s that one clip may last: split it, or pass "

@@ -1,7 +1,7 @@
-"""Whether the files that PyAV decodes are whole: the boxes of mp4, the elements of webm, the frames of raw AAC.
+"""Truncation checks for files decoded by PyAV: boxes of mp4, elements of webm, frames of raw AAC.
 
-ffmpeg plays a file that was cut as far as it goes. The lengths in these containers are held against the bytes that are
-there before anything is decoded.
+ffmpeg plays a truncated file without an error. So the lengths in these containers are compared with the file's bytes
+before anything is decoded.
 """
 
 from typing import BinaryIO
@@ -14,12 +14,12 @@ SEGMENT, CLUSTER, EBML = 0x18538067, 0x1F43B675, 0x1A45DFA3
 
 
 def check_container(file: BinaryIO, content: Content, *, name: str) -> None:
-    """See that an mp4, webm or aac file is whole; AudioError "truncated" or "corrupt" where it is not."""
+    """Check that an mp4, webm or aac file is complete; AudioError "truncated" or "corrupt" if not."""
     {"mp4": check_mp4, "webm": check_webm, "aac": check_adts}[content.format](file, content, name)
 
 
 def check_mp4(file: BinaryIO, content: Content, name: str) -> None:
-    """Walk the outermost boxes: each must end inside the file, and the one that describes the sound be there."""
+    """Walk the outermost boxes: each must end inside the file, and the one that describes the audio must exist."""
     position, kinds = content.start, set()
     while position < content.size:
         file.seek(position)
@@ -42,7 +42,7 @@ def check_mp4(file: BinaryIO, content: Content, name: str) -> None:
 
 
 def check_webm(file: BinaryIO, content: Content, name: str) -> None:
-    """Walk the elements of a webm file, down to the blocks where a live recording left the lengths above them open."""
+    """Walk the elements of a webm file, down to the blocks if a live recording left outer lengths unknown."""
     position, clusters = content.start, 0
     while position < content.size:
         file.seek(position)
@@ -69,7 +69,7 @@ def check_webm(file: BinaryIO, content: Content, name: str) -> None:
 
 
 def variable_int(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
-    """An EBML number and how many bytes it takes; ValueError where none stands."""
+    """An EBML number and its length in bytes; ValueError if there is none."""
     if not data or data[0] == 0:
         raise ValueError("no number")
     length = 9 - data[0].bit_length()

@@ -1,4 +1,4 @@
-"""Sound inside an address: data: URLs (RFC 2397), as chat APIs send it."""
+"""data: URLs (RFC 2397), as sent by chat APIs."""
 
 import base64
 import binascii
@@ -9,7 +9,7 @@ from qwen2audio_jax.limits import LIMITS, Limits
 
 
 def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
-    """The bytes in a data: URL, base64 or percent-encoded; the media type is not looked at, as the content decides.
+    """The bytes in a data: URL, base64 or percent-encoded; the media type is ignored, as the content decides.
 
     Raises:
         AudioError: malformed ("url"), or more than `limits.file_bytes` ("too_large").
@@ -30,7 +30,7 @@ def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
     if "%" in body:
         body = urllib.parse.unquote(body)
     try:
-        # The standard library drops characters that are not base64 unless told otherwise: damage would go unseen.
+        # By default the standard library skips characters that are not base64, which would hide damage.
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
         raise AudioError(

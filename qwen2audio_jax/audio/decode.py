@@ -1,7 +1,7 @@
-"""A file to its sound: soundfile decodes wav, flac, mp3 and ogg; the other formats are `decode_av`'s.
+"""Audio decoding: soundfile for wav, flac, mp3 and ogg; `decode_av` for the other formats.
 
-Both decoders give the mean over the channels at the file's own rate, and hold the limits before they decode and while
-they do.
+Both decoders return the mean over the channels at the file's own rate, and enforce the limits before and while
+decoding.
 """
 
 from typing import BinaryIO
@@ -18,7 +18,7 @@ FLAC_LOST_SYNC = 158
 """libsndfile's error where the next FLAC frame cannot be found: at the end of the bytes, one is missing."""
 
 MP3_TRIM = 4608
-"""Most samples by which the length that libsndfile gives for an MP3 differs from its blocks: four of them."""
+"""Maximum difference in samples between libsndfile's length of an MP3 and its blocks: four blocks."""
 
 
 def decode(
@@ -50,7 +50,7 @@ def decode_soundfile(
             rate, channels, frames = sound.samplerate, sound.channels, sound.frames
             check_rate(name, rate, sampling_rate)
             budget = Budget(name=name, rate=rate, channels=channels, limits=limits, truncation=truncation)
-            # libsndfile gives the largest number for a length that is not stated.
+            # libsndfile returns the largest integer for an unstated length.
             known = frames if 0 <= frames < 1 << 62 else None
             if stated.frames is not None and known != stated.frames:
                 raise corrupt(name, f"its header states {stated.frames} frames and {frames} are read")
@@ -65,10 +65,10 @@ def decode_soundfile(
             if known is None:
                 # soundfile seeks to where a read ended, which libFLAC cannot do in a stream of unknown length.
                 sound.seekable = lambda: False
-            # In one piece: soundfile seeks after each read, and lossy codecs do not go on as if it had not.
+            # In one read: soundfile seeks after each read, which changes the output of lossy codecs.
             samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:
-        # Its words hold addresses in this process's memory, so they are not passed on, neither here nor in a trace.
+        # Its message holds memory addresses of this process, so it is not passed on, neither here nor in a traceback.
         if reader.ended and getattr(error, "code", None) == FLAC_LOST_SYNC:
             raise truncated(name, "its bytes end before the frames that its header states") from None
         raise corrupt(name, f"its {content.format} content cannot be decoded ({error_code(error)})") from None
@@ -80,5 +80,5 @@ def decode_soundfile(
 
 
 def error_code(error: Exception) -> str:
-    """What of a libsndfile error may be told: its number."""
+    """The code of a libsndfile error, the only part of it that is safe to report."""
     return f"libsndfile error {getattr(error, 'code', 'unknown')}"

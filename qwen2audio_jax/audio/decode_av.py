@@ -1,4 +1,4 @@
-"""The decoder of m4a, mp4, webm and raw AAC: PyAV, an optional package that carries ffmpeg's libraries with it."""
+"""Decoder of m4a, mp4, webm and raw AAC by PyAV, an optional package that bundles ffmpeg's libraries."""
 
 from typing import Any, BinaryIO
 
@@ -16,13 +16,13 @@ AV_CODECS = (
     *("aac", "alac", "flac", "mp3", "mp3float", "opus", "vorbis"),
     *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s32le", "pcm_f32le"),
 )
-"""Codecs that ffmpeg may open; it is told so too, because it opens a file's others (video) while it looks at it."""
+"""Codecs that ffmpeg may open; also passed to ffmpeg, which otherwise opens other streams (video) while probing."""
 
 DURATION_SLACK = 0.5
 """Seconds by which a container's stated duration may differ from its sound: codecs pad both ends."""
 
 CODEC_PADDING = 4096
-"""Most frames by which the last block of a codec reaches beyond the sound."""
+"""Maximum frames by which a codec's last block extends beyond the audio."""
 
 FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "flt": 1.0, "dbl": 1.0}
 """ffmpeg's sample formats -> the value that stands for 1.0."""
@@ -103,10 +103,10 @@ def only_stream(container: Any, name: str) -> Any:
 
 
 def stated_seconds(container: Any, stream: Any, content: Content) -> float | None:
-    """How long the sound is by the container, None where it does not say.
+    """The duration stated by the container, None if it states none.
 
-    For raw AAC ffmpeg guesses. The duration of a webm file counts where the sound is all it holds: a video may be
-    longer than its sound.
+    For raw AAC ffmpeg guesses. The duration of a webm file counts only if it holds nothing but audio: a video may be
+    longer than its audio.
     """
     if content.format == "mp4" and stream.duration is not None:
         return float(stream.duration * stream.time_base)

@@ -1,4 +1,4 @@
-"""The one error that sound from outside can end in."""
+"""AudioError, the error for all invalid audio input."""
 
 import functools
 from typing import Any
@@ -20,5 +20,5 @@ class AudioError(ValueError):
         self.kind = kind
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default calls the class with the message alone: no error could come back from a worker process.
+        # The default calls the class with only the message, so no error could be unpickled from a worker process.
         return functools.partial(type(self), kind=self.kind), self.args

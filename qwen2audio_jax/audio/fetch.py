@@ -1,8 +1,8 @@
-"""The only place in this project that opens a network connection for a URL.
+"""HTTP fetching of audio, the only module that opens a network connection for a URL.
 
-A URL comes from outside, and may point anywhere: at the machine itself, at its neighbours, at a cloud's metadata. So
-every address that a name stands for is checked, and the connection goes to the very address that was checked: looking
-the name up again could give another. Each redirect starts over.
+A URL is untrusted and may point anywhere: at the machine itself, its neighbours, or a cloud's metadata. So every
+address that a name resolves to is checked, and the connection goes to the checked address itself: a second look-up
+could give another. Each redirect is checked again.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Connection(http.client.HTTPConnection):
 
     def __init__(self, address: Address, checked: str, *, deadline: float):
         super().__init__(address.host, address.port, timeout=remaining(deadline))
-        # In the request the host's default port is left away, as servers expect.
+        # The default port is omitted from the Host header, as servers expect.
         self.default_port = 443 if address.scheme == "https" else 80
         self.checked = checked
         self.tls = address.scheme == "https"
@@ -39,7 +39,7 @@ class Connection(http.client.HTTPConnection):
         self.sock = self.line = socket.create_connection((self.checked, self.port), self.timeout)
         if self.tls:
             context = ssl.create_default_context()
-            # Without the handshake at first: `Watch` must already see the new socket while it goes on.
+            # The handshake is deferred: `Watch` must already have the new socket during it.
             self.sock = self.line = context.wrap_socket(
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
@@ -47,7 +47,7 @@ class Connection(http.client.HTTPConnection):
 
 
 class Watch:
-    """Cuts a connection off at a time: timeouts of single reads let a server send a byte now and then for ever."""
+    """Watchdog that shuts a connection at a deadline: per-read timeouts would let a server trickle bytes forever."""
 
     def __init__(self, connection: Connection, *, deadline: float):
         self.connection = connection
@@ -61,7 +61,7 @@ class Watch:
         line = self.connection.line
         if line is not None:
             with contextlib.suppress(OSError):
-                # Not the TLS form, which may wait for the other side.
+                # Not the TLS shutdown, which may wait for the peer.
                 socket.socket.shutdown(line, socket.SHUT_RDWR)
 
     def __enter__(self) -> "Watch":
@@ -193,7 +193,7 @@ def stated_length(response: http.client.HTTPResponse, address: Address) -> int |
 
 
 def resolve(address: Address, *, allow_private: bool, deadline: float) -> list[str]:
-    """Every address that a host name stands for, each checked; one that is refused refuses them all."""
+    """All addresses that a host name resolves to, checked; one refused address refuses the name."""
     found: list[str] = []
     problem: list[OSError | UnicodeError] = []
 
@@ -204,7 +204,7 @@ def resolve(address: Address, *, allow_private: bool, deadline: float) -> list[s
         except (OSError, UnicodeError) as error:
             problem.append(error)
 
-    # In a thread of its own, as the system's look-up takes no time limit.
+    # In a separate thread, as the system's look-up has no timeout.
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
     thread.join(remaining(deadline))
@@ -222,7 +222,7 @@ def resolve(address: Address, *, allow_private: bool, deadline: float) -> list[s
 
 
 def remaining(deadline: float) -> float:
-    """Seconds left, at least a moment: a timeout of 0 would mean another mode of the socket."""
+    """Seconds left, always above 0: a timeout of 0 would make the socket non-blocking."""
     return max(deadline - time.monotonic(), 0.001)
 
 

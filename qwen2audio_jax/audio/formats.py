@@ -1,6 +1,6 @@
-"""Which kind of sound a file holds, told from its content: the list of what is accepted, and names for what is not.
+"""Audio format detection by content: the accepted formats, and names for rejected ones.
 
-The ending of a file's name is never looked at: it is the content that the decoders get.
+File name suffixes are ignored, because decoders get only the content.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SOUNDFILE_FORMATS = {"wav": ("WAV", "WAVEX", "RF64"), "flac": ("FLAC",), "ogg": 
 """Formats that soundfile decodes -> the names it has for them."""
 
 AV_FORMATS = {"mp4": "mp4", "webm": "matroska", "aac": "aac"}
-"""Formats that PyAV decodes -> the demuxer that is asked for, so that no other one is ever tried."""
+"""Formats that PyAV decodes -> the requested demuxer, so that no other one is tried."""
 
 ACCEPTED = "wav, flac, mp3, ogg (Vorbis or Opus), m4a/mp4, aac (ADTS), webm"
 
@@ -48,17 +48,17 @@ OTHERS = {
     b"\x93NUMPY": "a numpy array (load it with numpy.load and pass the array)",
     b"version https://git-lfs": "a Git LFS pointer, not the sound itself (fetch it with git lfs pull)",
 }
-"""First bytes -> what people call it; none of these is decoded."""
+"""First bytes -> common name of formats that are not decoded."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What was found in a file."""
+    """The detected content of a file."""
 
     format: str
     """A key of SOUNDFILE_FORMATS or AV_FORMATS."""
     start: int
-    """Byte at which the sound begins, behind an ID3 tag."""
+    """Offset of the audio data, after an ID3 tag."""
     size: int
     """Bytes in the file."""
 
@@ -79,7 +79,7 @@ def sniff(file: BinaryIO, *, size: int, name: str) -> Content:
 
 
 def skip_id3(file: BinaryIO, *, size: int, name: str) -> int:
-    """The byte behind the ID3v2 tags at the start of a file: 0 where there is none."""
+    """The offset after the ID3v2 tags at the start of a file; 0 if there are none."""
     start = 0
     while True:
         file.seek(start)
@@ -130,7 +130,7 @@ def ogg_codec(head: bytes) -> str:
 
 
 def describe(head: bytes) -> str:
-    """Words for content that is not accepted."""
+    """A description of content that is not accepted."""
     for mark, words in OTHERS.items():
         if head.startswith(mark):
             return words

@@ -1,7 +1,7 @@
-"""What the files that soundfile decodes say of themselves, and whether they are whole.
+"""Header checks of files decoded by soundfile: stated rate and length, and truncation.
 
-libsndfile plays a file that was cut as if it ended there. So the length that a file states is read here first and held
-against the bytes that are there, without decoding anything.
+libsndfile plays a truncated file without an error. So the length that a file states is read here first and compared
+with the bytes present, without decoding.
 """
 
 import struct
@@ -19,7 +19,7 @@ UNKNOWN_SIZE = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Stated:
-    """What a header states; None where it states nothing."""
+    """The values that a header states; None if it does not."""
 
     rate: int | None = None
     channels: int | None = None
@@ -39,7 +39,7 @@ def corrupt(name: str, found: str) -> AudioError:
 
 
 def read_header(file: BinaryIO, content: Content, *, name: str) -> Stated:
-    """What the header of a wav, flac, ogg or mp3 file states; AudioError "truncated" where the bytes end before it."""
+    """Read the header of a wav, flac, ogg or mp3 file; AudioError "truncated" if the file is shorter than stated."""
     return {"wav": read_wav, "flac": read_flac, "ogg": read_ogg, "mp3": read_mp3}[content.format](file, content, name)
 
 
@@ -101,7 +101,7 @@ def wav_frame(form: bytes, name: str) -> tuple[int, int, int]:
 
 
 def read_flac(file: BinaryIO, content: Content, name: str) -> Stated:
-    """STREAMINFO, and the metadata blocks behind it as far as their lengths; a total of 0 means that none is stated."""
+    """Read STREAMINFO, and the lengths of the metadata blocks after it; a total of 0 means that none is stated."""
     position, stated = content.start + 4, None
     last = False
     while not last:
@@ -127,9 +127,9 @@ def read_flac(file: BinaryIO, content: Content, name: str) -> Stated:
 
 
 def read_ogg(file: BinaryIO, content: Content, name: str) -> Stated:
-    """See that the file ends with the end-of-stream page of the stream that it starts with.
+    """Check that the file ends with the end-of-stream page of the stream that it starts with.
 
-    The length stands in that last page, where libsndfile reads it; rate and channels are left to it as well.
+    The length is in that last page, where libsndfile reads it, as it does rate and channels.
     """
     file.seek(content.start)
     serial = file.read(27)[14:18]
@@ -153,15 +153,15 @@ def read_ogg(file: BinaryIO, content: Content, name: str) -> Stated:
 
 
 def page_end(tail: bytes, at: int) -> int:
-    """Where the Ogg page that starts at `at` ends; beyond `tail` when it is not all there."""
+    """The end of the Ogg page that starts at `at`; beyond `tail` if the page is incomplete."""
     segments = tail[at + 26] if at + 26 < len(tail) else 255
     return at + 27 + segments + sum(tail[at + 27 : at + 27 + segments])
 
 
 def read_mp3(file: BinaryIO, content: Content, name: str) -> Stated:
-    """Count the frames of an MP3 file, and hold them against the count in its Xing, Info or VBRI header, if it has one.
+    """Count the frames of an MP3 file, and compare with the count in its Xing, Info or VBRI header, if it has one.
 
-    A file without that header that was cut between two frames cannot be told from a whole one.
+    Without that header a file cut between two frames is indistinguishable from a complete one.
     """
     scan = scan_mp3(file, content)
     if scan.frames == 0:

@@ -1,4 +1,4 @@
-"""Sound from outside to samples: the one function through which every clip comes in."""
+"""Audio loading: `load_audio`, the single entry point for clips from any source."""
 
 import io
 import os
@@ -26,19 +26,19 @@ def load_audio(
     limits: Limits = LIMITS,
     allow_private_urls: bool = False,
 ) -> np.ndarray:
-    """One clip as mono samples at 16 kHz, from wherever it is.
+    """Load one clip from any source as mono samples at 16 kHz.
 
     The samples of a file are those of `librosa.load(source, sr=16000)`: the mean over the channels, resampled with
-    soxr's high quality. They are the same for a path, bytes, a file object and a URL. A format is told from the content
-    and not from a name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also
+    soxr's high quality. They are the same for a path, bytes, a file object and a URL. The format is detected from the
+    content, not from the name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also
     m4a, mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
 
     Args:
-        source: a path, an http(s) or data: URL, bytes, a binary file object (read from where it stands), or an array
-            [n] of floats: numpy, JAX, a list.
-        sampling_rate: samples a second of an array (None: 16000); for a file, what its header must state.
-        truncation: keep the first `limits.clip_seconds` of a longer clip instead of refusing it. What lies behind is
-            not decoded.
+        source: a path, an http(s) or data: URL, bytes, a binary file object (read from its current position), or an
+            array [n] of floats: numpy, JAX, a list.
+        sampling_rate: samples per second of an array (None: 16000); for a file, the rate that its header must state.
+        truncation: keep the first `limits.clip_seconds` of a longer clip instead of refusing it. The rest is not
+            decoded.
         limits: bounds on bytes, seconds, channels, rates and samples, checked before the work that they bound.
         allow_private_urls: also fetch from addresses that are not public.
 
@@ -46,7 +46,7 @@ def load_audio(
         samples [n] float32, `limits.min_clip_samples` <= n <= `limits.clip_seconds` * 16000.
 
     Raises:
-        AudioError: what is wrong with the clip; see there for the kinds.
+        AudioError: the clip is invalid; see there for the kinds.
     """
     if sampling_rate is not None and (isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate):
         raise AudioError(f"sampling_rate={sampling_rate!r} is not a whole number of samples a second", kind="rate")
@@ -80,18 +80,17 @@ def load_audio(
 
 
 def is_url(source: str) -> bool:
-    """Whether a string is an address rather than a path."""
+    """Return True if a string is a URL rather than a path."""
     return "://" in source[:32] or source[:5].lower() == "data:"
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """A text for a message, without its middle where it is long."""
+    """A text for a message, its middle elided if it is long."""
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 4 :]}"
 
 
 def open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, BinaryIO]:
-    """The content of an http(s) or data: URL, and what messages call it."""
-    # Imported here: local files need none of it.
+ here: local files need none of it.
     from qwen2audio_jax.audio.data_url import decode_data_url
     from qwen2audio_jax.audio.fetch import describe_url, fetch
 
@@ -101,7 +100,7 @@ def open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, Bin
 
 
 def open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, BinaryIO]:
-    """An existing regular file, opened, and what messages call it."""
+    """An existing regular file, opened, and its name for messages."""
     name = f"'{shorten(os.fspath(path))}'"
     try:
         found = os.stat(path)
@@ -120,7 +119,7 @@ def open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, Binary
 
 
 def open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
-    """What is left in a file object, read up to the limit, and what messages call it."""
+    """The rest of a file object, read up to the limit, and its name for messages."""
     title = getattr(stream, "name", None)
     name = f"'{shorten(title)}'" if isinstance(title, str) else "the file object"
     pieces, total = [], 0

@@ -1,6 +1,6 @@
-"""Log-mel features of a clip: what the encoder's first convolution reads.
+"""Log-mel features, the encoder's input.
 
-Two forms of the same numbers: `log_mel` for one clip in numpy on the host, `log_mel_batch` for many in JAX on a device.
+Two implementations: `log_mel` for one clip in numpy on the host, `log_mel_batch` for many in JAX on a device.
 Source: `WhisperFeatureExtractor` padding to its maximum length, as `Qwen2AudioProcessor` calls it.
 """
 
@@ -43,7 +43,7 @@ def hann_window() -> np.ndarray:
 
 
 def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3000) -> tuple[np.ndarray, int]:
-    """Log-mel features of one clip, padded with silence, and how many of its frames are sound.
+    """Log-mel features of one clip, padded with silence, and its number of valid frames.
 
     Args:
         samples: [n] float, mono at 16 kHz, n <= max_frames * 160.

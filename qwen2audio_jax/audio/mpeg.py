@@ -1,4 +1,4 @@
-"""The frames of MP3 and ADTS (raw AAC) files: both are runs of frames whose headers state their lengths."""
+"""MPEG audio frames of MP3 and ADTS (raw AAC) files: sequences of frames whose headers state their lengths."""
 
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -89,7 +89,7 @@ def stated_frames(data: bytes, frame: Frame) -> int | None:
 
 
 def next_frame(file: BinaryIO, position: int, first: Frame | None) -> int:
-    """Where the next frame of the same rate starts behind bytes that belong to none; -1 where none does."""
+    """The start of the next frame of the same rate after bytes outside any frame; -1 if there is none."""
     file.seek(position + 1)
     data = file.read(RESYNC_BYTES)
     at = data.find(0xFF)
@@ -105,7 +105,7 @@ def next_frame(file: BinaryIO, position: int, first: Frame | None) -> int:
 
 
 def adts_cut(file: BinaryIO, content: Content) -> bool | None:
-    """Whether an ADTS file ends inside a frame; None where something else than a frame stands between its frames."""
+    """True if an ADTS file ends inside a frame; None if there is other data between its frames."""
     position = content.start
     while position < content.size:
         file.seek(position)

@@ -1,4 +1,4 @@
-"""What both decoders share: the sound that they give, and the file as they see it."""
+"""Types shared by the decoders: decoded sound, and a seekable file."""
 
 import io
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class Sound:
 
 
 class Seekable:
-    """A file as libsndfile may use it: seeks in a damaged file that lead nowhere do nothing.
+    """A file for libsndfile: invalid seeks in a damaged file do nothing.
 
-    Python would raise, which cffi prints and swallows. Nor has this a `name`, by whose ending soundfile would choose.
+    Python would raise, which cffi prints and swallows. There is no `name`, by whose suffix soundfile would choose.
     """
 
     def __init__(self, file: BinaryIO):

@@ -69,11 +69,11 @@ class Machine:
 
 
 def look(*, peers_missing: str | None = None) -> Machine:
-    """Gather the facts; the processes, if there are several, have been joined, or `peers_missing` says why not."""
+    """Gather the facts; several processes have been joined before, or `peers_missing` says why not."""
     versions = _versions()
     holders = _tpu_holders()
     found: dict[str, Any] = {}
-    # Where it never ends, the thread is left behind.
+    # If discovery never ends, the thread is abandoned.
     thread = threading.Thread(target=_find_devices, args=(found, ", ".join(f"{k} {v}" for k, v in versions.items())))
     thread.daemon = True
     thread.start()

@@ -1,13 +1,13 @@
-"""What the package carries to be tried at once: a small speech model, and clips to ask it about.
+"""The embedded model and example clips, which come with the package.
 
-`from_pretrained()` without a path loads the model, which `EMBEDDED` names wherever a checkpoint is asked for. On the
+`from_pretrained()` without a path loads the model, which `EMBEDDED` names wherever a checkpoint is expected. On the
 command line `example:NAME` stands for a clip.
 """
 
 from pathlib import Path
 
 EMBEDDED = "embedded:speech"
-"""The name of the embedded model: what is loaded where no checkpoint is named."""
+"""The name of the embedded model, the default checkpoint."""
 
 FOLDER = Path(__file__).parent
 

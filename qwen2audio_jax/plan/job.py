@@ -10,8 +10,8 @@ from qwen2audio_jax.plan.topology import abstract_mesh
 from qwen2audio_jax.plan.work import work_of
 
 REACHED = 0.5
-"""Share of the roofline; published servers of models of this shape reach from 0.29 (sglang-jax, Qwen-7B on v6e) over 0.68
-(gpt-fast, Llama-2-7B on A100) to 0.85 (jax-llm-examples, 70B on v5e)."""
+"""Share of the roofline that is reached; published servers of models of this shape range from 0.29 (sglang-jax, Qwen-7B
+on v6e) over 0.68 (gpt-fast, Llama-2-7B on A100) to 0.85 (jax-llm-examples, 70B on v5e)."""
 
 
 @dataclass(frozen=True)

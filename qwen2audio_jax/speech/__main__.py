@@ -11,7 +11,7 @@ from qwen2audio_jax.speech.model_files import write_model_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; bad input is one line and exit code 2."""
+    """Run one command; bad input gives one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m qwen2audio_jax.speech", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="synthesise examples into a new folder")

@@ -1,7 +1,6 @@
-"""The embedded model made from nothing: its files, its data, two training runs, its scores.
+"""Build of the embedded model from scratch: its files, its data, two training runs, its scores.
 
-Every part that is there already is left as it is, and a training run that was stopped goes on: the same call finishes
-what an earlier one began.
+Finished parts are kept, and an interrupted training run is resumed: the same call completes an earlier one.
 """
 
 import json
@@ -27,10 +26,10 @@ from qwen2audio_jax.train.settings_file import read_settings
 TRAIN_EXAMPLES = 80_000
 TEST_EXAMPLES = 1_500
 SEEDS = {"train": 1, "test": 2, "unseen": 2}
-"""Of each split's examples; the splits are streams of their own, so equal seeds draw different ones."""
+"""Seed of each split's examples; splits have separate random streams, so equal seeds draw different examples."""
 
 SHOWN = ("digit_error_rate", "strings_right", "sums", "analysis", "pairs")
-"""The figures that the model card tells of."""
+"""The scores on the model card."""
 
 TITLE = "Spoken digits: the model that comes with qwen2audio-jax"
 DESCRIPTION = """\
@@ -46,7 +45,7 @@ def build(out: str | PathLike[str], *, overrides: Mapping[str, str], say: Callab
     Args:
         out: gets `model` (all files but weights), a folder for each split of the data, and the two runs.
         overrides: settings of both training runs that replace those of `configs/speech*.toml`.
-        say: told what comes next.
+        say: called with progress messages.
 
     Raises:
         ValueError: espeak-ng or the extra `train` is missing, a clip is in both training and test data, or the folder
@@ -79,11 +78,11 @@ def build(out: str | PathLike[str], *, overrides: Mapping[str, str], say: Callab
 
 
 def scores(folder: str | PathLike[str], data: str | PathLike[str]) -> dict[str, dict[str, Any]]:
-    """A model's figures for its card: on the test data in both dtypes, and on voices that were never trained on.
+    """A model's scores for its card: on the test data in both dtypes, and on voices unseen in training.
 
     Args:
         folder: the model.
-        data: what `build` made: the folders `test` and `unseen` are read.
+        data: the output folder of `build`: its folders `test` and `unseen` are read.
     """
     processor = Qwen2AudioProcessor.from_pretrained(folder)
     result = {}

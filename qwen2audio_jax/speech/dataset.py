@@ -1,4 +1,4 @@
-"""Write examples to a folder: wav files, records.jsonl and manifest.json."""
+"""Data set writer: examples to a folder of wav files, records.jsonl and manifest.json."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from qwen2audio_jax.speech import espeak
 from qwen2audio_jax.speech.tasks import example
 
 SPLITS = ("train", "test", "unseen")
-# espeak-ng's noise runs on from call to call, so that a block of examples is the unit that a new process repeats.
+# espeak-ng's noise generator keeps state between calls, so a block of examples in a new process is reproducible.
 BLOCK = 20
 _FOLDER = 1000
 
 
 def write_dataset(out: str | PathLike[str], *, clips: int, seed: int, split: str = "train", workers: int = 2) -> dict:
-    """Write `clips` examples; example i depends on `seed`, `split` and i alone.
+    """Write `clips` examples; example i depends only on `seed`, `split` and i.
 
     Returns:
         the manifest.
@@ -43,7 +43,7 @@ def write_dataset(out: str | PathLike[str], *, clips: int, seed: int, split: str
     tasks: Counter[str] = Counter()
     digest, seconds, files = hashlib.sha256(), 0.0, 0
     partial = out / "records.jsonl.partial"
-    # Each block has a new process, forked from one that has loaded this module and neither spoken nor used JAX.
+    # Each block runs in a new process, forked from one that has loaded this module but used neither espeak-ng nor JAX.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with context.Pool(workers, maxtasksperchild=1) as pool, partial.open("wb") as file:

@@ -1,4 +1,4 @@
-"""espeak-ng, called as a library: text to samples."""
+"""Speech synthesis with the espeak-ng library: text to samples."""
 
 import ctypes
 from functools import cache
@@ -50,7 +50,7 @@ def version() -> str:
 
 
 def variants() -> set[str]:
-    """The names of the variants that this espeak-ng has.
+    """The names of this espeak-ng's voice variants.
 
     Raises:
         ValueError: espeak-ng is missing.
@@ -70,7 +70,7 @@ def _info() -> tuple[str, str]:
 def speak(text: str, *, voice: str, rate: int, pitch: int, range: int) -> np.ndarray:
     """Speak one utterance, without the silence around it.
 
-    espeak-ng's breath and flutter run on from call to call: the same samples come only from the same calls in a new
+    espeak-ng's breath and flutter keep state between calls: samples are reproducible only by the same calls in a new
     process.
 
     Args:

@@ -1,4 +1,4 @@
-"""Run a model over a data set of this package and score its answers."""
+"""Evaluation of a model on a data set of this package, with scored answers."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def evaluate(
         processor: of the same checkpoint.
         data: a folder that `write_dataset` wrote.
         batch: records at a time; those of similar length go together.
-        progress: called with the number of records done and of all.
+        progress: called with the numbers of records done and in total.
 
     Returns:
         the answers, in the order of the records.
@@ -44,11 +44,11 @@ def evaluate(
         raise ValueError(f"batch is {batch}; it must be at least 1")
     folder = Path(data)
     records = read_records(folder)
-    # Of several processes each asks its share of a batch, and none leaves one out: a call needs all of them.
+    # With several processes each takes its share of every batch: a call needs all of them.
     share = share_of(model.mesh) if jax.process_count() > 1 else None
     texts: dict[int, str] = {}
     done = 0
-    # Raw prompts and conversations go to the processor by different ways, and a batch costs what its longest clip does.
+    # Raw prompts and conversations are processed differently, and a batch's cost is that of its longest clip.
     order = sorted(range(len(records)), key=lambda i: ("prompt" in records[i], _seconds(records[i]), i))
     raw = sum("prompt" in record for record in records)
     chats, prompts = order[: len(order) - raw], order[len(order) - raw :]
@@ -71,10 +71,10 @@ def evaluate(
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder, each checked to be one that can be scored.
+    """The records of a folder, each checked for scoring.
 
     Raises:
-        ValueError: there are none, or one is not as `write_dataset` writes them; the message names file and line.
+        ValueError: there are none, or one is not in the format of `write_dataset`; the message names file and line.
     """
     file = folder / "records.jsonl"
     if not file.is_file():
@@ -111,7 +111,7 @@ def _inputs(records: list[dict[str, Any]], *, folder: Path, processor: Qwen2Audi
 
 
 def _located(message: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The message with its clips' paths starting from the folder."""
+    """The message with its clips' paths joined to the folder."""
     if isinstance(message["content"], str):
         return message
     content = [

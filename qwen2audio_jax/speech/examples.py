@@ -1,4 +1,4 @@
-"""The clips that come with the package, and what is in them."""
+"""Example clips of the package, and their contents."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -9,7 +9,7 @@ import numpy as np
 from qwen2audio_jax.speech.dataset import write_wav
 from qwen2audio_jax.speech.sound import Clip, digits_clip, noise_clip, sum_clip, tone_clip
 
-# A stream of its own: the data's seeds are (seed, split 0..2, index).
+# A separate random stream: the data's seeds are (seed, split 0..2, index).
 _STREAM = (0, 3)
 
 EXAMPLES: dict[str, Callable[[np.random.Generator], Clip]] = {
@@ -20,13 +20,13 @@ EXAMPLES: dict[str, Callable[[np.random.Generator], Clip]] = {
     "tone": tone_clip,
     "noise": noise_clip,
 }
-"""File name -> how it is drawn, as test clips are."""
+"""File name -> how the clip is drawn, in the same way as test clips."""
 
 
 def write_examples(out: str | PathLike[str]) -> list[Path]:
-    """Write the clips into the folder `out` as 16-bit wav files at 16 kHz; always the same ones.
+    """Write the clips, always the same ones, into the folder `out` as 16-bit wav files at 16 kHz.
 
-    The same bytes need a new process (see `speak`).
+    Identical bytes require a new process (see `speak`).
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

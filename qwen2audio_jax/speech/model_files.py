@@ -1,6 +1,6 @@
-"""The embedded model's configuration, tokenizer and processor settings, as a published checkpoint has them.
+"""Model files of the embedded model: configuration, tokenizer and processor settings, as in a published checkpoint.
 
-The tokenizer is byte-level and Qwen2's in kind; its merges are learned from the sentences of the tasks.
+The tokenizer is byte-level like Qwen2's; its merges are learned from the sentences of the tasks.
 """
 
 import json
@@ -24,7 +24,7 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# What else may be asked; rarer than the words of the tasks, so that those come first.
+# Other possible words, less frequent than those of the tasks, so that the latter are merged first.
 _OTHER_WORDS = """\
  which what who where when why how can could tell me please listen to audio sound recording clip number numbers
  digit sum word words say says said man woman person talking transcribe describe answer question louder longer
@@ -34,7 +34,7 @@ _OTHER_WORDS = """\
 
 
 def build_tokenizer() -> Tokenizer:
-    """Ids: the bytes, then the merges, then `SPECIAL_TOKENS`; `VOCAB_SIZE` in all. Every task's word is one token.
+    """Build the tokenizer: ids of bytes, merges, then `SPECIAL_TOKENS`; `VOCAB_SIZE` in all. Task words are one token.
 
     Source: the normaliser, split and byte alphabet of transformers.Qwen2Tokenizer.
     """
@@ -59,7 +59,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def _sentences() -> list[str]:
-    """Everything that prompts and answers are made of, and the words around them."""
+    """The sentences of all prompts and answers, and other words."""
     digits = [0, 1, 2, 3, 4, 5, 6, 7]
     task_sentences = [
         *tasks.SAY,
@@ -80,7 +80,7 @@ def _sentences() -> list[str]:
 
 
 def write_model_files(out: str | PathLike[str]) -> Path:
-    """Write all files of the embedded model but its weights into the folder `out`, which is made.
+    """Write all files of the embedded model but its weights into the folder `out`, which is created.
 
     Raises:
         ValueError: the folder holds a config.json already.

@@ -1,4 +1,4 @@
-"""Answers to figures: the digit error rate of transcriptions and the share of right answers of every other task."""
+"""Scoring of answers: digit error rate of transcriptions, and accuracy of every other task."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,12 +9,12 @@ from typing import Any
 from qwen2audio_jax.speech.tasks import PAIR, TASKS
 
 ANALYSIS = ("count", "voice", "kind")
-"""The tasks that make up the figure `analysis`."""
+"""The tasks of the score `analysis`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said.
+    """A model's answer to one question.
 
     Attributes:
         task: one of `TASKS`, or a kind of comparison: "pair: tone".
@@ -28,24 +28,24 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """Whether the answers are the same text, white space around them aside."""
+        """True if the answers are the same text, ignoring surrounding white space."""
         return self.said.strip() == self.expected.strip()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one evaluation; shares are 0..1 (an error rate can be more), None where nothing was asked.
+    """The scores of one evaluation; shares are 0..1 (an error rate can be more), None without questions.
 
     Attributes:
         examples: number of questions.
-        digit_error_rate: of raw transcriptions: digits wrong, missing and added, over digits spoken.
-        strings_right: share of raw transcriptions that are right from end to end.
-        chat_digit_error_rate: `digit_error_rate` of the transcriptions asked for in a conversation.
-        sums: share of spoken sums that are answered right, operands and result.
-        analysis: share of the questions about one clip (`ANALYSIS`) that are answered right.
-        pairs: share of right comparisons of two clips.
-        overall: share of right answers, transcriptions included.
-        accuracy: task -> share of right answers.
+        digit_error_rate: of raw transcriptions: substituted, missing and added digits over spoken digits.
+        strings_right: share of raw transcriptions that are entirely correct.
+        chat_digit_error_rate: `digit_error_rate` of transcriptions in a conversation.
+        sums: share of spoken sums answered correctly, operands and result.
+        analysis: share of questions about one clip (`ANALYSIS`) answered correctly.
+        pairs: share of correct comparisons of two clips.
+        overall: share of correct answers, transcriptions included.
+        accuracy: task -> share of correct answers.
         counts: task -> number of questions.
     """
 
@@ -61,12 +61,12 @@ class Scores:
     counts: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for JSON."""
+        """The scores as JSON values."""
         return asdict(self)
 
 
 def score(answers: Sequence[Answer]) -> Scores:
-    """Count right answers and wrong digits."""
+    """Compute the scores of answers."""
     right: defaultdict[str, list[bool]] = defaultdict(list)
     for answer in answers:
         right[answer.task].append(answer.right)
@@ -90,9 +90,9 @@ def score(answers: Sequence[Answer]) -> Scores:
 
 
 def digit_error_rate(answers: Sequence[Answer]) -> float | None:
-    """Edit distance over digits, all transcriptions together; None where no digit was spoken.
+    """Edit distance over digits, all transcriptions together; None if no digit was spoken.
 
-    What a model writes beside digits does not count here.
+    Text other than digits is ignored.
     """
     pairs = [(re.findall(r"[0-9]", a.expected), re.findall(r"[0-9]", a.said)) for a in answers]
     spoken = sum(len(expected) for expected, _ in pairs)
@@ -100,7 +100,7 @@ def digit_error_rate(answers: Sequence[Answer]) -> float | None:
 
 
 def edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions that make `b` of `a` (Levenshtein)."""
+    """Levenshtein distance: the fewest insertions, deletions and substitutions that turn `a` into `b`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         above, row[0] = row[0], i
@@ -118,7 +118,7 @@ def task_of(record: dict[str, Any]) -> str:
     """The name under which a record is counted.
 
     Raises:
-        ValueError: the record has no task that is known.
+        ValueError: the record has no known task.
     """
     task = record.get("task")
     if task not in TASKS:

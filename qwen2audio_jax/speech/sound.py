@@ -1,4 +1,4 @@
-"""Clips: digits with pauses and cut words, sums, tones and noise, at 16 kHz."""
+"""Synthetic clips: digits with pauses and truncated words, sums, tones and noise, at 16 kHz."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +35,9 @@ def draw_digits(rng: np.random.Generator, most: int = 8) -> list[int]:
 
 
 def digits_clip(rng: np.random.Generator, digits: list[int], *, unseen: bool, sex: Sex | None = None) -> Clip:
-    """Speak `digits`; sometimes with pauses, and with a word cut off at an end, which is not one of them.
+    """Speak `digits`, sometimes with pauses, and with an extra truncated word at one end.
 
-    `sex` "low" or "high" takes a voice whose measured pitch is clearly so.
+    `sex` "low" or "high" takes a voice of clearly low or high measured pitch.
     """
     while True:
         how = draw_voice(rng, unseen=unseen, sex=sex)
@@ -124,7 +124,7 @@ def noise(rng: np.random.Generator, n: int, color: int) -> np.ndarray:
 
 
 def fundamental(samples: np.ndarray) -> float:
-    """Median fundamental frequency in Hz of clean speech (60..400 Hz), by autocorrelation; 0 where none is found.
+    """Median fundamental frequency in Hz of clean speech (60..400 Hz), by autocorrelation; 0 if none is found.
 
     A multiple of a short period may fit whole samples better than the period: of a high voice the result can be a
     fraction of the frequency, never more than it. So a high result is a high voice, and a low one needs a low variant.
@@ -146,7 +146,7 @@ def fundamental(samples: np.ndarray) -> float:
 
 
 def _groups(rng: np.random.Generator, digits: list[int]) -> list[list[int]]:
-    """Split at random places, where a pause goes; a third of the strings are not split."""
+    """Split digits at random positions for pauses; a third of the strings are not split."""
     share = rng.choice([0.0, 0.2, 0.5])
     groups = [[digits[0]]]
     for digit in digits[1:]:

@@ -1,4 +1,4 @@
-"""What is asked about the clips: one function per task, and the table of their shares."""
+"""Tasks about the clips: one function per task, and the table of their shares."""
 
 import numpy as np
 
@@ -31,17 +31,17 @@ SEXES: tuple[Sex, Sex] = ("low", "high")
 
 
 def spaced(digits: list[int]) -> str:
-    """The digits as they are written: "4 7 1"."""
+    """The digits in written form: "4 7 1"."""
     return " ".join(map(str, digits))
 
 
 def counted(digits: list[int]) -> str:
-    """The answer to how many digits there are."""
+    """The answer to the question for the number of digits."""
     return "One digit is spoken." if len(digits) == 1 else f"{COUNTED[len(digits)]} digits are spoken."
 
 
 def transcribe(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
-    """The base model's prompt for recognition; one in 50 clips is empty."""
+    """Speech recognition with the base model's prompt; one in 50 clips is empty."""
     if rng.random() < 0.02:
         return {"prompt": TRANSCRIBE, "response": "", "digits": ""}, [empty_clip(rng)]
     digits = draw_digits(rng)
@@ -64,26 +64,26 @@ def say(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
 
 
 def count(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
-    """How many digits."""
+    """Counting of digits."""
     digits = draw_digits(rng)
     return _chat((1, _pick(rng, COUNT), counted(digits))), [digits_clip(rng, digits, unseen=unseen)]
 
 
 def voice(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
-    """A high or a low voice; those in between are not asked about."""
+    """Classification of high and low voices; those in between are skipped."""
     sex = SEXES[rng.integers(2)]
     clip = digits_clip(rng, draw_digits(rng, 6), unseen=unseen, sex=sex)
     return _chat((1, _pick(rng, VOICE), f"The voice is {sex}.")), [clip]
 
 
 def kind(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
-    """Speech, a tone or noise."""
+    """Classification of speech, tone and noise."""
     name = tuple(KINDS)[rng.integers(3)]
     return _chat((1, _pick(rng, KIND), KINDS[name])), [_clip_of(rng, name, unseen=unseen)]
 
 
 def pair(rng: np.random.Generator, *, unseen: bool) -> tuple[dict, list[Clip]]:
-    """Two clips compared; one in three times the first is asked about first, in a turn of its own."""
+    """Comparison of two clips; in a third of the examples a separate turn first asks about the first clip."""
     name = tuple(PAIR)[rng.integers(len(PAIR))]
     which = int(rng.integers(2))
     if name in ("tone", "noise"):
@@ -119,9 +119,9 @@ TASKS = {
 
 
 def example(rng: np.random.Generator, split: str) -> tuple[dict, list[Clip]]:
-    """Draw one example: a record without its `audios`, and its clips in the order in which they are heard.
+    """Draw one example: a record without its `audios`, and its clips in order.
 
-    Audio items of the record's messages have no `audio` yet: the writer names the files.
+    Audio items of the record's messages have no `audio` yet: the writer adds the file names.
     """
     shares = np.array([share for share, _ in TASKS.values()])
     task = tuple(TASKS)[rng.choice(len(shares), p=shares / shares.sum())]

@@ -1,4 +1,4 @@
-"""The voices that speak: accents and variants of espeak-ng's English, and those kept out of training."""
+"""Voices: accents and variants of espeak-ng's English, and those held out of training."""
 
 from typing import Any, Literal
 
@@ -16,15 +16,15 @@ UNSEEN_LOW = ("m4", "m7", "quincy", "victor", "Mike")
 UNSEEN_HIGH = ("f3", "Annie", "Andrea")
 
 Sex = Literal["low", "high"]
-"""How the voice sounds: a low one is a man's."""
+"""The pitch class of a voice; a low one is male."""
 RATES = (110, 230)
-"""Least and most words a minute; espeak-ng's default is 175."""
+"""Minimum and maximum words per minute; espeak-ng's default is 175."""
 
 
 def draw_voice(rng: np.random.Generator, *, unseen: bool, sex: Sex | None = None) -> dict[str, Any]:
-    """A way of speaking: `voice` (espeak-ng's name), `rate` in words a minute, `pitch` and `range` 0..99.
+    """Draw voice parameters: `voice` (espeak-ng's name), `rate` in words per minute, `pitch` and `range` 0..99.
 
-    `unseen` takes the variants that are never trained on, in any accent. `sex` is "low" or "high" for such a variant.
+    `unseen` takes the variants held out of training, in any accent. `sex` "low" or "high" restricts the variants.
     """
     high = sex == "high" if sex else bool(rng.random() < 0.5)
     variants = (UNSEEN_HIGH if high else UNSEEN_LOW) if unseen else (HIGH if high else LOW)
