@@ -30,8 +30,8 @@ def load_audio(
 
     The samples of a file are those of `librosa.load(source, sr=16000)`: the mean over the channels, resampled with
     soxr's high quality. They are the same for a path, bytes, a file object and a URL. The format is detected from the
-    content, not from the name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av` also
-    m4a, mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
+    content, not from the name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av`
+    also m4a, mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
 
     Args:
         source: a path, an http(s) or data: URL, bytes, a binary file object (read from its current position), or an
@@ -90,7 +90,8 @@ def shorten(text: str, limit: int = 200) -> str:
 
 
 def open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, BinaryIO]:
- here: local files need none of it.
+    """The content of an http(s) or data: URL, and its name for messages."""
+    # Imported here: local files need none of it.
     from qwen2audio_jax.audio.data_url import decode_data_url
     from qwen2audio_jax.audio.fetch import describe_url, fetch
 
