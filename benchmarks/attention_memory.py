@@ -1,4 +1,4 @@
-"""Where the TPU's attention kernel wins, by memory: one attention compiled with it and without, for several lengths.
+"""Memory of one attention on a TPU, compiled with and without the flash kernel, for several lengths.
 
     python benchmarks/attention_memory.py v5e:2x4 v6e:2x2 --encoder 1500 --prefill 1024
 

@@ -1,4 +1,4 @@
-"""A 1 GB conversion is killed at random moments, and gone on with after each kill, until it has been killed 20 times.
+"""Kill test of a 1 GB conversion: killed 20 times at random moments, and resumed after each kill.
 
     python benchmarks/convert_kills.py /big/folder [--kills 20] [--seed 0]
 

@@ -1,4 +1,4 @@
-"""What the stages of the 7B model keep in memory on TPUs, by default eight v5e chips, read from the compiled programs.
+"""Memory of the 7B model's stages on TPUs, by default eight v5e chips, read from the compiled programs.
 
     python benchmarks/decode_memory.py decode --mesh 1x8
 
@@ -69,7 +69,7 @@ class Report:
 
 
 def lower_scan(batch: Batch) -> jax.stages.Lowered:
-    """What the decoder does not do: the layers' buffers stacked, and one written in each step of a scan."""
+    """The rejected alternative to the decoder: stacked buffers of all layers, one written in each step of a scan."""
     buffers = batch.cache.keys + batch.cache.values
     stacked = batch.spec((len(buffers), *buffers[0].shape), buffers[0].dtype, None, *CACHE_AXES)
     text, rows = batch.config.text_config, batch.shapes.rows
@@ -87,7 +87,7 @@ def lower_scan(batch: Batch) -> jax.stages.Lowered:
 
 
 def cache_moves(program: str, *, shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
-    """How often an array of the cache's shape is copied within main memory, and how often to or from the chip's own."""
+    """Counts of copies of arrays of the cache's shape: within main memory, and to or from on-chip memory."""
     array = f"{dtype}[{','.join(map(str, shape))}]"
     found = [printed for _, printed, _ in operations(program, "copy", "copy-start") if array in printed]
     # S(1) in a layout is the memory space of the chip; main memory has no mark.

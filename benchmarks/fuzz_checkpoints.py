@@ -1,4 +1,4 @@
-"""Fuzz the reader of safetensors files and indices: no crash, no hang, no read outside the folder.
+"""Fuzzing of the reader of safetensors files and indices: no crash, no hang, no read outside the folder.
 
     python benchmarks/fuzz_checkpoints.py [--examples 50000]
 

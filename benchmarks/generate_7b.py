@@ -1,4 +1,4 @@
-"""The converted checkpoint of the 7B shape generates on a CPU in bfloat16, and is held against PyTorch.
+"""Generation with a converted checkpoint of the 7B shape on a CPU in bfloat16, compared with PyTorch.
 
     python benchmarks/convert_7b.py FOLDER --keep
     python benchmarks/generate_7b.py FOLDER

@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy: each linear map of a layer at the 7B model's widths, and the embedded model's logits.
+"""Accuracy of int8: each linear map of a layer at the 7B model's widths, and the embedded model's logits.
 
     python benchmarks/int8_accuracy.py [--clips 300]
 

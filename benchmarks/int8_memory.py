@@ -1,4 +1,4 @@
-"""Is an int8 weight ever widened in memory? Read from the programs that XLA compiles for TPUs.
+"""Check that no int8 weight is widened in memory, read from the programs that XLA compiles for TPUs.
 
     python benchmarks/int8_memory.py --topology v5e:2x4 --mesh 1x8 --layers 2
 
@@ -53,7 +53,7 @@ def results(program: str) -> Iterator[tuple[str, list[tuple[str, tuple[int, ...]
 
 
 def same_values(shape: tuple[int, ...], shards: set[tuple[int, ...]]) -> bool:
-    """Whether an array could be one of the shards, be its axes in another order or a head axis split off."""
+    """Return True if an array could be one of the shards, with its axes permuted or a head axis split off."""
     whole = tuple(sorted(size for size in shape if size > 1))
     for shard in shards:
         if whole == tuple(sorted(shard)):

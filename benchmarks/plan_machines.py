@@ -1,4 +1,4 @@
-"""What `qwen2audio plan` says of the published model on well-known machines: the README's tables, and their source.
+"""Plans of the published model on common machines by `qwen2audio plan`: the source of the README's tables.
 
     python benchmarks/plan_machines.py measure [NAME ...]     # plans those named, else those without a record
     python benchmarks/plan_machines.py readme                 # puts the tables of the records into the README
@@ -54,7 +54,7 @@ COMMANDS = MACHINES | ONE_PROMPT | TRAINING
 
 
 def records() -> dict[str, dict]:
-    """What `qwen2audio plan` printed, by name."""
+    """The recorded output of `qwen2audio plan`, by name."""
     lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
     return {record["name"]: record for record in map(json.loads, lines)}
 

@@ -49,7 +49,7 @@ class Clips:
 
     @property
     def sizes(self) -> Sizes:
-        """What its arrays need."""
+        """The sizes of its arrays."""
         return Sizes(clips=len(self.frames), frames=int(self.frames.max()))
 
 
@@ -212,7 +212,7 @@ class Given:
 
     @property
     def sizes(self) -> Sizes:
-        """What its arrays need."""
+        """The sizes of its arrays."""
         rows = Sizes(rows=len(self.rows.ids), tokens=int(self.rows.lengths.max()), width=self.rows.width)
         if self.heard is None:
             return rows

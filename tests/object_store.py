@@ -1,4 +1,4 @@
-"""A file system that keeps the rules of an object store, and breaks its promises when told to; helpers around it."""
+"""An fsspec file system with an object store's rules and injected failures; helpers around it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line as a user types it: answers on stdout, words on stderr, exit codes 0, 1 and 2."""
+"""The command line as a user types it: answers on stdout, messages on stderr, exit codes 0, 1 and 2."""
 
 import io
 import json
@@ -354,7 +354,7 @@ def test_version(capsys):
 
 
 def test_failure(checkpoint, capsys, monkeypatch):
-    """What is not the user's fault: exit code 1 in one line."""
+    """Failures that are not the user's fault: exit code 1 and one line."""
 
     def broken(*arguments, **options):
         raise RuntimeError("out of memory\nwhile trying")

@@ -1,3 +1,5 @@
+"""Configuration: config.json read strictly, written back, and the reference's reading of it."""
+
 import ast
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""The converter: names, layouts, bytes, refusals, and what is left behind when it fails or is killed."""
+"""The converter: names, layouts, bytes, refusals, and leftovers of a failed or killed conversion."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Who the processes of a run are, who of them has come, and what is said when one has not."""
+"""Multi-process startup: process detection, the arrival barrier, and reports of missing processes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""`qwen2audio doctor`: what a whole checkpoint passes, and each thing that one can lack."""
+"""`qwen2audio doctor`: a complete checkpoint passes, and each possible defect is reported."""
 
 import json
 import shutil

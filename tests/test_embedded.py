@@ -1,4 +1,4 @@
-"""The embedded model and its clips: whole, small, loaded without a word, and the same text as the reference's."""
+"""The embedded model and its clips: complete, small, loaded without warnings, and the reference's text."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Orbax back to a Hugging Face folder: names, bytes, files, what transformers makes of them, what failure leaves."""
+"""Export to a Hugging Face folder: names, bytes, files, loading by transformers, and leftovers of a failure."""
 
 import json
 import os

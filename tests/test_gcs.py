@@ -1,4 +1,4 @@
-"""gs:// through an emulator of Google's storage: sent there by the converter, and read where it is by Orbax."""
+"""gs:// through an emulator of Google's storage: uploads by the converter, and in-place reads by Orbax."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The options of generation: what is read, what is refused, and what the reference makes of what we write."""
+"""Generation options: accepted and refused values, and the reference's reading of written files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`from_pretrained`: what it takes, what it refuses, and the encoder by itself."""
+"""`from_pretrained`: accepted and refused arguments, and the encoder alone."""
 
 import jax
 import numpy as np

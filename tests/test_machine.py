@@ -1,4 +1,4 @@
-"""`qwen2audio doctor` without a checkpoint: what it finds here, and the traps it names from facts made up."""
+"""`qwen2audio doctor` without a checkpoint: its findings here, and problems reported for made-up facts."""
 
 import json
 import sys

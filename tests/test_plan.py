@@ -1,4 +1,4 @@
-"""`plan`: names of machines, arithmetic against numbers worked out by hand, what is read from compiled programs."""
+"""`plan`: names of machines, arithmetic against hand-computed numbers, and parsing of compiled programs."""
 
 import json
 import math

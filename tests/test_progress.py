@@ -1,4 +1,4 @@
-"""What users see of a conversion while it runs and when it is done."""
+"""Progress display of a conversion while it runs and when it is done."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs as it stands, and its tree of the code is the code's."""
+"""README checks: its Python code runs as written, and its file tree matches the code."""
 
 import re
 import shlex
@@ -68,7 +68,7 @@ def test_python_runs_as_it_stands(converted, capsys):
 
 
 def test_tree_is_the_code():
-    """Every module and configuration stands in the tree, and everything in the tree is there."""
+    """Every module and configuration is in the tree, and everything in the tree exists."""
     (tree,) = blocks("text")
     shown, folders = [], {}
     for line in tree.splitlines():

@@ -1,4 +1,4 @@
-"""A conversion that was stopped goes on where it was; nothing that it left loads, and nothing is stored twice."""
+"""Resumed conversions: an interrupted one resumes, its partial result does not load, and nothing is stored twice."""
 
 import json
 import os

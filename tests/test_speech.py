@@ -1,4 +1,4 @@
-"""Synthetic speech: what is asked, that it is repeatable, and that what is tested was never trained on."""
+"""Synthetic speech: questions, reproducibility, and test data disjoint from training data."""
 
 import json
 import re

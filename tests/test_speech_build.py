@@ -1,4 +1,4 @@
-"""The embedded model made from nothing, at a hundredth of a percent of its size."""
+"""Build of the embedded model from scratch, at a hundredth of a percent of its size."""
 
 import json
 

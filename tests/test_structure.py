@@ -1,4 +1,4 @@
-"""The architecture's own rules: imports run one way, modules are pure, nothing heavy or foreign at run time."""
+"""Architecture rules: imports in one direction, pure modules, and no heavy or foreign packages at run time."""
 
 import ast
 import os
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "qwen2audio_jax"
 
-# The floors of the building, lowest first: a module may import from its own floor and from those below it.
+# The layers of the package, lowest first: a module may import from its own layer and from those below it.
 FLOORS = (
     {"limits", "lengths", "hub", "embedded", "places", "roll_call", "device_order", "mesh_presets"},
     {
@@ -53,7 +53,7 @@ FLOORS = (
     {"cli", "__main__", "__init__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# The converter is imported where it is used, and so is what only some commands need.
+# The converter is imported where it is used, and so are modules that only some commands need.
 LAZY = {
     ("source", "convert"),
     ("cli", "convert"),

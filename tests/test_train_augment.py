@@ -1,4 +1,4 @@
-"""What is done to training clips: by how much, the same for the same seed, and never to their length."""
+"""Augmentation of training clips: magnitudes, the same result for the same seed, and unchanged length."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`qwen2audio train` as a user types it: what reaches the run, and what is refused in one line."""
+"""`qwen2audio train` as a user types it: settings that reach the run, and one-line refusals."""
 
 import sys
 import types

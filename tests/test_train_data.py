@@ -1,4 +1,4 @@
-"""Records to training data: what is read, what is refused and how it is named, and what of it is learnt."""
+"""Training data from records: accepted and refused forms, error messages, and loss masks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A run's result: every weight in its place and dtype, what stands beside it, and what failure leaves."""
+"""Export of a run's result: every weight's place and dtype, the files beside it, and leftovers of a failure."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl, TensorBoard events, the loss curve and the progress it shows."""
+"""Metrics of a run: metrics.jsonl, TensorBoard events, the loss curve and the progress display."""
 
 import io
 import json

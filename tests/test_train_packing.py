@@ -1,4 +1,4 @@
-"""Which example comes when and where: once an epoch, in its row's room, alike in all processes and after a restart."""
+"""Epoch planning: every example once per epoch, within its row's limits, equal in all processes and after a restart."""
 
 import numpy as np
 import pytest

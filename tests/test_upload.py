@@ -1,4 +1,4 @@
-"""What goes to a bucket: every upload fails in turn, nothing half there loads, and the same command sends the rest."""
+"""Uploads to a bucket: every upload fails in turn, no partial result loads, and the same command sends the rest."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What proves a converted checkpoint: its manifest, the listing made from it, and the comparison with its source."""
+"""Verification of a converted checkpoint: its manifest, its listing, and the comparison with its source."""
 
 import hashlib
 import json

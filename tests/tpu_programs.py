@@ -21,7 +21,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def report(*arguments: str, timeout: float = 900) -> Any:
-    """What Python with these arguments prints last, as JSON; it waits for whoever holds libtpu."""
+    """The last line that Python with these arguments prints, as JSON; waits for another process that holds libtpu."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)
     waited_until = time.monotonic() + PATIENCE
