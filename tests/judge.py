@@ -1,4 +1,4 @@
-"""The judge of numeric tests: the reference's own classes in float64.
+"""Ground truth of numeric tests: the reference's own classes in float64.
 
 Two correct float32 programs differ by their rounding, and how much depends on the processor. So what is asked of ours
 is to be about as close to the exact result as the reference is, in eager or in SDPA attention, on the same machine.

@@ -103,7 +103,7 @@ def template_of(name):
 
 
 def expected_prompt(conversation, add_generation_prompt):
-    """What the default template writes, said once more in Python."""
+    """The default template's output, reimplemented in Python."""
     text, clips = "", 0
     for i, message in enumerate(conversation):
         if i == 0 and message["role"] != "system":

@@ -118,7 +118,7 @@ ORIGINALS = {
 
 
 def as_reference_reads(data: dict, folder: Path) -> dict:
-    """What transformers makes of a config.json; names of the folder and of the release apart."""
+    """A config.json as read by transformers, without the names of the folder and the release."""
     transformers = pytest.importorskip("transformers")
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(data))

@@ -48,7 +48,7 @@ def conversions(cache: Path) -> list[Path]:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes when somebody writes into a folder."""
+    """The state of a folder, which changes when it is written to."""
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 

@@ -14,7 +14,7 @@ NAMES = tuple(tiny.CONFIGS)
 
 @pytest.fixture(scope="session")
 def recorded():
-    """What the reference gave: see record_reference.py."""
+    """The reference's recorded output: see record_reference.py."""
     with np.load(RECORD) as arrays:
         return dict(arrays)
 
@@ -158,7 +158,7 @@ def test_stop_strings_end_each_row_by_itself(load, monkeypatch):
 
 
 def drained(generator):
-    """What a generator yields, and what it returns."""
+    """A generator's items and its return value."""
     yielded = []
     while True:
         try:

@@ -526,7 +526,7 @@ class TestCommand:
 
 @cache
 def planned(*arguments: str) -> dict:
-    """What the command prints for the tiny model, in the process that it starts."""
+    """The command's output for the tiny model, in the process that it starts."""
     return tpu_programs.report("-m", "qwen2audio_jax", "plan", "--config", TINY, "--json", *arguments)
 
 

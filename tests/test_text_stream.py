@@ -152,7 +152,7 @@ def test_the_cost_of_a_token_does_not_grow(tokenizer, byte_ids):
 
 
 def stopped_after(matcher, ids):
-    """How many tokens were pushed until it stopped, or None."""
+    """The number of tokens pushed until it stopped, or None."""
     for count, number in enumerate(ids, 1):
         if matcher.push(number):
             return count

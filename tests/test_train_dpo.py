@@ -58,7 +58,7 @@ def preferences(name, *, seed=0):
 
 
 def owned(pair):
-    """Which clips are a prompt's."""
+    """The clips of a prompt."""
     return range(sum(CLIPS[:pair]), sum(CLIPS[: pair + 1]))
 
 

@@ -25,7 +25,7 @@ class Stated:
     channels: int | None = None
     frames: int | None = None
     counted: int | None = None
-    """For MP3, frames (samples of a channel) by the blocks that are there, of which encoders trim some at both ends."""
+    """For MP3, frames (samples per channel) of the blocks in the file, of which encoders trim some at both ends."""
 
 
 def truncated(name: str, found: str) -> AudioError:
