@@ -49,7 +49,10 @@ PUBLISHED = {
     "audio_config": AUDIO,
     "text_config": TEXT,
 }
-DELETE = object()
+
+
+class DELETE:
+    """In place of a value: the key goes."""
 
 
 def edited(base: dict, **edits) -> dict:
