@@ -247,6 +247,7 @@ def test_fsdp_splits_weights_and_moments_over_data(load):
     assert not held
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("train", [("encoder",), ("projector", "head"), ("decoder",)])
 def test_only_the_named_parts_change(small, train):
     model = small
