@@ -1,6 +1,10 @@
-"""Eight fake devices, a compilation cache and the tiny reference models that the tests share."""
+"""Eight fake devices, a compilation cache and the tiny reference models that the tests share.
+
+Several files run side by side with pytest-xdist; what is marked slow is left out (see pyproject.toml).
+"""
 
 import os
+from pathlib import Path
 
 # Before jax is imported: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,13 +16,14 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The processes that tests start share the cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import copy
 import importlib.util
 from functools import cache
-from pathlib import Path
 
-import jax
 import pytest
 import tiny
 from hf_layout import random_tensors, write_hf_checkpoint
@@ -31,15 +36,46 @@ ROOT = Path(__file__).resolve().parent.parent
 if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__):
     qwen2audio_jax.__path__.append(str(ROOT))
 
-jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache")))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+LONGEST = ("test_train_step", "test_train_loop", "test_shares", "test_generate", "test_parity", "test_resume")
+"""Files that begin first, so that none of them is left over at the end."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow-share", metavar="K/N", help="of the slow tests, every Nth from the Kth on: all of them run in N shares"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Spreads files over the cores; what is typed by hand in one file runs in this process, as does all with -n0."""
+    if getattr(config.option, "numprocesses", 0) is not None or "PYTEST_XDIST_WORKER" in os.environ:
+        return  # without xdist, chosen by hand, or one of those that are spread over
+    if config.option.usepdb or config.option.collectonly:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    files = {argument.partition("::")[0] for argument in config.args}
+    if any(Path(file).is_dir() for file in files):
+        workers = min(cores, 4)
+    else:
+        workers = min(cores, 4, len(files))
+    if workers > 1:
+        config.option.numprocesses, config.option.dist = workers, "loadfile"
+        config.option.loadscopereorder = False
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(cores // workers))
+
+
+def pytest_collection_modifyitems(config, items):
     """Marks what compares numbers with the reference: `-m parity` runs it on another processor, or as if on one."""
     for item in items:
         if {"reference", "exact_features"} & set(item.fixturenames):
             item.add_marker("parity")
+    if config.option.slow_share:
+        number, shares = map(int, config.option.slow_share.split("/"))
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = slow[number % shares :: shares]
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @cache

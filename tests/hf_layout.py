@@ -112,11 +112,20 @@ def write_tensors(folder: Path, tensors: dict[str, np.ndarray], *, shards: int =
 
 
 def write_hf_checkpoint(
-    folder: Path, name: str, *, naming: str = "new", dtype: str = "float32", shards: int = 1, seed: int | None = None
+    folder: Path,
+    name: str,
+    *,
+    naming: str = "new",
+    dtype: str = "float32",
+    shards: int = 1,
+    seed: int | None = None,
+    layers: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Write random weights of `tiny.CONFIGS[name]`, its config, processor and generation files; returns the weights."""
     config = copy.deepcopy(tiny.CONFIGS[name])
     config["torch_dtype"] = config["text_config"]["torch_dtype"] = dtype
+    if layers is not None:
+        config["audio_config"]["encoder_layers"] = config["text_config"]["num_hidden_layers"] = layers
     tensors = random_tensors(config, dtype=dtype, seed=tiny.SEEDS[name] if seed is None else seed)
     write_tensors(folder, {renamed(key, naming): value for key, value in tensors.items()}, shards=shards)
     (folder / "config.json").write_text(json.dumps(config))

@@ -73,7 +73,12 @@ def judge(model, run: Callable[[Any], Any], *, dtype: str = "float32") -> tuple[
 
 def assert_as_close_as_the_reference(ours, model, run: Callable[[Any], Any], *, dtype: str = "float32") -> None:
     """Our arrays are as close to the exact ones as `judge` allows: `ours` has the nesting of `run(model)`."""
-    exact, bars = judge(model, run, dtype=dtype)
+    assert_as_close(ours, judge(model, run, dtype=dtype))
+
+
+def assert_as_close(ours, judged: tuple[dict[str, Any], dict[str, float]]) -> None:
+    """The same with what `judge` has said."""
+    exact, bars = judged
     ours = by_path(ours)
     assert set(ours) == set(exact)
     errors = {path: relative_error(ours[path], value) for path, value in exact.items()}

@@ -121,6 +121,7 @@ CUT = "(cut by the limit of new tokens: --max-new-tokens raises it)\n"
 """What random weights, which never stop by themselves, always end in."""
 
 
+@pytest.mark.smoke
 def test_generate_as_typed(checkpoint, clips):
     """Three formats, rates and channel counts in one prompt, in a process of its own."""
     files = [clips / f"speech.{kind}" for kind in ("wav", "flac", "mp3")]
@@ -176,6 +177,7 @@ def test_reader_that_leaves(checkpoint):
     assert errors == b""
 
 
+@pytest.mark.smoke
 def test_voice_chat(checkpoint, clips, capsys):
     """Without a prompt the clip is the message."""
     assert call("generate", "--model", checkpoint, "--audio", clips / "speech.wav", *TALK) == 0

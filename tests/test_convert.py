@@ -73,6 +73,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         assert actual[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 @pytest.mark.parametrize(
     ("naming", "dtype", "shards"), [("new", "float32", 1), ("old", "bfloat16", 3), ("base_model", "float16", 2)]
@@ -224,6 +225,7 @@ def test_known_buffers_are_passed_over(tmp_path):
     assert checkpoint.is_checkpoint(tmp_path / "orbax")
 
 
+@pytest.mark.smoke
 def test_tied_head(tmp_path):
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
     embedding = tensors["model.language_model.embed_tokens.weight"]

@@ -29,6 +29,7 @@ def test_the_record_is_the_references(reference, recorded, name):
         np.testing.assert_array_equal(recorded[f"{name}/{penalty}"], greedy_tokens(model, name, penalty))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_equal_the_record(load, recorded, name):
     logits = load(name)(**random_inputs(name)).logits[:, -1]
@@ -131,6 +132,7 @@ class Letters:
         return "".join(chr(ord("a") + int(i) % 26) for i in ids)
 
 
+@pytest.mark.smoke
 def test_stop_strings_end_each_row_by_itself(load, monkeypatch):
     model, inputs = load("gqa"), random_inputs("gqa")
     width = inputs["input_ids"].shape[1]
@@ -167,6 +169,7 @@ def drained(generator):
             return yielded, end.value
 
 
+@pytest.mark.smoke
 def test_stream_yields_what_generate_returns(load):
     model, inputs = load("gqa"), row_alone("gqa", 1)
     new = model.generate(**inputs, **SETTINGS, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]

@@ -40,6 +40,7 @@ def refusal(source, *, kind, **options) -> str:
 # ---- The same samples, whichever way they come
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kind", "rate", "channels"),
     [
@@ -70,6 +71,7 @@ def test_equals_librosa_from_path_bytes_and_file(tmp_path, kind, rate, channels)
     assert np.array_equal(load_audio(path, sampling_rate=rate), expected)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", sounds.AV_KINDS)
 def test_pyav_formats(tmp_path, kind):
     path = tmp_path / "sound.wav"

@@ -4,6 +4,7 @@ The judge is the reference in float64 (see `judge`); between two programs of our
 """
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from judge import assert_as_close_as_the_reference, judge, relative_error
+from judge import assert_as_close, assert_as_close_as_the_reference, judge, relative_error
 from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, encoder
@@ -27,7 +28,7 @@ NAMES = tuple(tiny.CONFIGS)
 TOLERANCE = 1e-5
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def torch():
     pytest.importorskip("transformers")
     return pytest.importorskip("torch")
@@ -150,30 +151,43 @@ def reference_logits(torch, inputs):
     return logits
 
 
+@pytest.fixture(scope="module")
+def judged_logits(torch, reference):
+    """`judged_logits(name, side)`: the judge on a ragged batch padded on that side."""
+    return cache(lambda name, side: judge(reference(name), reference_logits(torch, random_inputs(name, side=side))))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_of_ragged_batches(torch, reference, load, name, side):
+def test_logits_of_ragged_batches(judged_logits, reference, load, name, side):
     inputs = random_inputs(name, side=side)
     logits = load(name)(**inputs).logits
     kept = inputs["attention_mask"].astype(bool)
     assert logits.shape == (*inputs["input_ids"].shape, tiny.CONFIGS[name]["text_config"]["vocab_size"])
-    assert_as_close_as_the_reference(logits[kept], reference(name), reference_logits(torch, inputs))
+    assert_as_close(logits[kept], judged_logits(name, side))
     assert not np.asarray(logits)[~kept].any()
 
 
 @pytest.mark.parametrize("fault", [{}, {"rope_theta": 10_010.0}, {"rms_norm_eps": 1e-6}], ids=str)
-def test_the_bar_tells_a_small_fault_in_the_decoder(torch, reference, load, fault):
+def test_the_bar_tells_a_small_fault_in_the_decoder(judged_logits, reference, load, fault):
     inputs, model = random_inputs("base"), load("base")
     text = dataclasses.replace(model.config.text_config, **fault)
     config = dataclasses.replace(model.config, text_config=text)
     kept = inputs["attention_mask"].astype(bool)
     logits = Qwen2AudioForConditionalGeneration(config, model.params)(**inputs).logits[kept]
-    (exact,), (bar,) = (found.values() for found in judge(reference("base"), reference_logits(torch, inputs)))
+    (exact,), (bar,) = (found.values() for found in judged_logits("base", "left"))
     assert (relative_error(logits, exact) > bar) == bool(fault)
 
 
+@pytest.fixture(scope="module")
+def judged_encoder(torch, reference):
+    """The judge on the encoder's output."""
+    inputs = encoder_inputs("base")
+    return judge(reference("base"), lambda model: reference_encoder_states(torch, model, *inputs)[1])
+
+
 @pytest.mark.parametrize("fault", ["", "tanh GELU", "layer_norm_eps"])
-def test_the_bar_tells_a_small_fault_in_the_encoder(torch, reference, load, monkeypatch, fault):
+def test_the_bar_tells_a_small_fault_in_the_encoder(judged_encoder, reference, load, monkeypatch, fault):
     features, frames = encoder_inputs("base")
     model = load("base")
     if fault == "tanh GELU":
@@ -187,7 +201,7 @@ def test_the_bar_tells_a_small_fault_in_the_encoder(torch, reference, load, monk
                 module.eps = 1e-6
         return bound(features, frames, attention="xla")
 
-    exact, bars = judge(reference("base"), lambda it: reference_encoder_states(torch, it, features, frames)[1])
+    exact, bars = judged_encoder
     assert (relative_error(ours(model.params["encoder"]), exact[""]) > bars[""]) == bool(fault)
 
 

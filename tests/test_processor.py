@@ -190,6 +190,7 @@ def test_one_text_one_array(processor):
         _ = inputs.labels
 
 
+@pytest.mark.smoke
 def test_both_layouts_give_the_same(published, resaved):
     first, second = (Qwen2AudioProcessor.from_pretrained(folder) for folder in (published, resaved))
     assert first.chat_template == second.chat_template == CHAT_TEMPLATE
@@ -198,6 +199,7 @@ def test_both_layouts_give_the_same(published, resaved):
     assert second.audio_token_id == AUDIO
 
 
+@pytest.mark.smoke
 def test_every_way_to_pass_clips(processor, tmp_path):
     a, b, c = sound(0.5, 1), sound(1.0, 2), sound(1.5, 3)
     path = tmp_path / "b.wav"

@@ -28,6 +28,7 @@ def test_the_table_refuses_collisions_and_unknown_axes():
         partition_spec("hats")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_every_weight_has_axes_in_the_table(name):
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS[name])
@@ -113,6 +114,7 @@ def test_meshes_that_do_not_divide_the_model():
         check_mesh(other, config=config)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("rows", [3, 5])
 def test_odd_counts_are_padded(load, rows):
     """Rows and clips that no axis divides; an odd vocabulary is padded by every mesh that splits it."""

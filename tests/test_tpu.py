@@ -1,6 +1,6 @@
 """The decode step of the published 7B, compiled for eight TPU v5e chips and four v6e: no second copy of the cache.
 
-Shapes only, at full size, through the step that `generate` runs;
+Shapes only, at the published widths (8 layers; all 32 where a test is slow), through the step that `generate` runs;
 benchmarks/decode_memory.py compiles it and reads the compiled program. It runs in a process of its own, because libtpu
 allows one at a time.
 """
@@ -11,7 +11,8 @@ import pytest
 import tpu_programs
 from tpu_programs import ROOT, needs_libtpu
 
-LAYERS = 32
+FULL = 32
+"""Layers."""
 
 
 @cache
@@ -19,35 +20,38 @@ def report(*arguments: str) -> dict:
     return tpu_programs.report("benchmarks/decode_memory.py", *arguments)
 
 
-# The larger mesh axis splits 32 KV heads in 8; the second mesh has two groups of rows as well.
+# The larger mesh axis splits 32 KV heads in 8; the third mesh has two groups of rows as well.
 STEPS = [
-    ("decode", "--mesh", "1x8"),
-    ("decode", "--mesh", "2x4"),
-    ("decode", "--topology", "v6e:2x2", "--mesh", "1x4"),
+    pytest.param(("decode", "--mesh", "1x8", "--layers", "8"), id="1x8, 8 layers"),
+    pytest.param(("decode", "--mesh", "1x8"), id="1x8", marks=pytest.mark.slow),
+    pytest.param(("decode", "--mesh", "2x4"), id="2x4", marks=pytest.mark.slow),
+    pytest.param(("decode", "--topology", "v6e:2x2", "--mesh", "1x4"), id="v6e", marks=pytest.mark.slow),
 ]
 
 
 @needs_libtpu
-@pytest.mark.parametrize("arguments", STEPS, ids=["1x8", "2x4", "v6e"])
+@pytest.mark.parametrize("arguments", STEPS)
 class TestDecodeStep:
-    def test_is_the_published_model_at_full_size(self, arguments):
+    def test_is_the_published_model(self, arguments):
         got = report(*arguments)
-        assert (got["layers"], got["rows"], got["capacity"]) == (LAYERS, 8, 2048)
+        layers = int(arguments[arguments.index("--layers") + 1]) if "--layers" in arguments else FULL
+        assert (got["layers"], got["rows"], got["capacity"]) == (layers, 8, 2048)
         v6e = "v6e:2x2" in arguments
         assert (got["topology"], got["mesh"]) == (
             "v6e:2x2" if v6e else "v5e:2x4",
             arguments[arguments.index("--mesh") + 1],
         )
         # Keys and values: 32 heads of 128, bfloat16, 8 rows of 2048 positions, an equal part on each chip.
-        assert got["cache"] == 2 * LAYERS * 8 * 32 * 2048 * 128 * 2 // (4 if v6e else 8)
+        assert got["cache"] == 2 * layers * 8 * 32 * 2048 * 128 * 2 // (4 if v6e else 8)
         # The decoder's part is read by the step; what was not lowered with it could not be counted.
-        assert got["arguments"] > got["cache"] + 0.2 * 2**30 * LAYERS / 4
+        assert got["arguments"] > got["cache"] + 0.2 * 2**30 * layers / 4
 
     def test_writes_the_cache_in_place(self, arguments):
         got = report(*arguments)
         assert got["cache"] <= got["aliased"] <= got["cache"] + 4096
         assert got["outputs"] - got["aliased"] < 0.01 * got["cache"]
-        assert 0 < got["temporary"] <= 0.1 * got["cache"]
+        # However many layers there are, what a step holds beside the cache is the same.
+        assert 0 < got["temporary"] <= 0.1 * got["cache"] * FULL / got["layers"]
         assert got["cache_copies"] == 0
 
     def test_lays_no_weight_out_anew(self, arguments):
@@ -64,7 +68,7 @@ class TestDecodeStep:
 @needs_libtpu
 def test_a_scan_over_stacked_buffers_is_seen_to_copy_the_cache():
     """The measurement can fail: a program known to need a second cache has one."""
-    got = report("scan", "--layers", "4")
+    got = report("scan", "--layers", "2")
     assert got["temporary"] >= got["cache"]
 
 

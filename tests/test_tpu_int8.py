@@ -11,12 +11,14 @@ import tpu_programs
 from tpu_programs import ROOT, needs_libtpu
 
 STEP = ("--layers", "4", "--capacity", "2048", "--stages", "decode")
-# One chip that holds the model, and the decoder split over eight and over four.
+# The decoder split over eight chips and over four, and one chip that holds the model.
 MACHINES = {
+    "v5e:2x4, both": ("--mesh", "1x8", "--layers", "2", "--capacity", "1024"),
     "one v5e": ("--mesh", "1x1", "--layers", "1", "--capacity", "1024"),
     "v5e:2x4": ("--mesh", "1x8", *STEP),
     "v6e:2x2": ("--mesh", "1x4", *STEP, "--topology", "v6e:2x2"),
 }
+SLOW = [pytest.param(machine, marks=pytest.mark.slow) for machine in ("one v5e", "v5e:2x4", "v6e:2x2")]
 
 
 @cache
@@ -32,14 +34,17 @@ def sizes(machine: str) -> tuple[int, int, int]:
 
 
 @needs_libtpu
-@pytest.mark.parametrize(("machine", "stage"), [*((machine, "decode") for machine in MACHINES), ("one v5e", "prefill")])
-def test_no_weight_is_widened(machine, stage):
-    assert report(machine)[stage]["weights_widened"] == []
-    assert report(machine)[stage]["cache_widened"] == []
+@pytest.mark.parametrize("machine", ["v5e:2x4, both", *SLOW])
+def test_no_weight_is_widened(machine):
+    got = report(machine)
+    assert set(got) == ({"decode"} if "--stages" in MACHINES[machine] else {"decode", "prefill"})
+    for stage in got.values():
+        assert stage["weights_widened"] == []
+        assert stage["cache_widened"] == []
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", ["v5e:2x4, both", *SLOW])
 def test_a_step_reads_codes_alone(machine):
     got = report(machine)["decode"]
     chips, layers, capacity = sizes(machine)
@@ -57,7 +62,7 @@ def test_a_step_reads_codes_alone(machine):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", [name for name in MACHINES if name != "one v5e"])
+@pytest.mark.parametrize("machine", ["v5e:2x4, both", *SLOW[1:]])
 def test_a_step_sends_activations_alone(machine):
     """See test_tpu.py; the embedding takes one sum more, of the scales beside that of the codes."""
     got = report(machine)["decode"]

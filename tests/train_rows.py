@@ -1,13 +1,29 @@
 """Rows of packed examples for the tiny models, made from the batches of `prompts`."""
 
+from dataclasses import replace
+
 import numpy as np
 import tiny
 from prompts import random_inputs
 
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.lengths import token_count
 from qwen2audio_jax.train.batch import TrainBatch
 
 EXAMPLES = ([5], [4, "238", 3], ["3", 2, "57"], [9, "121", "160", 4, "41", 9], [3, "30", 5], [2, "99", 11], [8], [7])
+
+SHORT = ([5], [4, "58", 3], ["3", 2, "37"], [9, "21", "40", 4, "41", 9], [3, "30", 5], [2, "59", 11], [8], [7])
+"""The same with clips of at most 60 frames, for what takes many steps."""
+
+
+def shallow(model, *, layers: int):
+    """The model with only the first so many layers of encoder and decoder."""
+    text = replace(model.config.text_config, num_hidden_layers=layers)
+    audio = replace(model.config.audio_config, encoder_layers=layers)
+    params = {name: dict(part) for name, part in model.params.items()}
+    for part in (params["encoder"], params["decoder"]):
+        part["layers"] = {str(index): part["layers"][str(index)] for index in range(layers)}
+    return Qwen2AudioForConditionalGeneration(replace(model.config, text_config=text, audio_config=audio), params)
 
 
 def examples(name: str, rows=EXAMPLES, *, seed: int = 0):
