@@ -42,7 +42,7 @@ LONGEST = ("test_train_step", "test_train_loop", "test_shares", "test_generate",
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--slow-share", metavar="K/N", help="of the slow tests, every Nth from the Kth on: all of them run in N shares"
+        "--slow-share", metavar="K/N", help="with -m slow: every Nth of them from the Kth on, so that N shares are all"
     )
 
 
@@ -67,7 +67,10 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Marks what compares numbers with the reference: `-m parity` runs it on another processor, or as if on one."""
+    """Marks what compares numbers with the reference, takes a share of what is slow, and puts the longest files first.
+
+    `-m parity` runs those comparisons on another processor, or as if on one.
+    """
     for item in items:
         if {"reference", "exact_features"} & set(item.fixturenames):
             item.add_marker("parity")
