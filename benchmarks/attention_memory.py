@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen2audio_jax.attention import attend
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.model.attention import attend
+from qwen2audio_jax.parallel.sharding import named_sharding
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.topology import compile_mesh, parse_topology
-from qwen2audio_jax.sharding import named_sharding
 
 AXES = {"encoder": ("clip", "audio_heads", "audio_heads"), "prefill": ("batch", "heads", "kv_heads")}
 

@@ -50,8 +50,8 @@ def write_source(folder: Path, *, scale: str) -> None:
     """A Hugging Face folder under the published names, written tensor by tensor."""
     from hf_layout import renamed, tensor_shapes
 
-    from qwen2audio_jax.convert.safetensors_file import DTYPES
-    from qwen2audio_jax.convert.safetensors_writer import Planned, SafetensorsWriter
+    from qwen2audio_jax.checkpoint.safetensors_file import DTYPES
+    from qwen2audio_jax.checkpoint.safetensors_writer import Planned, SafetensorsWriter
 
     config = config_of(scale)
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def full_shapes(config: dict, tensor_shapes) -> list[tuple[str, tuple[int, ...]]
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every tensor's bytes."""
-    from qwen2audio_jax.convert.hf_folder import open_weights
+    from qwen2audio_jax.checkpoint.hf_folder import open_weights
 
     hashes = {}
     with open_weights(folder) as weights:

@@ -38,7 +38,7 @@ def main() -> None:
     if not src.exists():
         write_source(src, scale="1gb")
     shutil.rmtree(ckpt, ignore_errors=True)
-    from qwen2audio_jax.checkpoint import is_checkpoint
+    from qwen2audio_jax.checkpoint.reader import is_checkpoint
     from qwen2audio_jax.convert import verify
 
     command = [sys.executable, "-m", "convert", str(src), str(ckpt), "--quiet", "--memory-gb", "0.6"]

@@ -20,15 +20,15 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 
-from qwen2audio_jax.cache import CACHE_AXES, write
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.sampling import Mode
+from qwen2audio_jax.model.kv_cache import CACHE_AXES, write
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.program import COLLECTIVES, operations, type_bytes
 from qwen2audio_jax.plan.request import Shapes
 from qwen2audio_jax.plan.resident import device_bytes
 from qwen2audio_jax.plan.stages import Batch, lower
 from qwen2audio_jax.plan.topology import compile_mesh, parse_topology
-from qwen2audio_jax.sampling import Mode
 
 STAGES = ("decode", "prefill", "encode", "scan")
 

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-from qwen2audio_jax.quantization import quantize
+from qwen2audio_jax.model.quantization import quantize
 from qwen2audio_jax.speech.dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.parallel.sharding import make_mesh
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.program import COLLECTIVES, operations, type_bytes
 from qwen2audio_jax.plan.request import Shapes
 from qwen2audio_jax.plan.resident import device_bytes
 from qwen2audio_jax.plan.stages import Batch, Stage, lower
 from qwen2audio_jax.plan.topology import compile_devices, parse_topology
-from qwen2audio_jax.sharding import make_mesh
 
 WIDE = ("bf16", "f16", "f32")
 STAGES: tuple[Stage, ...] = ("decode", "prefill")

@@ -25,9 +25,9 @@ import numpy as np
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.feature_extractor import Qwen2AudioFeatureExtractor
-from qwen2audio_jax.lengths import token_count
-from qwen2audio_jax.model import init_params
+from qwen2audio_jax.model.lengths import token_count
+from qwen2audio_jax.model.qwen2_audio import init_params
+from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}

@@ -1,6 +1,6 @@
 """Conversion between Hugging Face checkpoints and this package's Orbax checkpoints."""
 
-from .listing import inspect
+from .list_checkpoint import inspect
 from .to_orbax import convert
 from .to_safetensors import export
 from .verify import verify

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from qwen2audio_jax.checkpoint.progress import Clock, progress_bar
+
 from . import commands
-from .listing import inspect
-from .making import KEEP, STORED
-from .progress import Clock, progress_bar
+from .convert_tensor import KEEP, STORED
+from .list_checkpoint import inspect
 from .to_orbax import convert
 
 

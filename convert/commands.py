@@ -4,10 +4,11 @@ import argparse
 import sys
 from typing import NoReturn
 
-from .listing import as_json, as_table, inspect
-from .mapping import NAMINGS
-from .memory import MEMORY_GB
-from .progress import Clock, progress_bar
+from qwen2audio_jax.checkpoint.bounded_pool import MEMORY_GB
+from qwen2audio_jax.checkpoint.mapping import NAMINGS
+from qwen2audio_jax.checkpoint.progress import Clock, progress_bar
+
+from .list_checkpoint import as_json, as_table, inspect
 from .to_safetensors import export, parse_size
 from .verify import verify
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qwen2audio_jax.config_json import read_json_object
+from qwen2audio_jax.config.strict_json import read_json_object
 
 MARKER = ".qwen2audio_jax_export"
 NOTE = f"{MARKER}.json"

@@ -11,23 +11,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax import hub
-from qwen2audio_jax.checkpoint import MANIFEST, check_files, read_manifest
-from qwen2audio_jax.checkpoint_writer import check_destination, new_checkpoint, unfinished_bytes, was_just_finished
+from qwen2audio_jax.checkpoint.bounded_pool import MEMORY_GB, group_bytes, request_bytes, stream
+from qwen2audio_jax.checkpoint.disk import check_disk
+from qwen2audio_jax.checkpoint.hf_folder import (
+    INDEX,
+    SETTINGS,
+    StoredTensor,
+    check_unchanged,
+    inside,
+    open_weights,
+    read_settings,
+)
+from qwen2audio_jax.checkpoint.progress import Progress, Report
+from qwen2audio_jax.checkpoint.reader import MANIFEST, check_files, read_manifest
+from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits
+from qwen2audio_jax.checkpoint.writer import check_destination, new_checkpoint, unfinished_bytes, was_just_finished
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.config_json import inert_values
-from qwen2audio_jax.places import Folder, Place, folder_at, is_url
-from qwen2audio_jax.quantization import INT8
+from qwen2audio_jax.config.strict_json import inert_values
+from qwen2audio_jax.model.quantization import INT8
+from qwen2audio_jax.storage import hub
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_url
 
-from .disk import check_disk
-from .hf_folder import INDEX, SETTINGS, StoredTensor, check_unchanged, inside, open_weights, read_settings
-from .making import CASTS, KEEP, SCHEME, STORED, Task, make, stored_dtype
-from .matching import match
-from .memory import MEMORY_GB, group_bytes, request_bytes, stream
-from .merging import Merge
-from .progress import Progress, Report
-from .reading import bits
-from .safetensors_file import DTYPES
+from .add_adapter import Merge
+from .convert_tensor import CASTS, KEEP, SCHEME, STORED, Task, make, stored_dtype
+from .match_tensors import match
 from .upload import uploading
 
 
@@ -35,7 +42,7 @@ from .upload import uploading
 class _Job:
     """A conversion with checked arguments."""
 
-    src: Place
+    src: PathOrUrl
     folder: Folder
     config: Qwen2AudioConfig
     dtype: str
@@ -55,13 +62,13 @@ class _Job:
 
 
 def convert(
-    src: Place,
-    dst: Place,
+    src: PathOrUrl,
+    dst: PathOrUrl,
     *,
     dtype: str = KEEP,
     revision: str | None = None,
     non_finite: str = "refuse",
-    adapter: Place | None = None,
+    adapter: PathOrUrl | None = None,
     memory_gb: float = MEMORY_GB,
     staging: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
@@ -79,7 +86,7 @@ def convert(
             "Qwen/Qwen2-Audio-7B".
         dst: a folder that does not exist, is empty, or holds this conversion unfinished; or the URL of one in a bucket.
         dtype: "keep" stores each tensor's own bytes; "bfloat16", "float16" or "float32" casts all; "int8" quantises
-            the decoder's weights (see `qwen2audio_jax.quantization`) and keeps the bytes of all others.
+            the decoder's weights (see `qwen2audio_jax.model.quantization`) and keeps the bytes of all others.
         revision: branch, tag or commit of a hub id.
         non_finite: "refuse" or "allow" weights that hold NaN or Inf.
         adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights, in float32; the
@@ -201,7 +208,7 @@ def _write(
     report.finish()
 
 
-def source_folder(src: Place, *, revision: str | None) -> Folder:
+def source_folder(src: PathOrUrl, *, revision: str | None) -> Folder:
     """The folder of a source: the folder itself, or the hub's snapshot; see `convert`."""
     folder = folder_at(src)
     if is_url(src) or folder.is_dir():

@@ -18,23 +18,23 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax.checkpoint import MANIFEST, check_files, read_manifest
+from qwen2audio_jax.checkpoint.bounded_pool import MEMORY_GB, THREADS, stream, tensor_bytes
+from qwen2audio_jax.checkpoint.disk import check_disk
+from qwen2audio_jax.checkpoint.download_checkpoint import local_checkpoint
+from qwen2audio_jax.checkpoint.hf_folder import INDEX, WEIGHTS, read_settings
+from qwen2audio_jax.checkpoint.mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
+from qwen2audio_jax.checkpoint.orbax_params import StoredParameters
+from qwen2audio_jax.checkpoint.progress import Progress, Report
+from qwen2audio_jax.checkpoint.reader import MANIFEST, check_files, read_manifest
+from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits
+from qwen2audio_jax.checkpoint.safetensors_writer import Planned, SafetensorsWriter, file_bytes
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model import parameter_specs
-from qwen2audio_jax.places import Place, folder_at
-from qwen2audio_jax.quantization import INT8
+from qwen2audio_jax.model.quantization import INT8
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
+from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
 
-from .disk import check_disk
+from .convert_tensor import reversed_axes
 from .export_folder import check_folder, export_folder
-from .fetching import local_checkpoint
-from .hf_folder import INDEX, WEIGHTS, read_settings
-from .mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
-from .memory import MEMORY_GB, THREADS, stream, tensor_bytes
-from .progress import Progress, Report
-from .reading import bits, reversed_axes
-from .safetensors_file import DTYPES
-from .safetensors_writer import Planned, SafetensorsWriter, file_bytes
-from .stored import StoredParameters
 from .upload import uploading
 
 SHARD_BYTES = 5 * 10**9
@@ -69,8 +69,8 @@ def parse_size(text: str) -> int:
 
 
 def export(
-    checkpoint: Place,
-    dst: Place,
+    checkpoint: PathOrUrl,
+    dst: PathOrUrl,
     *,
     names: str = "hub",
     max_shard_bytes: int = SHARD_BYTES,

@@ -17,10 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from qwen2audio_jax.cache_folder import default_cache_dir, named
-from qwen2audio_jax.places import BucketPath
-
-from .progress import Progress, Report
+from qwen2audio_jax.checkpoint.conversion_cache import default_cache_dir, named
+from qwen2audio_jax.checkpoint.progress import Progress, Report
+from qwen2audio_jax.storage.bucket import BucketPath
 
 _JOURNAL = "upload.jsonl"
 _LOCK = "lock"

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.checkpoint import check_files, read_manifest
+from qwen2audio_jax.checkpoint.bounded_pool import MEMORY_GB, request_bytes, stream, tensor_bytes
+from qwen2audio_jax.checkpoint.download_checkpoint import local_checkpoint
+from qwen2audio_jax.checkpoint.hf_folder import StoredTensor, inside, open_weights, read_settings
+from qwen2audio_jax.checkpoint.mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
+from qwen2audio_jax.checkpoint.orbax_params import StoredParameters
+from qwen2audio_jax.checkpoint.progress import Progress, Report
+from qwen2audio_jax.checkpoint.reader import check_files, read_manifest
+from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.places import Folder, Place
-from qwen2audio_jax.quantization import INT8, channel_axis, scale_name
+from qwen2audio_jax.model.quantization import INT8, channel_axis, scale_name
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
-from .fetching import local_checkpoint
-from .hf_folder import StoredTensor, inside, open_weights, read_settings
-from .making import KEEP
-from .mapping import EMBEDDING, HEAD, IGNORED, Target, canonical_name, expected_tensors
-from .matching import same_values
-from .memory import MEMORY_GB, request_bytes, stream, tensor_bytes
-from .merging import Merge
-from .progress import Progress, Report
-from .reading import bits, quantize_parameter, read_parameter
-from .safetensors_file import DTYPES
-from .stored import StoredParameters
+from .add_adapter import Merge
+from .convert_tensor import KEEP, quantize_parameter, read_parameter
+from .match_tensors import same_values
 from .to_orbax import source_folder
 
 _STATED_DTYPES = ("torch_dtype", "dtype")
@@ -45,11 +44,11 @@ class _Pair:
 
 
 def verify(
-    src: Place,
-    dst: Place,
+    src: PathOrUrl,
+    dst: PathOrUrl,
     *,
     revision: str | None = None,
-    adapter: Place | None = None,
+    adapter: PathOrUrl | None = None,
     memory_gb: float = MEMORY_GB,
     on_progress: Progress | None = None,
 ) -> list[str]:
@@ -221,7 +220,7 @@ def _count_unequal_codes(
     return unequal
 
 
-def _merge(adapter: Place | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
+def _merge(adapter: PathOrUrl | None, *, manifest: dict[str, Any], dst: Path) -> Merge | None:
     """The adapter that was merged into a checkpoint."""
     stated = manifest.get("source", {}).get("adapter")
     if adapter is None and stated is None:

@@ -9,18 +9,17 @@ One alphabet of dimension letters is used everywhere, in einsums and in shape co
     N query heads   K key/value heads   H head dim       A clips   M mels    L mel frames
 """
 
+from qwen2audio_jax._version import __version__
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio_encoder import Qwen2AudioEncoder
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
-from qwen2audio_jax.generation_config import GenerationConfig
-from qwen2audio_jax.mesh_presets import load_mesh_preset
-from qwen2audio_jax.outputs import GenerateOutput, ModelOutput
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.session import Session
-from qwen2audio_jax.sharding import make_mesh
-
-__version__ = "0.1.0"
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.outputs import GenerateOutput, ModelOutput
+from qwen2audio_jax.generation.session import Session
+from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
+from qwen2audio_jax.parallel.sharding import make_mesh
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 __all__ = [
     "AudioError",
@@ -34,6 +33,7 @@ __all__ = [
     "Qwen2AudioProcessor",
     "Qwen2AudioTextConfig",
     "Session",
+    "__version__",
     "load_audio",
     "load_mesh_preset",
     "make_mesh",

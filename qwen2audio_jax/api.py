@@ -15,28 +15,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwen2audio_jax import generate as engine
-from qwen2audio_jax.attention import check_attention, choose_attention
+from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation_config import GenerationConfig
-from qwen2audio_jax.inputs import Clips, Given, check_contiguous, clips, given, label_rows, padded_rows, place_clips
-from qwen2audio_jax.loss import next_token_loss
-from qwen2audio_jax.model import AudioFeatures, Prompt
-from qwen2audio_jax.outputs import ModelOutput
-from qwen2audio_jax.places import Place
-from qwen2audio_jax.rows import Tokenizer, collect, pieces, stop_matchers
-from qwen2audio_jax.sampling import row_seeds, sampling_params
-from qwen2audio_jax.session import Session
-from qwen2audio_jax.sharding import check_mesh, single_device_mesh
-from qwen2audio_jax.shares import Prepared, Sizes, agree, own_arrays, place, share_of
+from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.inputs import (
+    CheckedInputs,
+    ClipFeatures,
+    check_clips,
+    check_contiguous,
+    check_inputs,
+    clips_to_mesh,
+    label_rows,
+    pad_prompts,
+)
+from qwen2audio_jax.generation.outputs import ModelOutput, Tokenizer, collect, pieces, stop_matchers
+from qwen2audio_jax.generation.sampling import row_seeds, sampling_params
+from qwen2audio_jax.generation.session import Session
+from qwen2audio_jax.generation.stopping import StopMatcher
+from qwen2audio_jax.generation.text_stream import TextStream
+from qwen2audio_jax.model.attention import check_attention, choose_attention
+from qwen2audio_jax.model.loss import next_token_loss
+from qwen2audio_jax.model.qwen2_audio import AudioFeatures, Prompt
+from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, own_arrays, share_of, to_mesh
+from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.source import load_config, read_adapter
-from qwen2audio_jax.stopping import StopMatcher
-from qwen2audio_jax.text_stream import TextStream
-from qwen2audio_jax.weights import check_storage, load_weights
+from qwen2audio_jax.storage.bucket import PathOrUrl
 
-Source = Place
-Begin = Callable[[Given, Sizes, int], engine.Prompted]
+Source = PathOrUrl
+Begin = Callable[[CheckedInputs, Sizes, int], engine.Prompted]
 
 
 @partial(jax.jit, static_argnames=("vocab_size",))
@@ -108,7 +116,7 @@ class Qwen2AudioForConditionalGeneration:
             adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights; the sum is
                 rounded to their dtype.
             weights: "auto" (int8 if the checkpoint was converted to int8) or "int8": the decoder's weights, embedding
-                and head are quantised while they are read; see `qwen2audio_jax.quantization`.
+                and head are quantised while they are read; see `qwen2audio_jax.model.quantization`.
             cache: "auto" (the cache of `generate` has the compute dtype) or "int8", half the size of bfloat16.
             attention: "auto" (the flash kernel of the mesh's devices, where they have one for the dtype; always plain
                 XLA for float32), "xla", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). It applies to whole prompts and
@@ -161,8 +169,10 @@ class Qwen2AudioForConditionalGeneration:
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
 
-        def prepare() -> tuple[tuple[Given, np.ndarray | None], Prepared]:
-            checked = given(input_ids, attention_mask, input_features, feature_attention_mask, config=self.config)
+        def prepare() -> tuple[tuple[CheckedInputs, np.ndarray | None], Prepared]:
+            checked = check_inputs(
+                input_ids, attention_mask, input_features, feature_attention_mask, config=self.config
+            )
             check_contiguous(checked.rows)
             self._check_positions(checked.sizes.tokens, 0)
             targets = None if labels is None else label_rows(labels, checked.rows, config=self.config)
@@ -177,7 +187,7 @@ class Qwen2AudioForConditionalGeneration:
         vocab_size = self.config.text_config.vocab_size
         with jax.set_mesh(self.mesh):
             logits = engine.forward(self.params, prompt, cfg=self.config, attention=self.attention)
-            where = places if alone else place(self.mesh, places, "batch", "token")
+            where = places if alone else to_mesh(self.mesh, places, "batch", "token")
             logits = _at_input_positions(logits, where, vocab_size=vocab_size)
         if not alone:
             logits = own_arrays(self.mesh, logits)[: len(rows.ids), : rows.width]
@@ -198,8 +208,8 @@ class Qwen2AudioForConditionalGeneration:
             are meaningless.
         """
 
-        def prepare() -> tuple[Clips, Prepared]:
-            heard = clips(input_features, feature_attention_mask, config=self.config.audio_config)
+        def prepare() -> tuple[ClipFeatures, Prepared]:
+            heard = check_clips(input_features, feature_attention_mask, config=self.config.audio_config)
             return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
 
         heard, sizes = agree(self.mesh, prepare)
@@ -309,7 +319,7 @@ class Qwen2AudioForConditionalGeneration:
     ) -> tuple["engine.Decoding", list[StopMatcher]]:
         def prepare() -> tuple[tuple[Any, ...], Prepared]:
             settings = self.generation_config.updated(**options)
-            checked = given(*inputs, config=self.config)
+            checked = check_inputs(*inputs, config=self.config)
             count = len(checked.rows.ids) * settings.num_return_sequences
             if streamed and count != 1:
                 raise ValueError(
@@ -348,7 +358,7 @@ class Qwen2AudioForConditionalGeneration:
         )
         return decoding, matchers
 
-    def _begin(self, checked: Given, sizes: Sizes, capacity: int) -> engine.Prompted:
+    def _begin(self, checked: CheckedInputs, sizes: Sizes, capacity: int) -> engine.Prompted:
         """Prefill prompts from their first token."""
         prompt, lengths = self._prompt(checked, sizes)
         return engine.read_prompts(
@@ -362,21 +372,21 @@ class Qwen2AudioForConditionalGeneration:
             mesh=self.mesh,
         )
 
-    def _encode(self, heard: Clips | None, sizes: Sizes) -> AudioFeatures:
-        features, frames = place_clips(heard, config=self.config.audio_config, mesh=self.mesh, sizes=sizes)
+    def _encode(self, heard: ClipFeatures | None, sizes: Sizes) -> AudioFeatures:
+        features, frames = clips_to_mesh(heard, config=self.config.audio_config, mesh=self.mesh, sizes=sizes)
         with jax.set_mesh(self.mesh):
             return engine.encode_audio(self.params, features, frames, cfg=self.config, attention=self.attention)
 
-    def _prompt(self, checked: Given, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
+    def _prompt(self, checked: CheckedInputs, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
         """The prompts on the mesh, their clips encoded, and the padded rows' lengths on the host."""
         audio = self._encode(checked.heard, sizes).projected if sizes.clips else None
         vectors = 0 if audio is None else audio.shape[1]
-        padded = padded_rows(checked, vectors=vectors, config=self.config, mesh=self.mesh, sizes=sizes)
+        padded = pad_prompts(checked, vectors=vectors, config=self.config, mesh=self.mesh, sizes=sizes)
         prompt = Prompt(
-            ids=place(self.mesh, padded.ids, "batch", "token"),
-            lengths=place(self.mesh, padded.lengths, "batch"),
+            ids=to_mesh(self.mesh, padded.ids, "batch", "token"),
+            lengths=to_mesh(self.mesh, padded.lengths, "batch"),
             audio=audio,
-            slots=None if audio is None else place(self.mesh, padded.slots, "batch", "token"),
+            slots=None if audio is None else to_mesh(self.mesh, padded.slots, "batch", "token"),
         )
         return prompt, padded.lengths
 

@@ -8,17 +8,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qwen2audio_jax import generate as engine
-from qwen2audio_jax.attention import check_attention, choose_attention
-from qwen2audio_jax.checkpoint import restore_params
+from qwen2audio_jax.checkpoint.reader import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.inputs import Clips, clips, place_clips
-from qwen2audio_jax.model import sharded_specs
-from qwen2audio_jax.places import Place
-from qwen2audio_jax.sharding import single_device_mesh
-from qwen2audio_jax.shares import Prepared, agree, own_arrays
+from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation.inputs import ClipFeatures, check_clips, clips_to_mesh
+from qwen2audio_jax.model.attention import check_attention, choose_attention
+from qwen2audio_jax.model.qwen2_audio import sharded_specs
+from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays
+from qwen2audio_jax.parallel.sharding import single_device_mesh
 from qwen2audio_jax.source import load_config
+from qwen2audio_jax.storage.bucket import PathOrUrl
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Qwen2AudioEncoder:
     @classmethod
     def from_pretrained(
         cls,
-        source: Place = EMBEDDED,
+        source: PathOrUrl = EMBEDDED,
         *,
         dtype: str = "auto",
         mesh: Mesh | None = None,
@@ -94,12 +94,12 @@ class Qwen2AudioEncoder:
             ValueError: shapes that do not fit, a clip without an audio token, NaN or Inf.
         """
 
-        def prepare() -> tuple[Clips, Prepared]:
-            heard = clips(input_features, feature_attention_mask, config=self.config)
+        def prepare() -> tuple[ClipFeatures, Prepared]:
+            heard = check_clips(input_features, feature_attention_mask, config=self.config)
             return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
 
         heard, sizes = agree(self.mesh, prepare)
-        features, frames = place_clips(heard, config=self.config, mesh=self.mesh, sizes=sizes)
+        features, frames = clips_to_mesh(heard, config=self.config, mesh=self.mesh, sizes=sizes)
         with jax.set_mesh(self.mesh):
             encoded = engine.encode(
                 self.params, features, frames, cfg=self.config, dtype=self.dtype, attention=self.attention

@@ -14,14 +14,14 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax import hub
-from qwen2audio_jax.cache_folder import default_cache_dir, made_once, named
-from qwen2audio_jax.checkpoint import MANIFEST, MARKER, PARAMS, is_checkpoint, read_in_place, read_manifest
+from qwen2audio_jax.checkpoint.conversion_cache import default_cache_dir, made_once, named
+from qwen2audio_jax.checkpoint.reader import MANIFEST, MARKER, PARAMS, is_checkpoint, read_in_place, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
-from qwen2audio_jax.places import Folder, Place, folder_at, is_url
+from qwen2audio_jax.storage import hub
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_url
 
-Source = Place
+Source = PathOrUrl
 
 
 def resolve_processor_files(source: Source, *, revision: str | None = None) -> Folder:
@@ -37,7 +37,7 @@ def resolve_processor_files(source: Source, *, revision: str | None = None) -> F
         return model_folder()
     if (folder := _folder(source, revision=revision)) is not None:
         return folder
-    from qwen2audio_jax.convert.hf_folder import SETTINGS
+    from qwen2audio_jax.checkpoint.hf_folder import SETTINGS
 
     return hub.download(_hub_id(source), revision=revision, patterns=["config.json", *SETTINGS])
 
@@ -63,8 +63,8 @@ def resolve_checkpoint(
     folder = _folder(source, revision=revision)
     if folder is None:
         return _from_hub(_hub_id(source), revision=revision, cache=cache)
-    from qwen2audio_jax.convert.fetching import local_checkpoint
-    from qwen2audio_jax.convert.hf_folder import looks_like_hf_folder, weight_files
+    from qwen2audio_jax.checkpoint.download_checkpoint import local_checkpoint
+    from qwen2audio_jax.checkpoint.hf_folder import looks_like_hf_folder, weight_files
 
     if is_checkpoint(folder):
         return folder if read_in_place(folder) else local_checkpoint(folder, cache_dir=cache)
@@ -113,7 +113,7 @@ def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str,
     Raises:
         ValueError: none of these, or an adapter that is not supported or does not fit the model.
     """
-    from qwen2audio_jax.convert import adapter
+    from qwen2audio_jax.checkpoint import adapter
 
     folder = folder_at(source)
     if folder.is_dir():
@@ -158,7 +158,7 @@ def _hub_id(source: Source) -> str:
 
 
 def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
-    from qwen2audio_jax.convert.hf_folder import INDEX, SETTINGS
+    from qwen2audio_jax.checkpoint.hf_folder import INDEX, SETTINGS
 
     settings = ["config.json", *SETTINGS]
     # The settings give the commit; once that commit is converted, its weights need not be downloaded any more.
@@ -172,7 +172,7 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
 
 def _from_package(cache: Path) -> Path:
     """The embedded model's conversion, keyed by content: all installations of one release share it."""
-    from qwen2audio_jax.convert.hf_folder import weight_files
+    from qwen2audio_jax.checkpoint.hf_folder import weight_files
 
     folder = model_folder()
     digest = hashlib.sha256()
@@ -183,7 +183,7 @@ def _from_package(cache: Path) -> Path:
 
 
 def _beside(folder: Folder) -> list[Folder]:
-    from qwen2audio_jax.convert.hf_folder import INDEX, SETTINGS
+    from qwen2audio_jax.checkpoint.hf_folder import INDEX, SETTINGS
 
     return [folder / name for name in (INDEX, *SETTINGS) if (folder / name).is_file()]
 
@@ -205,8 +205,8 @@ def _stamp(path: Folder) -> list[Any]:
 
 
 def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str) -> Path:
+    from qwen2audio_jax.checkpoint.progress import progress_bar
     from qwen2audio_jax.convert import convert
-    from qwen2audio_jax.convert.progress import progress_bar
 
     place = named(cache, label=label, told_by=(where, what))
     if is_checkpoint(place):

@@ -7,7 +7,7 @@ import numpy as np
 import tiny
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.lora import lora_specs
+from qwen2audio_jax.model.lora import lora_specs
 from qwen2audio_jax.train.settings import LoraSettings
 
 EVERYTHING = ("all-linear", "lm_head")

@@ -13,8 +13,9 @@ import numpy as np
 import tiny
 from hypothesis import strategies as st
 
+from qwen2audio_jax.checkpoint import hf_folder, safetensors_file
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.convert import hf_folder, matching, safetensors_file
+from qwen2audio_jax.convert import match_tensors
 
 SECONDS = 20
 CONFIG = Qwen2AudioConfig.from_dict(tiny.CONFIGS["tied"])
@@ -180,7 +181,7 @@ def _read(folder: Path) -> bool:
                 if tensor.entry.dtype in safetensors_file.DTYPES:
                     assert sum(block.nbytes for _, block in tensor.blocks()) == tensor.entry.nbytes
             if not weights.problems:
-                matching.match(weights, config=CONFIG, folder=folder)
+                match_tensors.match(weights, config=CONFIG, folder=folder)
             return True
     except ValueError as error:
         return "do not match config.json" in str(error)  # as far as any of these gets

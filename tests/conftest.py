@@ -28,14 +28,9 @@ import pytest
 import tiny
 from hf_layout import random_tensors, write_hf_checkpoint
 
-import qwen2audio_jax
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
-# In a checkout that is not installed, convert/ and configs/ stand beside the package: see pyproject.toml, package-dir.
-if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__):
-    qwen2audio_jax.__path__.append(str(ROOT))
-
 LONGEST = ("test_train_step", "test_train_loop", "test_shares", "test_generate", "test_parity", "test_resume")
 """Files that begin first, so that none of them is left over at the end."""
 
@@ -153,7 +148,7 @@ def load(hf_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="session")
 def layouts(tmp_path_factory) -> Path:
     """A folder with one tiny model in both layouts: `hf` and `orbax`."""
-    from qwen2audio_jax.convert import convert  # found where the path above says
+    from qwen2audio_jax.convert import convert
 
     place = tmp_path_factory.mktemp("layouts")
     write_hf_checkpoint(place / "hf", "gqa", naming="old", dtype="bfloat16", shards=3)
@@ -172,7 +167,7 @@ def object_store(monkeypatch, tmp_path):
 @pytest.fixture
 def made(monkeypatch) -> list[str]:
     """The parameters that the converter makes from now on."""
-    from qwen2audio_jax.convert import making
+    from qwen2audio_jax.convert import convert_tensor
 
     names = []
 
@@ -180,6 +175,6 @@ def made(monkeypatch) -> list[str]:
         names.append(target.parameter)
         return original(tensor, target, **options)
 
-    original = making.read_parameter
-    monkeypatch.setattr(making, "read_parameter", read_parameter)
+    original = convert_tensor.read_parameter
+    monkeypatch.setattr(convert_tensor, "read_parameter", read_parameter)
     return names

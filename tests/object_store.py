@@ -7,10 +7,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from qwen2audio_jax import places
-from qwen2audio_jax.checkpoint import is_checkpoint
+from qwen2audio_jax.checkpoint.reader import is_checkpoint
 from qwen2audio_jax.convert import inspect
 from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.storage import bucket
 
 BUCKET = "store://bucket"
 PARTIAL = r"an unfinished upload|holds neither|no such folder|holds no manifest.json|manifest cannot be read"
@@ -65,7 +65,7 @@ def cleared(monkeypatch, tmp_path: Path) -> Iterator[type[Store]]:
     for counted in (Store.fails, Store.sent, Store.broken, Store.asked):
         counted.clear()
     Store.error = OSError("connection lost")
-    monkeypatch.setattr(places, "RETRY_SECONDS", ())
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", ())
     monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
     yield Store
     assert Store.broken == []

@@ -3,7 +3,7 @@
 import numpy as np
 import tiny
 
-from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.model.lengths import token_count
 
 # Rows of a batch: a number is so many random text ids, a string names a clip by its valid frames.
 RAGGED = ([5], [4, "all", 3], ["3", 2, "57"], [9, "121", "160", 4, "41", 9])

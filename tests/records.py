@@ -8,8 +8,8 @@ import tiny
 from tiny_processor import write_processor_files
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.train.loading import open_dataset
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.train.dataset import open_dataset
 from qwen2audio_jax.train.settings import DataSettings
 
 CONFIG = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])

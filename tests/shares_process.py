@@ -10,7 +10,7 @@ import tiny
 from prompts import RAGGED, random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
-from qwen2audio_jax.distributed import initialize
+from qwen2audio_jax.parallel.distributed import initialize
 
 OPTIONS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": tiny.IM_END, "do_sample": False, "repetition_penalty": 1.1}
 

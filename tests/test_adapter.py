@@ -14,9 +14,9 @@ from prompts import random_inputs
 from safetensors.numpy import load_file, save_file
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
+from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
 from qwen2audio_jax.cli.main import main
-from qwen2audio_jax.convert.adapter import load_adapter, save_adapter
-from qwen2audio_jax.lora import merge_adapter_in_place, with_adapter
+from qwen2audio_jax.model.lora import merge_adapter_in_place, with_adapter
 from qwen2audio_jax.source import read_adapter
 
 
@@ -223,7 +223,7 @@ def test_a_hub_id_names_an_adapter(saved, monkeypatch):
         asked.append((repo_id, *patterns))
         return folder
 
-    monkeypatch.setattr("qwen2audio_jax.hub.download", download)
+    monkeypatch.setattr("qwen2audio_jax.storage.hub.download", download)
     found, _ = read_adapter("owner/name", config=config_of("gqa"))
     jax.tree.map(np.testing.assert_array_equal, found, adapter)
     assert asked == [("owner/name", "adapter_config.json", "adapter_model.safetensors")]
@@ -269,7 +269,7 @@ def test_saving_replaces_an_adapter_whole(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("qwen2audio_jax.convert.adapter._write_tensors", full)
+        patch.setattr("qwen2audio_jax.checkpoint.adapter._write_tensors", full)
         with pytest.raises(OSError, match="No space"):
             save_adapter(folder, adapter, settings=settings, config=config_of("gqa"), base_model="")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter_model.safetensors"]

@@ -16,11 +16,12 @@ import pytest
 import tiny
 from judge import relative_error
 
-from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, attention, make_mesh, model
-from qwen2audio_jax.attention import attend, check_attention, choose_attention
+from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.flash_attention import cudnn_attention, pallas_attention
+from qwen2audio_jax.model import attention, qwen2_audio
+from qwen2audio_jax.model.attention import attend, check_attention, choose_attention
+from qwen2audio_jax.model.flash_attention import cudnn_attention, pallas_attention
 
 AXES = ("batch", "heads", "kv_heads")
 interpreted = partial(pallas_attention, interpret=True)
@@ -139,7 +140,7 @@ def test_on_a_mesh_each_device_runs_its_own_rows_and_heads(monkeypatch, sizes):
     """The whole model, grouped heads: clips of several lengths, prompts of several, against one device without."""
     kernels(monkeypatch, interpreted)
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])
-    params = model.init_params(config, seed=0)
+    params = qwen2_audio.init_params(config, seed=0)
     rng = np.random.default_rng(5)
     features = rng.normal(size=(8, config.audio_config.num_mel_bins, 300)).astype(np.float32)
     frames = np.array([300, 3, 57, 121, 160, 41, 0, 298], np.int32)
@@ -149,13 +150,13 @@ def test_on_a_mesh_each_device_runs_its_own_rows_and_heads(monkeypatch, sizes):
     slots = np.full(ids.shape, -1, np.int32)
     slots[:, :10] = np.where(heard[:, None], 75 * np.arange(8)[:, None], -1)
     lengths = np.array([140, 2, 77, 139, 128, 13, 1, 90], np.int32)
-    encode = jax.jit(model.encode_audio, static_argnames=("cfg", "attention"))
-    forward = jax.jit(model.forward, static_argnames=("cfg", "attention"))
+    encode = jax.jit(qwen2_audio.encode_audio, static_argnames=("cfg", "attention"))
+    forward = jax.jit(qwen2_audio.forward, static_argnames=("cfg", "attention"))
 
     def run(mesh, how):
         with jax.set_mesh(mesh):
             found = encode(params, features, frames, cfg=config, attention=how)
-            prompt = model.Prompt(ids, lengths, found.projected, slots)
+            prompt = qwen2_audio.Prompt(ids, lengths, found.projected, slots)
             return jax.device_get((found, forward(params, prompt, cfg=config, attention=how)))
 
     plain, logits = run(make_mesh(data=1, model=1, devices=jax.devices()[:1]), "xla")

@@ -17,15 +17,17 @@ from prompts import random_inputs
 from safetensors.numpy import load_file
 from test_convert import memory_gb
 
-from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, places
-from qwen2audio_jax.checkpoint import MANIFEST, check_files, is_checkpoint, read_manifest
+from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from qwen2audio_jax.checkpoint import download_checkpoint, ranges
+from qwen2audio_jax.checkpoint.adapter import save_adapter
+from qwen2audio_jax.checkpoint.bounded_pool import request_bytes
+from qwen2audio_jax.checkpoint.reader import MANIFEST, check_files, is_checkpoint, read_manifest
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, export, fetching, inspect, ranges, to_orbax, verify
-from qwen2audio_jax.convert.adapter import save_adapter
-from qwen2audio_jax.convert.listing import as_table
-from qwen2audio_jax.convert.memory import request_bytes
+from qwen2audio_jax.convert import convert, export, inspect, to_orbax, verify
+from qwen2audio_jax.convert.list_checkpoint import as_table
 from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.storage import bucket
 
 pytestmark = pytest.mark.usefixtures("object_store")
 
@@ -38,7 +40,7 @@ def test_there_and_back(layouts, tmp_path, scheme):
     assert staged(tmp_path) == []
     assert verify(hf, orbax) == verify(layouts / "hf", orbax) == verify(hf, layouts / "orbax") == []
     manifest = read_manifest(orbax)
-    check_files(places.folder_at(orbax), listed=manifest["files"])
+    check_files(bucket.folder_at(orbax), listed=manifest["files"])
     assert manifest["source"]["source"] == hf
     assert inspect(orbax)["parameters"] == inspect(layouts / "orbax")["parameters"]
     export(orbax, back)
@@ -256,8 +258,8 @@ def test_source_that_changes(layouts, tmp_path):
 
 def test_stopped_copy_goes_on(layouts, tmp_path, monkeypatch):
     put(layouts / "orbax", BUCKET)
-    monkeypatch.setattr(fetching, "_THREADS", 1)
-    monkeypatch.setattr(fetching, "REQUEST_BYTES", 1000)
+    monkeypatch.setattr(download_checkpoint, "_THREADS", 1)
+    monkeypatch.setattr(download_checkpoint, "REQUEST_BYTES", 1000)
     cat_file = Store.cat_file
 
     def fail(self, path, start=None, end=None, **options):

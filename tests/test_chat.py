@@ -13,9 +13,9 @@ from tiny import AUDIO, AUDIO_BOS, AUDIO_EOS, IM_END, IM_START
 from tiny_processor import CHAT_TEMPLATE, write_processor_files
 
 from qwen2audio_jax.audio import AudioError
-from qwen2audio_jax.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
 from qwen2audio_jax.limits import Limits
-from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 SHOUTING = (
     "{{ '[' ~ pad_token ~ ']' }}{% for m in messages %}{{ m.role | upper }}>"

@@ -15,11 +15,11 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 import qwen2audio_jax
-from qwen2audio_jax import checkpoint, checkpoint_writer
-from qwen2audio_jax.checkpoint import is_checkpoint, read_manifest, restore_params
-from qwen2audio_jax.checkpoint_writer import new_checkpoint, save_params
+from qwen2audio_jax.checkpoint import reader, writer
+from qwen2audio_jax.checkpoint.reader import is_checkpoint, read_manifest, restore_params
+from qwen2audio_jax.checkpoint.writer import new_checkpoint, save_params
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.sharding import make_mesh
+from qwen2audio_jax.parallel.sharding import make_mesh
 
 
 def tree() -> dict:
@@ -246,12 +246,12 @@ def test_two_writers(tmp_path):
     assert is_checkpoint(tmp_path / "a")
     with pytest.raises(ValueError, match="already holds a checkpoint"), new_checkpoint(tmp_path / "a"):
         pass
-    assert not (tmp_path / "a" / checkpoint.MARKER).exists()
+    assert not (tmp_path / "a" / reader.MARKER).exists()
 
 
 def test_larger_than_a_group_and_a_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_writer, "GROUP_BYTES", 200)
-    monkeypatch.setattr(checkpoint_writer, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 200)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 64)
     params = tree()
     save_params(tmp_path / "a", params)
     mesh = make_mesh(data=1, model=8)
@@ -265,11 +265,11 @@ def test_larger_than_a_group_and_a_chunk(tmp_path, monkeypatch):
 def test_what_takes_the_most_memory_is_read_first_and_alone(saved, monkeypatch):
     path, params = saved
     groups = []
-    read = checkpoint._read
+    read = reader._read
     monkeypatch.setattr(
-        checkpoint, "_read", lambda folder, wanted, **by: groups.append([*wanted]) or read(folder, wanted, **by)
+        reader, "_read", lambda folder, wanted, **by: groups.append([*wanted]) or read(folder, wanted, **by)
     )
-    monkeypatch.setattr(checkpoint, "READ_BYTES", 150)
+    monkeypatch.setattr(reader, "READ_BYTES", 150)
     assert_equal(restore_params(path, specs=specs_of(params)), params)
     sizes = {name: leaf.nbytes for name, leaf in flatten_dict(params, sep="/").items()}
     large = sorted((name for name in sizes if sizes[name] > 150), key=lambda name: -sizes[name])
@@ -290,7 +290,7 @@ def test_old_and_new_names_agree_with_the_declared_parameters():
     """The numpy writer that other tests use and the model's declarations hold the same number of weights."""
     import tiny
 
-    from qwen2audio_jax.model import parameter_specs
+    from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
     for config in tiny.CONFIGS.values():
         declared = jax.tree.leaves(parameter_specs(Qwen2AudioConfig.from_dict(config)))

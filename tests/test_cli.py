@@ -15,11 +15,11 @@ import pytest
 import sounds
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-from qwen2audio_jax import generate as engine
 from qwen2audio_jax.cli import chat as chat_module
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import convert
-from qwen2audio_jax.session import Session
+from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the installed command does, in a checkout too, where convert/ and configs/ stand beside the package.

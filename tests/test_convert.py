@@ -16,25 +16,24 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax import checkpoint, checkpoint_writer
+from qwen2audio_jax.checkpoint import bounded_pool, hf_folder, mapping, reader, safetensors_file, writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, hf_folder, mapping, memory, safetensors_file
-from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.convert import convert
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def memory_gb(tensor_bytes: int) -> float:
     """The bound that leaves so much to tensors: a tiny model passes through in many groups."""
-    return (memory._BASE_BYTES + 2 * tensor_bytes + 1) / 1e9
+    return (bounded_pool._BASE_BYTES + 2 * tensor_bytes + 1) / 1e9
 
 
 def restore(path) -> dict[str, np.ndarray]:
     specs = parameter_specs(Qwen2AudioConfig.from_pretrained(path))
     return {
-        key: np.asarray(value)
-        for key, value in flatten_dict(checkpoint.restore_params(path, specs=specs), sep="/").items()
+        key: np.asarray(value) for key, value in flatten_dict(reader.restore_params(path, specs=specs), sep="/").items()
     }
 
 
@@ -132,7 +131,7 @@ def test_dtype_of_the_weights_is_recorded_where_the_config_states_none(tmp_path)
 
 def test_long_tensors_pass_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_file, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(checkpoint_writer, "CHUNK_BYTES", 512)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 512)
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "mels80", dtype="bfloat16")
     convert(tmp_path / "hf", tmp_path / "orbax", memory_gb=memory_gb(200_000))
     assert_same(restore(tmp_path / "orbax"), expected_parameters(tensors))
@@ -222,7 +221,7 @@ def test_known_buffers_are_passed_over(tmp_path):
     stored["language_model.model.rotary_emb.inv_freq"] = np.zeros(7, np.float32)
     hf_layout.write_tensors(tmp_path / "hf", stored)
     convert(tmp_path / "hf", tmp_path / "orbax")
-    assert checkpoint.is_checkpoint(tmp_path / "orbax")
+    assert reader.is_checkpoint(tmp_path / "orbax")
 
 
 @pytest.mark.smoke
@@ -367,7 +366,7 @@ def test_links(tmp_path):
     for file in real.iterdir():
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
     convert(snapshot, tmp_path / "orbax")
-    assert checkpoint.is_checkpoint(tmp_path / "orbax")
+    assert reader.is_checkpoint(tmp_path / "orbax")
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
     refused(snapshot, tmp_path / "no", match="is a link to outside its folder")
@@ -501,7 +500,7 @@ def test_destinations(tmp_path):
         convert(tmp_path / "hf", tmp_path / "mine" / "thesis.txt")
     (tmp_path / "empty").mkdir()
     convert(tmp_path / "hf", tmp_path / "empty")
-    assert checkpoint.is_checkpoint(tmp_path / "empty")
+    assert reader.is_checkpoint(tmp_path / "empty")
 
 
 def test_full_disk_is_seen_before(tmp_path, monkeypatch):
@@ -560,7 +559,7 @@ def test_module_in_a_checkout(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout == ""
     assert "WARNING" not in run.stderr
-    assert checkpoint.is_checkpoint(tmp_path / "orbax")
+    assert reader.is_checkpoint(tmp_path / "orbax")
 
 
 def test_settings_are_plain_files(tmp_path):

@@ -9,10 +9,10 @@ import time
 import pytest
 from processes import finish, free_port, start
 
-from qwen2audio_jax import distributed
 from qwen2audio_jax.cli.main import main
-from qwen2audio_jax.distributed import Processes, processes
-from qwen2audio_jax.roll_call import PeersMissing, roll_call
+from qwen2audio_jax.parallel import distributed
+from qwen2audio_jax.parallel.distributed import Processes, processes
+from qwen2audio_jax.parallel.roll_call import PeersMissing, roll_call
 
 NAMES = (distributed.COORDINATOR, distributed.PROCESS_ID, distributed.NUM_PROCESSES)
 
@@ -212,7 +212,7 @@ def test_a_port_that_is_taken():
 JOIN = """
 import sys
 import qwen2audio_jax
-from qwen2audio_jax.distributed import initialize
+from qwen2audio_jax.parallel.distributed import initialize
 place = initialize()
 import jax
 print(place.process_id, jax.process_index(), jax.process_count(), len(jax.devices()), len(jax.local_devices()))

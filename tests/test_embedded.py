@@ -21,7 +21,7 @@ from qwen2audio_jax import (
     embedded,
     source,
 )
-from qwen2audio_jax.checkpoint import is_checkpoint
+from qwen2audio_jax.checkpoint.reader import is_checkpoint
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.cli.options import DEFAULT_MODEL
 

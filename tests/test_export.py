@@ -10,11 +10,11 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from qwen2audio_jax import checkpoint_writer
+from qwen2audio_jax.checkpoint import hf_folder, mapping, safetensors_writer, writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, export, hf_folder, mapping, safetensors_writer, to_safetensors, verify
-from qwen2audio_jax.model import init_params
+from qwen2audio_jax.convert import convert, export, to_safetensors, verify
+from qwen2audio_jax.model.qwen2_audio import init_params
 
 
 def exported(folder) -> dict[str, np.ndarray]:
@@ -110,7 +110,7 @@ def test_mixed_dtypes_are_aligned(tmp_path):
 def test_trained_parameters_are_exported(tmp_path):
     """A checkpoint that no conversion wrote."""
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])
-    checkpoint_writer.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
+    writer.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
     export(tmp_path / "trained", tmp_path / "back")
     assert verify(tmp_path / "back", tmp_path / "trained") == []
 

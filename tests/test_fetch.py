@@ -370,8 +370,8 @@ def test_nothing_else_opens_urls(tmp_path):
     assert {"socket", "ssl", "http.client"} <= found.pop(allowed)
     # Buckets are opened by fsspec when one is named; the roll call is between the processes of one run.
     assert {path: names for path, names in found.items() if names} == {
-        Path("qwen2audio_jax/places.py"): {"fsspec"},
-        Path("qwen2audio_jax/roll_call.py"): {"socket"},
+        Path("qwen2audio_jax/storage/bucket.py"): {"fsspec"},
+        Path("qwen2audio_jax/parallel/roll_call.py"): {"socket"},
     }
     # The scan itself sees what it is for.
     probe = tmp_path / "probe.py"

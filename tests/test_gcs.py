@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from qwen2audio_jax import Qwen2AudioForConditionalGeneration, checkpoint, make_mesh
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
+from qwen2audio_jax.checkpoint import reader
 from qwen2audio_jax.convert import convert, verify
 from qwen2audio_jax.source import resolve_checkpoint
 
@@ -64,7 +65,7 @@ def test_damage_is_named(gcs, layouts, monkeypatch):
         raise Exception("Encountered error while reading array index")  # as Orbax does of a flipped byte there
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.ocp, "load", load)
+        patch.setattr(reader.ocp, "load", load)
         with pytest.raises(ValueError, match=r"broken/params: cannot be read: damaged"):
             Qwen2AudioForConditionalGeneration.from_pretrained(url)
     gcs.rm_file(next(name for name in gcs.find(f"{url}/params") if Path(name).parent.name == "d"))
@@ -77,4 +78,4 @@ def test_damage_is_named(gcs, layouts, monkeypatch):
 def test_other_buckets_are_refused_by_restore(layouts):
     fsspec.filesystem("memory").put(str(layouts / "orbax"), "/elsewhere", recursive=True)
     with pytest.raises(ValueError, match="Orbax does not read from such a bucket; copy the checkpoint"):
-        checkpoint.restore_params("memory://elsewhere", specs={})
+        reader.restore_params("memory://elsewhere", specs={})

@@ -7,7 +7,7 @@ from judge import in_float64, relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
 from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
-from qwen2audio_jax import generate as engine
+from qwen2audio_jax.generation import decoding as engine
 
 NAMES = tuple(tiny.CONFIGS)
 
@@ -213,8 +213,8 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(load):
 
 
 def test_the_cache_is_donated(load):
-    from qwen2audio_jax.cache import empty_cache
-    from qwen2audio_jax.model import Prompt
+    from qwen2audio_jax.model.kv_cache import empty_cache
+    from qwen2audio_jax.model.qwen2_audio import Prompt
 
     model = load("gqa")
     cache = empty_cache(model.config.text_config, rows=2, capacity=16, dtype=np.float32)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.limits import LIMITS
 
 PUBLISHED = {

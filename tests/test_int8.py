@@ -15,19 +15,30 @@ from judge import relative_error
 from prompts import random_inputs
 from test_resume import SMALL, Stopped, stop_at
 
-from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, cache_memory, checkpoint, make_mesh
-from qwen2audio_jax.cache import cache_specs, empty_cache
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, make_mesh
+from qwen2audio_jax.checkpoint import adapter as adapters
+from qwen2audio_jax.checkpoint import reader
+from qwen2audio_jax.checkpoint.check import check
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import adapter as adapters
 from qwen2audio_jax.convert import convert, export, verify
-from qwen2audio_jax.convert.check import check
-from qwen2audio_jax.convert.listing import inspect
+from qwen2audio_jax.convert.list_checkpoint import inspect
 from qwen2audio_jax.embedded import examples
-from qwen2audio_jax.layers import Linear, bind
-from qwen2audio_jax.lora import merge_adapter
-from qwen2audio_jax.model import Prompt, decode_step, forward, init_params, parameter_axes, parameter_specs, prefill
-from qwen2audio_jax.quantization import channel_axis, quantize, scale_name
-from qwen2audio_jax.sharding import partition_spec
+from qwen2audio_jax.generation import memory
+from qwen2audio_jax.model.binding import bind
+from qwen2audio_jax.model.kv_cache import cache_specs, empty_cache
+from qwen2audio_jax.model.layers import Linear
+from qwen2audio_jax.model.lora import merge_adapter
+from qwen2audio_jax.model.quantization import channel_axis, quantize, scale_name
+from qwen2audio_jax.model.qwen2_audio import (
+    Prompt,
+    decode_step,
+    forward,
+    init_params,
+    parameter_axes,
+    parameter_specs,
+    prefill,
+)
+from qwen2audio_jax.parallel.sharding import partition_spec
 
 TRANSCRIBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
 load_model = Qwen2AudioForConditionalGeneration.from_pretrained
@@ -248,7 +259,7 @@ class TestConvert:
         with pytest.raises(ValueError, match=r"its weights are int8, .*; export the checkpoint that it was converted"):
             export(converted, tmp_path / "out")
         with pytest.raises(ValueError, match=r"its weights are int8, .*; use the checkpoint that it was converted"):
-            checkpoint.restore_params(converted, specs=parameter_specs(config_of("gqa")))
+            reader.restore_params(converted, specs=parameter_specs(config_of("gqa")))
         with pytest.raises(ValueError, match="NaN and Inf have no int8 codes"):
             convert(folder / "hf", tmp_path / "no", dtype="int8", non_finite="allow")
         tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa")
@@ -321,18 +332,15 @@ class TestFits:
         # Keys and values of 3 layers, 4 heads of 10: a row's share and a head's on each of 2 x 4 devices.
         values = 2 * 3 * 8 * 4 * 64 * 10 // 8
         lengths = 8 * 4 // 2
-        assert cache_memory.cache_bytes(self.CONFIG, dtype=np.float32, **size) == 4 * values + lengths
-        assert (
-            cache_memory.cache_bytes(self.CONFIG, dtype=jnp.dtype("int8"), **size)
-            == values + 4 * values // 10 + lengths
-        )
+        assert memory.cache_bytes(self.CONFIG, dtype=np.float32, **size) == 4 * values + lengths
+        assert memory.cache_bytes(self.CONFIG, dtype=jnp.dtype("int8"), **size) == values + 4 * values // 10 + lengths
 
     @pytest.mark.parametrize("kind", ["auto", "int8"])
     def test_too_large_a_cache_is_refused_before_it_is_made(self, load, monkeypatch, kind):
         model = copy.copy(load())
         model.cache = kind
         inputs = random_inputs("gqa")
-        monkeypatch.setattr(cache_memory, "free_bytes", lambda devices: 10_000)
+        monkeypatch.setattr(memory, "free_bytes", lambda devices: 10_000)
         dtype, remedy = (
             ("float32", "cache='int8', or a mesh") if kind == "auto" else ("int8", "max_new_tokens, or a mesh")
         )
@@ -340,7 +348,7 @@ class TestFits:
             ValueError, match=rf"a {dtype} cache of \d+ rows x \d+ positions .*{remedy} of more devices"
         ):
             model.generate(**inputs, max_new_tokens=4)
-        monkeypatch.setattr(cache_memory, "free_bytes", lambda devices: 1 << 30)
+        monkeypatch.setattr(memory, "free_bytes", lambda devices: 1 << 30)
         model.generate(**inputs, max_new_tokens=1)
 
     def test_free_memory(self):
@@ -349,5 +357,5 @@ class TestFits:
                 self.memory_stats = lambda: stats
 
         told = [Device({"bytes_limit": 100, "bytes_in_use": used}) for used in (30, 70)]
-        assert cache_memory.free_bytes([*told, Device(None)]) == 30
-        assert cache_memory.free_bytes([Device(None)]) is None
+        assert memory.free_bytes([*told, Device(None)]) == 30
+        assert memory.free_bytes([Device(None)]) is None

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from train_rows import examples, pack
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
-from qwen2audio_jax.convert.adapter import load_adapter, save_adapter
-from qwen2audio_jax.layers import Linear, bind
-from qwen2audio_jax.lora import (
+from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
+from qwen2audio_jax.model.binding import bind
+from qwen2audio_jax.model.layers import Linear
+from qwen2audio_jax.model.lora import (
     init_adapter,
     linear_shapes,
     lora_axes,
@@ -28,7 +29,7 @@ from qwen2audio_jax.lora import (
     target_paths,
     with_adapter,
 )
-from qwen2audio_jax.model import sharded_specs
+from qwen2audio_jax.model.qwen2_audio import sharded_specs
 from qwen2audio_jax.train.losses import sft_sums
 from qwen2audio_jax.train.state import weight_shardings
 

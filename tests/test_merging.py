@@ -14,11 +14,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 from test_convert import expected_parameters, memory_gb, restore
 
-from qwen2audio_jax import checkpoint
+from qwen2audio_jax.checkpoint import adapter, reader
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import adapter, convert, merging, verify
-from qwen2audio_jax.lora import init_adapter
+from qwen2audio_jax.convert import add_adapter, convert, verify
+from qwen2audio_jax.model.lora import init_adapter
 
 CONFIG = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])
 
@@ -56,7 +56,7 @@ def hf(tmp_path):
 
 @pytest.mark.parametrize("dtype", hf_layout.DTYPES)
 def test_sum_in_float32_and_everything_else_untouched(tmp_path, hf, dtype, monkeypatch):
-    monkeypatch.setattr(merging, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(add_adapter, "_BLOCK_BYTES", 1000)
     tensors = hf_layout.write_hf_checkpoint(hf, "gqa", naming="old", dtype=dtype, shards=2)
     products = write_adapter(tmp_path / "adapter")
     convert(hf, tmp_path / "orbax", adapter=tmp_path / "adapter", memory_gb=memory_gb(60_000))
@@ -72,7 +72,7 @@ def test_sum_in_float32_and_everything_else_untouched(tmp_path, hf, dtype, monke
         assert (np.abs(merged[name].astype(np.float64) - exact) <= bound).all(), name
         assert np.abs(merged[name].astype(np.float64) - value.astype(np.float64)).max() > 0.1
     assert verify(hf, tmp_path / "orbax", adapter=tmp_path / "adapter") == []
-    stated = checkpoint.read_manifest(tmp_path / "orbax")["source"]["adapter"]
+    stated = reader.read_manifest(tmp_path / "orbax")["source"]["adapter"]
     assert stated["source"] == str(tmp_path / "adapter")
     assert re.fullmatch("[0-9a-f]{64}", stated["sha256"])
 
@@ -106,7 +106,7 @@ def test_verify_needs_the_same_adapter(tmp_path, hf):
     shutil.rmtree(tmp_path / "merged" / "params")
     shutil.copytree(tmp_path / "plain" / "params", tmp_path / "merged" / "params")  # as if nothing had been added
     manifest = json.loads((tmp_path / "plain" / "manifest.json").read_text())
-    manifest["source"] = checkpoint.read_manifest(tmp_path / "merged")["source"]
+    manifest["source"] = reader.read_manifest(tmp_path / "merged")["source"]
     (tmp_path / "merged" / "manifest.json").write_text(json.dumps(manifest))
     differences = verify(hf, tmp_path / "merged", adapter=tmp_path / "adapter")
     assert sum("values differ from the source's" in each for each in differences) > 3

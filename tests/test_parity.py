@@ -15,14 +15,16 @@ from flax import nnx
 from judge import assert_as_close, assert_as_close_as_the_reference, judge, relative_error
 from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 
-from qwen2audio_jax import Qwen2AudioForConditionalGeneration, encoder
-from qwen2audio_jax.cache import empty_cache
-from qwen2audio_jax.encoder import Encoder
-from qwen2audio_jax.generate import prefill as jitted_prefill
-from qwen2audio_jax.inputs import given
-from qwen2audio_jax.layers import LayerNorm, bind
-from qwen2audio_jax.lengths import conv_length, token_count
-from qwen2audio_jax.model import Prompt, decode_step, embed, forward, prefill
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.generation.decoding import prefill as jitted_prefill
+from qwen2audio_jax.generation.inputs import check_inputs
+from qwen2audio_jax.model import encoder
+from qwen2audio_jax.model.binding import bind
+from qwen2audio_jax.model.encoder import Encoder
+from qwen2audio_jax.model.kv_cache import empty_cache
+from qwen2audio_jax.model.layers import LayerNorm
+from qwen2audio_jax.model.lengths import conv_length, token_count
+from qwen2audio_jax.model.qwen2_audio import Prompt, decode_step, embed, forward, prefill
 
 NAMES = tuple(tiny.CONFIGS)
 TOLERANCE = 1e-5
@@ -114,7 +116,7 @@ def test_every_even_buffer_with_two_silent_frames_gives_the_same(load, name):
 def device_prompt(model, inputs):
     """What the model object makes of a batch, and for each row its place in the left-aligned arrays."""
     clips = inputs.get("input_features"), inputs.get("feature_attention_mask")
-    checked = given(inputs["input_ids"], inputs["attention_mask"], *clips, config=model.config)
+    checked = check_inputs(inputs["input_ids"], inputs["attention_mask"], *clips, config=model.config)
     prompt, _ = model._prompt(checked, checked.sizes)
     return checked.rows, prompt
 

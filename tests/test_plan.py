@@ -16,10 +16,10 @@ from filelock import FileLock
 from jax.experimental import topologies
 from tpu_programs import needs_libtpu
 
-from qwen2audio_jax.cache import cache_specs
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.mesh_presets import load_mesh_preset, mesh_preset_names
+from qwen2audio_jax.model.kv_cache import cache_specs
+from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset, mesh_preset_names
 from qwen2audio_jax.plan import arithmetic, topology, work
 from qwen2audio_jax.plan.chips import CHIPS, GIB, find_chip
 from qwen2audio_jax.plan.compiling import CompileError, OutOfMemory, _failure

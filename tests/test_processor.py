@@ -15,8 +15,8 @@ from tiny import AUDIO, END_OF_TEXT, IM_END, IM_START
 from tiny_processor import CHAT_TEMPLATE, SPECIAL_TOKENS, write_processor_files
 
 from qwen2audio_jax.audio import AudioError
-from qwen2audio_jax.chat_template import DEFAULT_CHAT_TEMPLATE
-from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 RAW_PROMPTS = [
     "hello",

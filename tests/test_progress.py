@@ -8,8 +8,9 @@ import time
 import hf_layout
 import pytest
 
+from qwen2audio_jax.checkpoint import progress
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, export, inspect, progress, verify
+from qwen2audio_jax.convert import convert, export, inspect, verify
 
 
 class Terminal(io.StringIO):

@@ -67,23 +67,13 @@ def test_python_runs_as_it_stands(converted, capsys):
     assert dict(names["model"].mesh.shape) == {"data": 2, "model": 4}
 
 
-def test_tree_is_the_code():
-    """Every module and configuration is in the tree, and everything in the tree exists."""
-    (tree,) = blocks("text")
-    shown, folders = [], {}
-    for line in tree.splitlines():
-        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
-        folders[depth] = folders.get(depth - 1, "") + name if depth else name
-        shown.append(folders[depth])
-    packages = ("qwen2audio_jax", "convert", "configs", "benchmarks")
-    there = {
-        path.relative_to(ROOT).as_posix()
-        for package in packages
-        for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".json", ".toml")
-        and "embedded/speech" not in path.as_posix()  # a checkpoint's files
-        and (path.name != "__init__.py" or path.parent.name == "qwen2audio_jax")
-    }
-    assert {name for name in shown if name.startswith(packages) and not name.endswith("/")} == there
-    assert [name for name in shown if not (ROOT / name).exists()] == []
-    assert len(shown) == len(set(shown))
+def test_the_architecture_names_every_room():
+    """Every folder and module of the package has its line, every line has its folder, and what is named is there."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `([\w./]+)` \|[^|]*\|([^|]*)\|$", page, flags=re.MULTILINE)
+    package = ROOT / "qwen2audio_jax"
+    there = {path.name + "/" * path.is_dir() for path in package.iterdir() if path.name != "__pycache__"}
+    assert {room for room, _ in lines} == there - {"__init__.py", "__main__.py", "py.typed"}
+    for room, places in lines:
+        for name in re.findall(r"`(\w+\.py)`", places):
+            assert (package / room / name).is_file(), f"{room}{name}"

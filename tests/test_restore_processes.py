@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen2audio_jax import checkpoint_writer
-from qwen2audio_jax.checkpoint_writer import save_params
+from qwen2audio_jax.checkpoint import writer
+from qwen2audio_jax.checkpoint.writer import save_params
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore
 from jax.sharding import NamedSharding, PartitionSpec
-from qwen2audio_jax.checkpoint import restore_params
-from qwen2audio_jax.sharding import make_mesh
+from qwen2audio_jax.checkpoint.reader import restore_params
+from qwen2audio_jax.parallel.sharding import make_mesh
 
 mesh = make_mesh(data=1, model=8)
 spec = lambda shape, *axes: jax.ShapeDtypeStruct(
@@ -50,7 +50,7 @@ with open(out, "w") as file:
 
 
 def test_each_process_reads_its_own_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_writer, "CHUNK_BYTES", 256 << 10)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 256 << 10)
     rng = np.random.default_rng(0)
     gate, down = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 16384), (16384, 64)))
     bias = np.arange(8, dtype=np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_convert import assert_same, expected_parameters, memory_gb, restore
 
-from qwen2audio_jax import checkpoint, checkpoint_writer, journal
+from qwen2audio_jax.checkpoint import journal, reader, writer
 from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, verify
 
@@ -46,9 +46,9 @@ def stop(src, dst, *, share=0.5, **options) -> dict[str, dict]:
     """Convert until `share` is done and fail; what is finished then."""
     with pytest.raises(Stopped):
         convert(src, dst, memory_gb=SMALL, on_progress=stop_at(share), **options)
-    assert not checkpoint.is_checkpoint(dst)
+    assert not reader.is_checkpoint(dst)
     with pytest.raises(ValueError, match=r"unfinished checkpoint .*run the same conversion again"):
-        checkpoint.restore_params(dst, specs={})
+        reader.restore_params(dst, specs={})
     return entries(dst)
 
 
@@ -64,7 +64,7 @@ def assert_whole(src, dst) -> None:
     assert verify(src, dst) == []
     convert(src, dst.with_name("straight"))
     assert_same(restore(dst), restore(dst.with_name("straight")))
-    straight, resumed = (checkpoint.read_manifest(path) for path in (dst.with_name("straight"), dst))
+    straight, resumed = (reader.read_manifest(path) for path in (dst.with_name("straight"), dst))
     assert {**resumed, "files": None} == {**straight, "files": None}
     names = [{path.name for path in folder.iterdir()} for folder in (dst, dst.with_name("straight"))]
     assert names[0] == names[1]
@@ -83,7 +83,7 @@ def test_goes_on_and_makes_nothing_twice(hf, tmp_path, made, dtype):
     convert(
         hf, tmp_path / "a", dtype=dtype, memory_gb=SMALL, on_progress=lambda done, total: seen.append((done, total))
     )
-    parameters = checkpoint.read_manifest(tmp_path / "a")["parameters"]
+    parameters = reader.read_manifest(tmp_path / "a")["parameters"]
     assert sorted(made) == sorted(parameters.keys() - more.keys())
     finished = sum(np.prod(each["origin"]["shape"]) * 2 for each in more.values())
     assert seen[0] == (finished, seen[-1][1])
@@ -197,7 +197,7 @@ def test_stopped_while_the_groups_are_joined(hf, tmp_path, monkeypatch, made, wh
 
     with monkeypatch.context() as patch:
         if where == "begin":
-            patch.setattr(checkpoint_writer.shutil, "copytree", stopped)
+            patch.setattr(writer.shutil, "copytree", stopped)
         elif where == "merge":
             from orbax.checkpoint.experimental.v1._src.partial import saving
 
@@ -205,19 +205,19 @@ def test_stopped_while_the_groups_are_joined(hf, tmp_path, monkeypatch, made, wh
         elif where == "joined":
             patch.setattr(journal.Journal, "join", stopped)
         elif where == "manifest":
-            patch.setattr(checkpoint_writer.json, "dump", stopped)
+            patch.setattr(writer.json, "dump", stopped)
         else:
             replace = os.replace
 
-            last = checkpoint.PARAMS if where == "rename" else checkpoint.MANIFEST
+            last = reader.PARAMS if where == "rename" else reader.MANIFEST
 
             def fail_last(source, target):
                 stopped() if Path(target).name == last else replace(source, target)
 
-            patch.setattr(checkpoint_writer.os, "replace", fail_last)
+            patch.setattr(writer.os, "replace", fail_last)
         with pytest.raises(OSError, match="disk on fire"):
             convert(hf, tmp_path / "a", memory_gb=SMALL)
-    assert not checkpoint.is_checkpoint(tmp_path / "a")
+    assert not reader.is_checkpoint(tmp_path / "a")
     made.clear()
     convert(hf, tmp_path / "a", memory_gb=SMALL)
     assert made == []
@@ -237,7 +237,7 @@ def test_stopped_after_the_manifest(hf, tmp_path, monkeypatch):
         patch.setattr(Path, "unlink", fail)
         with pytest.raises(Stopped):
             convert(hf, tmp_path / "a")
-    assert checkpoint.is_checkpoint(tmp_path / "a")
+    assert reader.is_checkpoint(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     convert(hf, tmp_path / "a")
     assert_whole(hf, tmp_path / "a")
@@ -245,14 +245,14 @@ def test_stopped_after_the_manifest(hf, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="already holds a checkpoint"):
             convert(hf, tmp_path / "b", dtype="float32")
     assert verify(hf, tmp_path / "b") == []
-    assert not {journal.NAME, checkpoint.MARKER} & {path.name for path in (tmp_path / "b").iterdir()}
+    assert not {journal.NAME, reader.MARKER} & {path.name for path in (tmp_path / "b").iterdir()}
 
 
 def test_file_systems_without_links(hf, tmp_path, monkeypatch):
     def no_links(*args):
         raise PermissionError("no links here")
 
-    monkeypatch.setattr(checkpoint_writer.os, "link", no_links)
+    monkeypatch.setattr(writer.os, "link", no_links)
     stop(hf, tmp_path / "a")
     convert(hf, tmp_path / "a", memory_gb=SMALL)
     assert_whole(hf, tmp_path / "a")
@@ -295,11 +295,11 @@ def test_killed_conversion_goes_on(hf, tmp_path, made):
         convert(hf, tmp_path / "a")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not checkpoint.is_checkpoint(tmp_path / "a")
+    assert not reader.is_checkpoint(tmp_path / "a")
     finished = entries(tmp_path / "a")
     assert finished
     convert(hf, tmp_path / "a")
-    assert set(made) == checkpoint.read_manifest(tmp_path / "a")["parameters"].keys() - finished.keys()
+    assert set(made) == reader.read_manifest(tmp_path / "a")["parameters"].keys() - finished.keys()
     assert_whole(hf, tmp_path / "a")
 
 
@@ -311,7 +311,7 @@ def test_disk_that_fails_below_orbax(tmp_path):
     _, err = limited.communicate(timeout=120)
     assert limited.returncode == 1
     assert f"OSError: {tmp_path / 'a'}: cannot be written: " in err
-    assert not checkpoint.is_checkpoint(tmp_path / "a")
+    assert not reader.is_checkpoint(tmp_path / "a")
     convert(tmp_path / "hf", tmp_path / "a")
     assert_same(restore(tmp_path / "a"), expected_parameters(tensors))
 
@@ -335,11 +335,11 @@ def test_killed_at_random_moments(hf, tmp_path):
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if checkpoint.is_checkpoint(tmp_path / "a"):
+        if reader.is_checkpoint(tmp_path / "a"):
             break
         with pytest.raises(ValueError, match="unfinished checkpoint"):
-            checkpoint.restore_params(tmp_path / "a", specs={})
+            reader.restore_params(tmp_path / "a", specs={})
         assert entries(tmp_path / "a")
-    if not checkpoint.is_checkpoint(tmp_path / "a"):
+    if not reader.is_checkpoint(tmp_path / "a"):
         convert(hf, tmp_path / "a", memory_gb=SMALL)
     assert verify(hf, tmp_path / "a") == []

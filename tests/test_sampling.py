@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen2audio_jax import sampling
-from qwen2audio_jax.generation_config import GenerationConfig
-from qwen2audio_jax.sharding import make_mesh, named_sharding
+from qwen2audio_jax.generation import sampling
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.parallel.sharding import make_mesh, named_sharding
 
 EOS = (302, 300)
 

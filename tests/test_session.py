@@ -12,13 +12,14 @@ from judge import relative_error
 from prompts import as_torch
 from test_generate import Letters, drained
 
-from qwen2audio_jax import cache_memory, make_mesh
-from qwen2audio_jax import generate as engine
-from qwen2audio_jax import session as session_module
-from qwen2audio_jax.inputs import given
-from qwen2audio_jax.lengths import token_count
-from qwen2audio_jax.prefix import common, row_tokens
-from qwen2audio_jax.shares import Share
+from qwen2audio_jax import make_mesh
+from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation import memory
+from qwen2audio_jax.generation import session as session_module
+from qwen2audio_jax.generation.inputs import check_inputs
+from qwen2audio_jax.generation.prefix import common_prefix_length, row_tokens
+from qwen2audio_jax.model.lengths import token_count
+from qwen2audio_jax.parallel.process_rows import Share
 
 SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": [tiny.IM_END, tiny.END_OF_TEXT], "do_sample": False}
 SAMPLED = SETTINGS | {"do_sample": True, "temperature": 1.3, "top_k": 40, "top_p": 0.95, "seed": 9}
@@ -108,7 +109,7 @@ def test_logits_equal_the_whole_prompts(load, talk):
         [[*start, text(2, seed=1), third, text(3, seed=2)], [*start, text(5, seed=3)]],
     ):
         inputs = batch(*rows)
-        checked = given(*inputs.values(), *[None] * (4 - len(inputs)), config=model.config)
+        checked = check_inputs(*inputs.values(), *[None] * (4 - len(inputs)), config=model.config)
         with jax.set_mesh(model.mesh):
             logits = session_module._Turn(session).begin(checked, checked.sizes, 128).logits[: len(rows), :321]
         session = model.start(**batch(start))
@@ -258,9 +259,9 @@ def test_other_prompts_and_other_clips(load, talk):
         wanted = model.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
         np.testing.assert_array_equal(session.generate(**inputs, **SETTINGS, max_new_tokens=NEW), wanted)
         assert session.reused.tolist() == [reused]
-    one = row_tokens(given(*batch(start).values(), config=model.config))[0]
-    assert common(one, one) == len(one)
-    assert common(one[:0], one) == 0
+    one = row_tokens(check_inputs(*batch(start).values(), config=model.config))[0]
+    assert common_prefix_length(one, one) == len(one)
+    assert common_prefix_length(one[:0], one) == 0
 
 
 def test_a_fork_and_what_it_comes_from_go_separate_ways(load, talk):
@@ -391,10 +392,10 @@ def test_memory_is_checked_before_it_is_taken(load, talk, monkeypatch):
     session = model.start(**batch(start))
     inputs = batch([*start, text(4, seed=6)])
     rows = {"rows": 2, "dtype": np.dtype("float32"), "mesh": model.mesh}
-    needed = cache_memory.cache_bytes(model.config.text_config, capacity=128, **rows)
+    needed = memory.cache_bytes(model.config.text_config, capacity=128, **rows)
     session.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
     assert session._held.cache.capacity == 128
-    monkeypatch.setattr(cache_memory, "free_bytes", lambda devices: needed // 10)
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: needed // 10)
     with pytest.raises(ValueError, match="a float32 cache of 2 rows x"):
         model.start(**batch(start))
     session.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
@@ -403,7 +404,7 @@ def test_memory_is_checked_before_it_is_taken(load, talk, monkeypatch):
         with pytest.raises(ValueError, match="a float32 cache of 2 rows x"):
             session.generate(**refused, **SETTINGS, max_new_tokens=NEW)
         np.testing.assert_array_equal(session.input_ids, held)
-    monkeypatch.setattr(cache_memory, "free_bytes", lambda devices: 2 * needed)  # the old cache and the new
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: 2 * needed)  # the old cache and the new
     session.generate(**batch([*start, text(90, seed=6)]), **SETTINGS, max_new_tokens=NEW)
 
 

@@ -12,10 +12,10 @@ from prompts import RAGGED, random_inputs
 
 from qwen2audio_jax import make_mesh
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.device_order import arrange, slices
-from qwen2audio_jax.mesh_presets import load_mesh_preset, mesh_preset_names
-from qwen2audio_jax.model import parameter_axes, parameter_specs, sharded_specs
-from qwen2audio_jax.sharding import check_mesh, partition_spec
+from qwen2audio_jax.model.qwen2_audio import parameter_axes, parameter_specs, sharded_specs
+from qwen2audio_jax.parallel.device_order import arrange, slices
+from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset, mesh_preset_names
+from qwen2audio_jax.parallel.sharding import check_mesh, partition_spec
 
 SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": tiny.IM_END, "max_new_tokens": 16}
 
@@ -64,7 +64,7 @@ def test_meshes_give_the_tokens_of_one_device(load, hf_checkpoint, data, model):
 
 
 def test_weights_and_cache_are_really_split(load):
-    from qwen2audio_jax.generate import _cache_maker
+    from qwen2audio_jax.generation.decoding import _cache_maker
 
     mesh = make_mesh(data=2, model=4)
     model = load("gqa", mesh=mesh)

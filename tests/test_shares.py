@@ -12,8 +12,8 @@ from shares_process import BUDGETS, OPTIONS, PARTS, of_rows
 
 from qwen2audio_jax.convert import convert
 from qwen2audio_jax.embedded import example
-from qwen2audio_jax.sharding import make_mesh
-from qwen2audio_jax.shares import Share, agree, global_rows, share_of
+from qwen2audio_jax.parallel.process_rows import Share, agree, global_rows, share_of
+from qwen2audio_jax.parallel.sharding import make_mesh
 from qwen2audio_jax.speech.tasks import TRANSCRIBE
 
 
@@ -163,7 +163,7 @@ def test_shares_of_a_mesh(monkeypatch, owners, expected):
 
 
 def test_rows_among_those_of_all(monkeypatch):
-    monkeypatch.setattr("qwen2audio_jax.shares.share_of", lambda mesh: Share(2, 1, (1, 3), False))
+    monkeypatch.setattr("qwen2audio_jax.parallel.process_rows.share_of", lambda mesh: Share(2, 1, (1, 3), False))
     assert global_rows(None, np.arange(4), size=4).tolist() == [2, 3, 6, 7]
 
 

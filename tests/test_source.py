@@ -12,11 +12,11 @@ import hf_layout
 import jax
 import pytest
 
-from qwen2audio_jax import hub
-from qwen2audio_jax.checkpoint import MARKER, is_checkpoint, read_manifest, restore_params
+from qwen2audio_jax.checkpoint.reader import MARKER, is_checkpoint, read_manifest, restore_params
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.source import default_cache_dir, resolve_checkpoint, resolve_processor_files
+from qwen2audio_jax.storage import hub
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (
@@ -94,7 +94,8 @@ def test_cache_that_cannot_be_written(hf, tmp_path, monkeypatch):
         resolve_checkpoint(hf, cache_dir=tmp_path / "ro")
 
 
-def test_what_is_no_source(tmp_path, hf, cache):
+def test_what_is_no_source(tmp_path, hf, cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for source, message in (
         (tmp_path / "none", "no such folder, nor a hub id of the form owner/name; give"),
         ("none", "no such folder, nor a hub id"),
@@ -138,15 +139,15 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 import qwen2audio_jax
 qwen2audio_jax.__path__.append({root!r})
-from qwen2audio_jax.convert import making
+from qwen2audio_jax.convert import convert_tensor
 from qwen2audio_jax.source import resolve_checkpoint
-read_parameter = making.read_parameter
+read_parameter = convert_tensor.read_parameter
 def read(*args, **kwargs):
     os.write(1, b"reading\\n")  # at once, or two threads would mix their lines
     while not os.path.exists({gate!r}):
         time.sleep(0.01)
     return read_parameter(*args, **kwargs)
-making.read_parameter = read
+convert_tensor.read_parameter = read
 print(resolve_checkpoint({source!r}))
 """
 

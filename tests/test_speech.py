@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from qwen2audio_jax.audio.load import load_audio
-from qwen2audio_jax.speech import espeak, sound, voices
+from qwen2audio_jax.speech import espeak, synthesis, voices
 from qwen2audio_jax.speech.__main__ import main
 from qwen2audio_jax.speech.dataset import clips_in_both, write_dataset
-from qwen2audio_jax.speech.examples import EXAMPLES
+from qwen2audio_jax.speech.package_clips import EXAMPLES
 from qwen2audio_jax.speech.tasks import PAIR, TASKS, counted, example
 from qwen2audio_jax.train.records import read_lines, read_record
 
@@ -27,7 +27,7 @@ else:
     MISSING = ""
 speaking = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-EMBEDDED_CLIPS = Path(sound.__file__).parent.parent / "embedded" / "examples"
+EMBEDDED_CLIPS = Path(synthesis.__file__).parent.parent / "embedded" / "examples"
 
 
 def records_of(folder):
@@ -116,9 +116,9 @@ def test_answers_fit_the_clips():
         if task == "sum":
             a, b, result = map(int, re.fullmatch(r"(\d) plus (\d) is (\d+)\.", answer).groups())
             assert a + b == result
-            assert clips[0].meta["text"].endswith(f"{sound.WORDS[a]} plus {sound.WORDS[b]}")
+            assert clips[0].meta["text"].endswith(f"{synthesis.WORDS[a]} plus {synthesis.WORDS[b]}")
         elif task == "voice":
-            assert clips[0].pitch_hz < sound.LOW_HZ if "low" in answer else clips[0].pitch_hz > sound.HIGH_HZ
+            assert clips[0].pitch_hz < synthesis.LOW_HZ if "low" in answer else clips[0].pitch_hz > synthesis.HIGH_HZ
         elif task == "kind":
             assert kinds[0].replace("digits", "speech") in answer
         elif task == "pair":
@@ -151,21 +151,21 @@ def test_shares():
 def test_fundamental_of_a_pulse_train(hz):
     t = np.arange(16000) / 16000
     pulses = sum(np.sin(2 * np.pi * hz * k * t) / k for k in range(1, 12))
-    measured = sound.fundamental(pulses.astype(np.float32))
+    measured = synthesis.fundamental(pulses.astype(np.float32))
     periods = round(hz / measured)
     assert measured * periods == pytest.approx(hz, rel=0.02)
-    assert periods == 1 or hz > sound.LOW_HZ
+    assert periods == 1 or hz > synthesis.LOW_HZ
 
 
 def test_nothing_voiced_has_no_fundamental():
-    assert sound.fundamental(np.random.default_rng(0).standard_normal(16000).astype(np.float32)) == 0
-    assert sound.fundamental(np.zeros(100, np.float32)) == 0
+    assert synthesis.fundamental(np.random.default_rng(0).standard_normal(16000).astype(np.float32)) == 0
+    assert synthesis.fundamental(np.zeros(100, np.float32)) == 0
 
 
 @pytest.mark.parametrize(("color", "slope_db"), [(0, 0.0), (1, -3.01), (2, -6.02)])
 def test_noise_color(color, slope_db):
     """Power falls by so many dB an octave, and its mean square is 1."""
-    values = sound.noise(np.random.default_rng(1), 1 << 17, color)
+    values = synthesis.noise(np.random.default_rng(1), 1 << 17, color)
     power = np.abs(np.fft.rfft(values)) ** 2
     hz = np.fft.rfftfreq(len(values), 1 / 16000)
     octaves = [np.mean(power[(hz >= low) & (hz < 2 * low)]) for low in (200, 400, 800, 1600, 3200)]
@@ -182,7 +182,7 @@ def test_more_digits_take_longer():
     assert 2.5 < len(four) / len(one) < 5
     slow = espeak.speak("seven", **{**how, "rate": 110})
     assert len(slow) > 1.2 * len(one)
-    low, high = (sound.fundamental(espeak.speak("nine one", **{**how, "pitch": p})) for p in (10, 90))
+    low, high = (synthesis.fundamental(espeak.speak("nine one", **{**how, "pitch": p})) for p in (10, 90))
     assert low < high
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioProcessor
-from qwen2audio_jax.generation_config import GenerationConfig
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.speech.model_files import SPECIAL_TOKENS, VOCAB_SIZE, _sentences, build_tokenizer, write_model_files
 from qwen2audio_jax.speech.tasks import COUNT, KIND, PAIR, SAY, TRANSCRIBE, VOICE
 

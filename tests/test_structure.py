@@ -1,9 +1,10 @@
-"""Architecture rules: imports in one direction, pure modules, and no heavy or foreign packages at run time."""
+"""The architecture's own rules: imports run one way, modules are pure, nothing heavy or foreign at run time."""
 
 import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,115 +12,102 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "qwen2audio_jax"
 
-# The layers of the package, lowest first: a module may import from its own layer and from those below it.
+# The rooms of the house, lowest first: a room may import from its own floor and from those below it.
 FLOORS = (
-    {"limits", "lengths", "hub", "embedded", "places", "roll_call", "device_order", "mesh_presets"},
-    {
-        "distributed",
-        "config_json",
-        "config_encoder",
-        "config_text",
-        "config",
-        "stopping",
-        "text_stream",
-        "generation_config",
-    },
-    {"sharding", "quantization"},
-    {"shares"},
-    {"layers", "cache", "buckets", "sampling", "loss", "manifest", "journal", "checkpoint", "audio", "outputs"},
-    {"checkpoint_writer", "cache_folder"},
-    {"attention", "flash_attention", "cache_memory"},
-    {"encoder", "decoder"},
-    {"model", "inputs", "lora", "weights"},
-    {"generate", "prefix"},
-    {"rows"},
-    {"convert", "configs"},
-    {"source"},
-    {
-        "tokenizer",
-        "template_sandbox",
-        "chat_template",
-        "chat_encoding",
-        "clips",
-        "padding",
-        "conversation",
-        "feature_extractor",
-        "processor_files",
-        "processor_output",
-        "processor",
-    },
-    {"api", "session", "audio_encoder", "train"},
-    {"speech", "plan"},
-    {"cli", "__main__", "__init__"},
+    ("limits", "_version"),
+    ("storage", "embedded", "configs"),
+    ("config", "audio"),
+    ("parallel",),
+    ("model",),
+    ("generation",),
+    ("checkpoint",),
+    ("convert",),
+    ("source",),
+    ("processing", "api", "audio_encoder"),
+    ("train",),
+    ("speech", "plan"),
+    ("cli", "__main__", "__init__"),
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# The converter is imported where it is used, and so are modules that only some commands need.
-LAZY = {
-    ("source", "convert"),
-    ("cli", "convert"),
-    ("train", "convert"),
-    ("cli", "train"),
-    ("cli", "speech"),
-    ("cli", "plan"),
-}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+# Only these convert anything, and they import the converter where they use it.
+CONVERTING = ("source", "train.export", "cli.main")
 
 
-def sources():
-    return [*PACKAGE.rglob("*.py"), *(ROOT / "convert").glob("*.py")]
+@cache
+def sources() -> dict[str, Path]:
+    """Every module of the package by its name within it; `convert` stands beside the package."""
+    found = {}
+    for folder, prefix in ((PACKAGE, ()), (ROOT / "convert", ("convert",))):
+        for path in sorted(folder.rglob("*.py")):
+            parts = [*prefix, *path.relative_to(folder).with_suffix("").parts]
+            if folder == PACKAGE and len(parts) > 1 and (PACKAGE / parts[0]).is_symlink():
+                continue
+            found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def module_of(path: Path) -> str:
-    if path.is_relative_to(ROOT / "convert"):
-        return "convert"
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports(path: Path):
-    """(imported module name, whether at the top of the file) of every import in a file."""
-    tree = ast.parse(path.read_text())
+def imports(name: str):
+    """(imported module of the package or other module, whether at the top of the file) of a module's imports."""
+    tree = ast.parse(sources()[name].read_text())
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module]
-            if node.module == "qwen2audio_jax":
-                names = [f"qwen2audio_jax.{alias.name}" for alias in node.names]
-        for name in names:
-            yield name, node in tree.body
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = ".".join(filter(None, ["qwen2audio_jax", name.partition(".")[0], module]))
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        for full in names:
+            root, _, rest = full.partition(".")
+            if root == "qwen2audio_jax":
+                while rest not in sources() and rest:
+                    rest = rest.rpartition(".")[0]
+                full = f"qwen2audio_jax.{rest or '__init__'}"
+            yield full, node in tree.body
 
 
-def test_every_module_has_a_floor():
-    assert {module_of(path) for path in sources()} <= set(FLOOR)
+def test_every_module_has_a_room():
+    assert {name.partition(".")[0] for name in sources()} <= set(FLOOR)
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    module = module_of(path)
-    for name, at_top in imports(path):
-        root, _, rest = name.partition(".")
-        assert root not in {"torch", "transformers", "pickle", "requests"}, f"{path} imports {name}"
-        if root != "qwen2audio_jax" or not rest:
+@pytest.mark.parametrize("name", sources())
+def test_imports_run_one_way(name):
+    room = name.partition(".")[0]
+    for full, at_top in imports(name):
+        root, _, other = full.partition(".")
+        assert root not in {"torch", "transformers", "pickle", "requests"}, f"{name} imports {full}"
+        if root != "qwen2audio_jax":
             continue
-        other = rest.partition(".")[0]
-        if other not in FLOOR or other == module:
-            continue  # a name of the package itself, or a neighbour in the same folder
-        if (module, other) in LAZY:
-            assert not at_top, f"{path} must import {name} where it is used"
-        elif module == "convert":
-            # The converter stands on the lower floors: parameter declarations, configuration, checkpoint.
-            assert other in {
-                *("config", "config_json", "checkpoint", "checkpoint_writer", "cache_folder", "places"),
-                *("manifest", "hub", "model", "lora", "limits", "sharding", "quantization"),
-            }, f"{path}: {name}"
-        else:
-            assert FLOOR[other] <= FLOOR[module], f"{path} reaches up to {name}"
+        if other.partition(".")[0] == "convert" != room:
+            assert name in CONVERTING, f"{name} imports {full}: what run time needs of it belongs into checkpoint"
+            assert not at_top, f"{name} must import {full} where it is used"
+        assert FLOOR[other.partition(".")[0]] <= FLOOR[room], f"{name} reaches up to {full}"
 
 
-@pytest.mark.parametrize("name", ["layers", "encoder", "decoder", "model"])
+def test_imports_make_no_circle():
+    """Imports within functions and for type checkers included."""
+    graph = {
+        name: {full.partition(".")[2] for full, _ in imports(name) if full.startswith("qwen2audio_jax.")} - {name}
+        for name in sources()
+    }
+    done = set()
+
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("name", ["layers", "encoder", "decoder", "qwen2_audio"])
 def test_modules_assign_nothing_outside_init(name):
     """A jitted function drops what a module assigns in a call, without a word."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / "model" / f"{name}.py").read_text())):
         if not isinstance(node, ast.ClassDef):
             continue
         for method in node.body:
@@ -144,7 +132,7 @@ import conftest, tiny, jax, numpy as np
 from prompts import random_inputs
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model import init_params
+from qwen2audio_jax.model.qwen2_audio import init_params
 config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])
 model = Qwen2AudioForConditionalGeneration(config, init_params(config, seed=0))
 print(model.generate(**random_inputs("gqa"), max_new_tokens=3)[:, -3:].tolist())

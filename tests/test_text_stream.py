@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from qwen2audio_jax.generation.stopping import StopMatcher, check_stop_strings
+from qwen2audio_jax.generation.text_stream import REPLACEMENT, TextStream
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.stopping import StopMatcher, check_stop_strings
-from qwen2audio_jax.text_stream import REPLACEMENT, TextStream
 
 TEXTS = [
     "",

@@ -11,8 +11,8 @@ from records import CONFIG, RAW, chat, make_processor, open_records, unpack, wri
 
 from qwen2audio_jax.audio import log_mel
 from qwen2audio_jax.train import index as index_module
-from qwen2audio_jax.train.examples import ExampleEncoder
-from qwen2audio_jax.train.loading import open_dataset
+from qwen2audio_jax.train.dataset import open_dataset
+from qwen2audio_jax.train.encoding import ExampleEncoder
 from qwen2audio_jax.train.records import read_record
 from qwen2audio_jax.train.settings import DataSettings
 

@@ -16,14 +16,13 @@ from prompts import forward_inputs, random_inputs
 from safetensors.numpy import load_file
 from test_train_step import ours_from_torch
 
-from qwen2audio_jax.convert.adapter import save_adapter
-from qwen2audio_jax.lengths import token_count
-from qwen2audio_jax.lora import lora_scale, lora_specs, with_adapter
-from qwen2audio_jax.sharding import named_sharding
+from qwen2audio_jax.checkpoint.adapter import save_adapter
+from qwen2audio_jax.model.lengths import token_count
+from qwen2audio_jax.model.lora import lora_scale, lora_specs, with_adapter
+from qwen2audio_jax.parallel.sharding import named_sharding
 from qwen2audio_jax.source import resolve_checkpoint
 from qwen2audio_jax.train.batch import TrainBatch
 from qwen2audio_jax.train.dpo import answer_log_probs, dpo_sums
-from qwen2audio_jax.train.model import load_model
 from qwen2audio_jax.train.objective import REFERENCE
 from qwen2audio_jax.train.optimizer import learning_rate, make_optimizer
 from qwen2audio_jax.train.settings import (
@@ -37,6 +36,7 @@ from qwen2audio_jax.train.settings import (
 )
 from qwen2audio_jax.train.state import new_state, state_shardings
 from qwen2audio_jax.train.step import make_evaluation, make_step
+from qwen2audio_jax.train.trained_model import load_model
 
 # transformers warns of a property that it has itself renamed when PEFT asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

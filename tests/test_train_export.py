@@ -21,13 +21,13 @@ from prompts import as_torch, random_inputs
 from safetensors.numpy import load_file
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-from qwen2audio_jax.convert import hf_folder, mapping, safetensors_writer
-from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.checkpoint import hf_folder, mapping, safetensors_writer
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.source import resolve_checkpoint
 from qwen2audio_jax.train.export import adapter_folder, check_destination, finish
-from qwen2audio_jax.train.model import exported_folder, load_model
 from qwen2audio_jax.train.model_card import CARD, RECORD, describe_result
 from qwen2audio_jax.train.settings import DataSettings, LoraSettings, MachineSettings, TrainSettings
+from qwen2audio_jax.train.trained_model import exported_folder, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 

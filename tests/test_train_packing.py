@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import RAW, chat, make_processor, open_records, write_clip
 
-from qwen2audio_jax.train.plan import Lengths, bucket_of, frame_buckets, longest_clip, plan_epoch
+from qwen2audio_jax.train.packing import Lengths, bucket_of, frame_buckets, longest_clip, plan_epoch
 from qwen2audio_jax.train.settings import DataSettings
 
 BUCKETS = (20, 40, 100)

@@ -11,9 +11,9 @@ from judge import assert_as_close_as_the_reference, relative_error
 from prompts import forward_inputs
 from train_rows import EXAMPLES, SHORT, examples, pack, shallow
 
-from qwen2audio_jax.convert.mapping import canonical_name, expected_tensors
-from qwen2audio_jax.model import parameter_axes, sharded_specs
-from qwen2audio_jax.sharding import make_mesh, named_sharding
+from qwen2audio_jax.checkpoint.mapping import canonical_name, expected_tensors
+from qwen2audio_jax.model.qwen2_audio import parameter_axes, sharded_specs
+from qwen2audio_jax.parallel.sharding import make_mesh, named_sharding
 from qwen2audio_jax.train import parts
 from qwen2audio_jax.train.losses import sft_sums
 from qwen2audio_jax.train.optimizer import learning_rate, make_optimizer
@@ -290,7 +290,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_comes_close(small):
 
 
 def test_fresh_positions_are_sines(load):
-    from qwen2audio_jax.model import init_params
+    from qwen2audio_jax.model.qwen2_audio import init_params
 
     table = init_params(load("gqa").config, seed=0)["encoder"]["embed_positions"]["embedding"]
     half = table.shape[1] // 2

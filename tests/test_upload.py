@@ -13,18 +13,18 @@ from fsspec.implementations.memory import MemoryFileSystem
 from object_store import BUCKET, Store, assert_loads_nowhere, objects, put, staged
 from test_convert import memory_gb
 
-from qwen2audio_jax import places
-from qwen2audio_jax.checkpoint import MANIFEST, is_checkpoint, read_manifest
+from qwen2audio_jax.checkpoint.reader import MANIFEST, is_checkpoint, read_manifest
 from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, export, to_safetensors, upload, verify
 from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.storage import bucket
 
 pytestmark = pytest.mark.usefixtures("object_store")
 
 
 def begin(layouts: Path, url: str = BUCKET) -> int:
     """Send a finished checkpoint from a staging folder, as `convert` does; how many objects it is."""
-    with upload.uploading(places.folder_at(url), last=MANIFEST, staging=None) as sending:
+    with upload.uploading(bucket.folder_at(url), last=MANIFEST, staging=None) as sending:
         assert not sending.is_finished()
         if not sending.folder.exists():
             shutil.copytree(layouts / "orbax", sending.folder)
@@ -172,8 +172,8 @@ def test_result_made_anew_replaces_what_was_sent(layouts, tmp_path, monkeypatch)
 
 def test_transient_failures_are_tried_again(layouts, monkeypatch):
     waits = []
-    monkeypatch.setattr(places, "RETRY_SECONDS", (1.0, 4.0))
-    monkeypatch.setattr(places.time, "sleep", waits.append)
+    monkeypatch.setattr(bucket, "RETRY_SECONDS", (1.0, 4.0))
+    monkeypatch.setattr(bucket.time, "sleep", waits.append)
     monkeypatch.setattr(upload, "_THREADS", 1)
     Store.fails.update({2: "half", 3: "before"})
     begin(layouts)
@@ -240,7 +240,7 @@ def test_destinations(layouts, tmp_path, made):
 
 
 def test_somebody_else_writes_there(layouts):
-    with upload.uploading(places.folder_at(BUCKET), last=MANIFEST, staging=None) as sending:
+    with upload.uploading(bucket.folder_at(BUCKET), last=MANIFEST, staging=None) as sending:
         assert not sending.is_finished()
         shutil.copytree(layouts / "orbax", sending.folder)
         Store().pipe_file("/bucket/rival", b"x")
@@ -250,10 +250,10 @@ def test_somebody_else_writes_there(layouts):
 
 
 def test_one_process_sends(layouts):
-    bucket = places.folder_at(BUCKET)
+    folder = bucket.folder_at(BUCKET)
     with (
-        upload.uploading(bucket, last=MANIFEST, staging=None),
+        upload.uploading(folder, last=MANIFEST, staging=None),
         pytest.raises(ValueError, match="another process is writing it"),
-        upload.uploading(bucket, last=MANIFEST, staging=None),
+        upload.uploading(folder, last=MANIFEST, staging=None),
     ):
         pass

@@ -11,11 +11,11 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax import checkpoint
+from qwen2audio_jax.checkpoint import mapping, reader
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, inspect, mapping, verify
-from qwen2audio_jax.model import parameter_specs
+from qwen2audio_jax.convert import convert, inspect, verify
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
 
 @pytest.mark.parametrize("dtype", ["keep", "float16"])
@@ -23,7 +23,7 @@ def test_manifest_tells_where_every_parameter_comes_from(tmp_path, dtype):
     tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", naming="old", dtype="bfloat16", shards=3)
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())["weight_map"]
     convert(tmp_path / "hf", tmp_path / "orbax", dtype=dtype)
-    manifest = checkpoint.read_manifest(tmp_path / "orbax")
+    manifest = reader.read_manifest(tmp_path / "orbax")
     source = {"source": str(tmp_path / "hf"), "revision": None, "commit": None, "dtype": dtype, "non_finite": "refuse"}
     assert {**manifest["source"], "stamps": None} == {**source, "stamps": None}
     for name, (size, changed, _) in manifest["source"]["stamps"].items():
@@ -148,11 +148,10 @@ def test_one_flipped_bit_on_disk_is_noticed_and_its_parameter_named(tmp_path, dt
     hf_layout.write_hf_checkpoint(tmp_path / "hf", "mels80")
     convert(tmp_path / "hf", tmp_path / "orbax", dtype=dtype)
     specs = {
-        name: np.dtype(each["dtype"])
-        for name, each in checkpoint.read_manifest(tmp_path / "orbax")["parameters"].items()
+        name: np.dtype(each["dtype"]) for name, each in reader.read_manifest(tmp_path / "orbax")["parameters"].items()
     }
     config = Qwen2AudioConfig.from_pretrained(tmp_path / "orbax")
-    tree = flatten_dict(checkpoint.restore_params(tmp_path / "orbax", specs=parameter_specs(config)), sep="/")
+    tree = flatten_dict(reader.restore_params(tmp_path / "orbax", specs=parameter_specs(config)), sep="/")
     files = [path for path in (tmp_path / "orbax" / "params").rglob("*") if path.is_file()]
     flipped = 0
     for name in ("encoder/conv2/kernel", "decoder/layers/1/mlp/up_proj/kernel", "decoder/lm_head/kernel"):
@@ -180,7 +179,7 @@ def test_a_damaged_or_shortened_index_names_parameters(tmp_path):
         (copy / files[0].relative_to(tmp_path / "orbax")).write_bytes(content)
         differences = verify(tmp_path / "hf", copy)
         named = {difference.split(":")[0] for difference in differences}
-        assert named >= checkpoint.read_manifest(copy)["parameters"].keys()
+        assert named >= reader.read_manifest(copy)["parameters"].keys()
 
 
 def test_verify_refuses_what_it_cannot_compare(tmp_path, capfd):

@@ -10,7 +10,7 @@ from pathlib import Path
 import hf_layout
 import pytest
 
-from qwen2audio_jax.checkpoint import is_checkpoint
+from qwen2audio_jax.checkpoint.reader import is_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,8 @@ def test_contents(wheel):
     for name in (
         "py.typed",
         "convert/__main__.py",
-        "convert/mapping.py",
+        "convert/to_orbax.py",
+        "checkpoint/mapping.py",
         "configs/tiny.json",
         "configs/qwen2-audio-7b.json",
         "configs/mesh-v5e-8.toml",

@@ -7,7 +7,7 @@ import tiny
 from prompts import random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.train.batch import TrainBatch
 
 EXAMPLES = ([5], [4, "238", 3], ["3", 2, "57"], [9, "121", "160", 4, "41", 9], [3, "30", 5], [2, "99", 11], [8], [7])

@@ -8,9 +8,9 @@ from contextlib import closing, suppress
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.loading import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import one_line, say, write, write_answer
-from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 HELP = """\
 A line is a message; an empty line sends the clips added so far on their own. Ctrl-C stops an answer.

@@ -6,12 +6,12 @@ from dataclasses import asdict
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.audio.load import load_audio
-from qwen2audio_jax.cli.loading import join
+from qwen2audio_jax.cli.from_options import join
 from qwen2audio_jax.cli.machine import look
 from qwen2audio_jax.cli.machine_checks import CHECKS
 from qwen2audio_jax.cli.output import one_line, say, write
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.roll_call import PeersMissing
+from qwen2audio_jax.parallel.roll_call import PeersMissing
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_checkpoint
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
@@ -56,8 +56,8 @@ def _show(line: str, problems: list[str]) -> None:
 
 
 def _examine_checkpoint(options: argparse.Namespace) -> int:
-    from qwen2audio_jax.convert.check import Finding, check
-    from qwen2audio_jax.convert.progress import progress_bar
+    from qwen2audio_jax.checkpoint.check import Finding, check
+    from qwen2audio_jax.checkpoint.progress import progress_bar
 
     clip = None if options.glass_clip is None else load_audio(options.glass_clip)
     path = resolve_checkpoint(options.model, revision=options.revision, cache_dir=options.cache_dir)

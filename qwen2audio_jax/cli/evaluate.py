@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from qwen2audio_jax.cli.loading import join, load_model
+from qwen2audio_jax.cli.from_options import join, load_model
 from qwen2audio_jax.cli.output import say, write
-from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import sys
 import jax
 import numpy as np
 
-from qwen2audio_jax.cli.loading import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import write, write_answer
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.processor_output import ProcessorOutput
+from qwen2audio_jax.processing.output import ProcessorOutput
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 
 def run(options: argparse.Namespace) -> None:

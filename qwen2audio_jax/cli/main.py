@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qwen2audio_jax import __version__
+from qwen2audio_jax._version import __version__
 from qwen2audio_jax.cli.options import (
     Parser,
     add_doctor_options,

@@ -8,7 +8,7 @@ import re
 from typing import Any, NoReturn
 
 from qwen2audio_jax.embedded import EMBEDDED, examples
-from qwen2audio_jax.mesh_presets import mesh_preset_names
+from qwen2audio_jax.parallel.mesh_presets import mesh_preset_names
 
 DEFAULT_MODEL = EMBEDDED
 """The default of --model."""

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
 
     settings = read_settings(options.config, overrides=overrides)
     require_extras()
-    from qwen2audio_jax.cli.loading import join
+    from qwen2audio_jax.cli.from_options import join
 
     join(options)
     from qwen2audio_jax.train.loop import train

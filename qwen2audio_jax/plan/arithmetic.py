@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.attention import AUTO, XLA, choose_attention
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.lengths import conv_length
+from qwen2audio_jax.model.attention import AUTO, XLA, choose_attention
+from qwen2audio_jax.model.lengths import conv_length
 from qwen2audio_jax.plan.chips import Chip
 from qwen2audio_jax.plan.program import Collective
 from qwen2audio_jax.plan.request import Shapes

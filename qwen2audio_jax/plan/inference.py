@@ -6,8 +6,9 @@ from importlib.metadata import version
 
 import jax.numpy as jnp
 
-from qwen2audio_jax.attention import AUTO, choose_attention
-from qwen2audio_jax.cache import cache_specs
+from qwen2audio_jax.model.attention import AUTO, choose_attention
+from qwen2audio_jax.model.kv_cache import cache_specs
+from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.plan import arithmetic
 from qwen2audio_jax.plan.compiling import GIB, OutOfMemory, check_peak, compile_program, memory_limit, usable
 from qwen2audio_jax.plan.program import Collective, collectives
@@ -16,7 +17,6 @@ from qwen2audio_jax.plan.resident import device_bytes, weight_specs
 from qwen2audio_jax.plan.search import Largest, Refusal, largest_batch, sizes_of
 from qwen2audio_jax.plan.stages import Batch, Stage, lower, stages_of
 from qwen2audio_jax.plan.topology import abstract_mesh, compile_mesh
-from qwen2audio_jax.quantization import INT8
 
 Say = Callable[[str], None]
 """Callback for progress messages."""

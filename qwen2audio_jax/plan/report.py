@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.plan import arithmetic
 from qwen2audio_jax.plan.inference import Plan
 from qwen2audio_jax.plan.job import Job, hours_of
@@ -13,7 +14,6 @@ from qwen2audio_jax.plan.search import Refusal
 from qwen2audio_jax.plan.stages import Stage
 from qwen2audio_jax.plan.topology import abstract_mesh
 from qwen2audio_jax.plan.work import Work, work_of
-from qwen2audio_jax.quantization import INT8
 
 
 def _work(plan: Plan, stage: Stage) -> Work:

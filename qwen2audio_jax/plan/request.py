@@ -5,14 +5,20 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from qwen2audio_jax.buckets import cache_bucket, clip_bucket, frame_bucket, row_bucket, token_bucket
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.lengths import token_count
+from qwen2audio_jax.generation.padded_shapes import (
+    padded_capacity,
+    padded_clip_count,
+    padded_frames,
+    padded_row_count,
+    padded_tokens,
+)
+from qwen2audio_jax.generation.sampling import Mode
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.model.lengths import token_count
+from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.plan.resident import check_stored, compute_config, compute_dtype
 from qwen2audio_jax.plan.topology import Topology, check_slices, mesh_sizes
-from qwen2audio_jax.quantization import INT8
-from qwen2audio_jax.sampling import Mode
 
 TEXT_TOKENS = 30
 """Text tokens of a prompt about one clip: chat template and a short question."""
@@ -87,13 +93,13 @@ class Shapes:
 
 def shapes_of(request: Request, *, rows: int, mesh: Mesh, frames: int | None = None) -> Shapes:
     """The shapes of a batch of `rows` rows, on a mesh that may be abstract; `frames` of a clip instead of its own."""
-    rows, config = row_bucket(rows, mesh=mesh), request.config
-    tokens = token_bucket(request.prompt_tokens, config=config)
+    rows, config = padded_row_count(rows, mesh=mesh), request.config
+    tokens = padded_tokens(request.prompt_tokens, config=config)
     # The last token's key and value are never read.
-    capacity = cache_bucket(request.prompt_tokens + request.max_new_tokens - 1, config=config)
+    capacity = padded_capacity(request.prompt_tokens + request.max_new_tokens - 1, config=config)
     frames = request.clip_frames if frames is None else frames
-    clips = clip_bucket(rows, mesh=mesh) if frames else 0
-    length = frame_bucket(frames, config=config.audio_config) if clips else 0
+    clips = padded_clip_count(rows, mesh=mesh) if frames else 0
+    length = padded_frames(frames, config=config.audio_config) if clips else 0
     return Shapes(rows, tokens, max(tokens, capacity), clips, length)
 
 

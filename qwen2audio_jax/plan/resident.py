@@ -13,8 +13,8 @@ import jax
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model import sharded_specs
-from qwen2audio_jax.quantization import INT8
+from qwen2audio_jax.model.quantization import INT8
+from qwen2audio_jax.model.qwen2_audio import sharded_specs
 
 FLOATS = ("bfloat16", "float16", "float32")
 STORED = (*FLOATS, INT8)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from qwen2audio_jax.buckets import row_bucket
+from qwen2audio_jax.generation.padded_shapes import padded_row_count
 from qwen2audio_jax.plan.request import MOST_ROWS
 from qwen2audio_jax.plan.stages import Stage
 
@@ -44,7 +44,7 @@ def sizes_of(mesh: Mesh) -> list[int]:
     """The bucket sizes of batches on a mesh, ascending."""
     sizes, rows = [], 1
     while rows <= MOST_ROWS:
-        sizes.append(row_bucket(rows, mesh=mesh))
+        sizes.append(padded_row_count(rows, mesh=mesh))
         rows = sizes[-1] + 1
     return sizes
 

@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen2audio_jax import generate, model
-from qwen2audio_jax.attention import AUTO, choose_attention
-from qwen2audio_jax.cache import KVCache, cache_specs
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.generation_config import GenerationConfig
-from qwen2audio_jax.layers import Params
+from qwen2audio_jax.generation import decoding
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.sampling import Mode, SamplerState, sampling_params
+from qwen2audio_jax.model import qwen2_audio
+from qwen2audio_jax.model.attention import AUTO, choose_attention
+from qwen2audio_jax.model.kv_cache import KVCache, cache_specs
+from qwen2audio_jax.model.layers import Params
+from qwen2audio_jax.parallel.sharding import named_sharding
 from qwen2audio_jax.plan.request import Shapes
 from qwen2audio_jax.plan.resident import weight_specs
-from qwen2audio_jax.sampling import Mode, SamplerState, sampling_params
-from qwen2audio_jax.sharding import named_sharding
 
 Stage = Literal["encode", "prefill", "decode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -90,15 +91,15 @@ class Batch:
 
 def encode_beside(
     params: Params, features: jax.Array, frames: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig, attention: str
-) -> model.AudioFeatures:
+) -> qwen2_audio.AudioFeatures:
     """`model.encode_audio` beside a cache, which it does not read."""
-    return model.encode_audio(params, features, frames, cfg=cfg, attention=attention)
+    return qwen2_audio.encode_audio(params, features, frames, cfg=cfg, attention=attention)
 
 
 _encode = jax.jit(encode_beside, static_argnames=("cfg", "attention"), keep_unused=True)
-_prefill = jax.jit(model.prefill, static_argnames=("cfg", "attention"), donate_argnames="cache", keep_unused=True)
+_prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "attention"), donate_argnames="cache", keep_unused=True)
 _next_step = jax.jit(
-    inspect.unwrap(generate.next_step), static_argnames=("cfg", "mode"), donate_argnames="cache", keep_unused=True
+    inspect.unwrap(decoding.next_step), static_argnames=("cfg", "mode"), donate_argnames="cache", keep_unused=True
 )
 
 
@@ -124,7 +125,7 @@ def lower_prefill(batch: Batch) -> jax.stages.Lowered:
         "slots": ids if shapes.clips else None,
     }
     return _prefill.lower(
-        batch.params, model.Prompt(**prompt), batch.cache, cfg=config, attention=batch.chosen_attention
+        batch.params, qwen2_audio.Prompt(**prompt), batch.cache, cfg=config, attention=batch.chosen_attention
     )
 
 

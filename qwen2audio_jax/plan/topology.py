@@ -15,9 +15,9 @@ from filelock import FileLock
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.mesh_presets import load_mesh_preset
+from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
+from qwen2audio_jax.parallel.sharding import check_mesh, make_mesh
 from qwen2audio_jax.plan.chips import CHIPS, Chip, find_chip
-from qwen2audio_jax.sharding import check_mesh, make_mesh
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 """Slices of the chips with a two-dimensional network (v5e, v6e)."""

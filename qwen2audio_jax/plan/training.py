@@ -10,24 +10,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen2audio_jax.buckets import token_bucket
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.padded_shapes import padded_tokens
+from qwen2audio_jax.model.quantization import INT8
+from qwen2audio_jax.parallel.sharding import named_sharding
 from qwen2audio_jax.plan.compiling import OutOfMemory, check_peak, compile_program, memory_limit, usable
 from qwen2audio_jax.plan.program import collectives, summary
 from qwen2audio_jax.plan.request import Request
 from qwen2audio_jax.plan.resident import device_bytes
 from qwen2audio_jax.plan.topology import compile_mesh, mesh_sizes
-from qwen2audio_jax.quantization import INT8
-from qwen2audio_jax.sharding import named_sharding
 from qwen2audio_jax.train.batch import TrainBatch
-from qwen2audio_jax.train.model import abstract_model
 from qwen2audio_jax.train.objective import make_objective
 from qwen2audio_jax.train.optimizer import learning_rate, make_optimizer
-from qwen2audio_jax.train.plan import frame_buckets
+from qwen2audio_jax.train.packing import frame_buckets
 from qwen2audio_jax.train.settings import DataSettings, LoraSettings, TrainSettings
 from qwen2audio_jax.train.settings_file import read_settings
 from qwen2audio_jax.train.state import new_state, state_shardings
 from qwen2audio_jax.train.step import make_step
+from qwen2audio_jax.train.trained_model import abstract_model
 
 FULL, LORA = "full", "lora"
 
@@ -51,7 +51,7 @@ def training_settings(source: str, request: Request, *, mesh: Mapping[str, int])
     if INT8 in (request.weights, request.cache):
         raise ValueError("int8 weights and caches are for generating: leave out --weights and --cache with --train")
     if source in (FULL, LORA):
-        tokens = token_bucket(request.prompt_tokens + request.max_new_tokens, config=request.config)
+        tokens = padded_tokens(request.prompt_tokens + request.max_new_tokens, config=request.config)
         data = DataSettings(train=("-",), rows=request.batch, max_tokens=tokens, max_clips=1)
         lora = LoraSettings() if source == LORA else None
         settings = TrainSettings(model="", output="", steps=1, data=data, lora=lora)

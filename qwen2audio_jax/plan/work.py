@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen2audio_jax.cache import cache_specs
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.lengths import conv_length
+from qwen2audio_jax.model.kv_cache import cache_specs
+from qwen2audio_jax.model.lengths import conv_length
 from qwen2audio_jax.plan.request import Shapes
 from qwen2audio_jax.plan.resident import device_bytes, weight_specs
 from qwen2audio_jax.plan.stages import Stage

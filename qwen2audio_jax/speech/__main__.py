@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from qwen2audio_jax.speech import dataset
-from qwen2audio_jax.speech.examples import write_examples
 from qwen2audio_jax.speech.model_files import write_model_files
+from qwen2audio_jax.speech.package_clips import write_examples
 
 
 def main(argv: Sequence[str] | None = None) -> int:

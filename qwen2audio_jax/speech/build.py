@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.processor import Qwen2AudioProcessor
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.speech import dataset
 from qwen2audio_jax.speech.evaluate import evaluate
 from qwen2audio_jax.speech.model_files import write_model_files

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.shares import hear_all, share_of
+from qwen2audio_jax.parallel.process_rows import hear_all, share_of
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.speech.scoring import Answer, task_of
 
 LONGEST_ANSWER = 32

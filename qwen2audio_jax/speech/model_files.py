@@ -10,8 +10,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 
-from qwen2audio_jax.chat_template import DEFAULT_CHAT_TEMPLATE
-from qwen2audio_jax.speech import sound, tasks
+from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE
+from qwen2audio_jax.speech import synthesis, tasks
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"),
@@ -72,8 +72,8 @@ def _sentences() -> list[str]:
         *("The voice is high.", "The voice is low.", "The first clip.", "The second clip."),
         *("The digits are 4 7 1.", "The digit is 4.", "2 plus 3 is 5."),
         "Detect the language and recognize the speech: ",
-        *(phrase.format("two", "three").capitalize() + "?" for phrase in sound.SUM_PHRASES),
-        " ".join(("", *sound.WORDS)),
+        *(phrase.format("two", "three").capitalize() + "?" for phrase in synthesis.SUM_PHRASES),
+        " ".join(("", *synthesis.WORDS)),
     ]
     frame = ["system\nYou are a helpful assistant.", "user\nAudio 1: ", "assistant\n"]
     return [*task_sentences * 4, *frame * 8, *_OTHER_WORDS.splitlines()]

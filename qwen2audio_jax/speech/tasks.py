@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from qwen2audio_jax.speech.sound import (
-    Clip,
-    digits_clip,
-    draw_digits,
-    empty_clip,
-    noise_clip,
-    sum_clip,
-    tone_clip,
-)
+from qwen2audio_jax.speech.synthesis import Clip, digits_clip, draw_digits, empty_clip, noise_clip, sum_clip, tone_clip
 from qwen2audio_jax.speech.voices import Sex
 
 TRANSCRIBE = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"

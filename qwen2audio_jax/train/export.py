@@ -17,13 +17,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
-from qwen2audio_jax.checkpoint import read_manifest
-from qwen2audio_jax.lora import lora_scale, merge_adapter
-from qwen2audio_jax.model import parameter_specs
-from qwen2audio_jax.train.model import TrainedModel, exported_folder
+from qwen2audio_jax.checkpoint.reader import read_manifest
+from qwen2audio_jax.model.lora import lora_scale, merge_adapter
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.train.model_card import CARD, PEFT, RECORD, card, record_bytes, training_record
 from qwen2audio_jax.train.objective import REFERENCE
 from qwen2audio_jax.train.settings import LoraSettings, TrainSettings
+from qwen2audio_jax.train.trained_model import TrainedModel, exported_folder
 
 if TYPE_CHECKING:
     from qwen2audio_jax.train.loop import Run
@@ -96,7 +96,7 @@ def export_result(
         OSError: the disk fails. An earlier result stays as it was.
     """
     # Imported here: the converter is needed only at the end of a run.
-    from qwen2audio_jax.convert.hf_folder import read_settings
+    from qwen2audio_jax.checkpoint.hf_folder import read_settings
     from qwen2audio_jax.convert.to_safetensors import plan_files, write_folder
 
     start = Path(settings.model) if model.checkpoint is None else model.checkpoint
@@ -141,7 +141,7 @@ def _reader(
     listed: Mapping[str, Mapping[str, Any]],
 ) -> Read:
     """A reader of parameters in their stored form; all processes must read the same ones in the same order."""
-    from qwen2audio_jax.convert.stored import read_stored
+    from qwen2audio_jax.checkpoint.orbax_params import read_stored
 
     trained = flatten_dict(dict(weights), sep="/")
     frozen = flatten_dict({name: tree for name, tree in model.frozen.items() if name != REFERENCE}, sep="/")
@@ -182,7 +182,7 @@ def _as_stored(name: str, value: np.ndarray, *, dtype: str) -> np.ndarray:
 
 
 def _write_adapter(run: "Run", adapter: Mapping[str, Any], *, text: str) -> None:
-    from qwen2audio_jax.convert.adapter import save_adapter
+    from qwen2audio_jax.checkpoint.adapter import save_adapter
 
     settings = run.settings
     assert settings.lora is not None

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qwen2audio_jax.attention import XLA
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.decoder import Decoder, DecoderLayer
-from qwen2audio_jax.encoder import Encoder, EncoderLayer
-from qwen2audio_jax.layers import Params, bind
-from qwen2audio_jax.lengths import conv_length
-from qwen2audio_jax.model import parameter_axes, projector
-from qwen2audio_jax.sharding import constrain
+from qwen2audio_jax.model.attention import XLA
+from qwen2audio_jax.model.binding import bind
+from qwen2audio_jax.model.decoder import Decoder, DecoderLayer
+from qwen2audio_jax.model.encoder import Encoder, EncoderLayer
+from qwen2audio_jax.model.layers import Params
+from qwen2audio_jax.model.lengths import conv_length
+from qwen2audio_jax.model.qwen2_audio import parameter_axes, projector
+from qwen2audio_jax.parallel.sharding import constrain
 from qwen2audio_jax.train.batch import TrainBatch
 
 LOGIT_POSITIONS = 2048

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio.mel import HOP
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.train.examples import ExampleEncoder, Segment
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.train.encoding import ExampleEncoder, Segment
 from qwen2audio_jax.train.records import Record, read_lines, read_record
 
 VERSION = 1

@@ -13,20 +13,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from qwen2audio_jax.processor import Qwen2AudioProcessor
-from qwen2audio_jax.sharding import named_sharding
+from qwen2audio_jax.parallel.sharding import named_sharding
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.train.batch import TrainBatch
 from qwen2audio_jax.train.checkpoints import Checkpoints
 from qwen2audio_jax.train.curve import draw_curve
+from qwen2audio_jax.train.dataset import Dataset, open_dataset
 from qwen2audio_jax.train.export import check_destination, finish
 from qwen2audio_jax.train.extra import require_extras
-from qwen2audio_jax.train.loading import Dataset, open_dataset
 from qwen2audio_jax.train.metrics import MetricsWriter
-from qwen2audio_jax.train.model import TrainedModel, load_model
 from qwen2audio_jax.train.optimizer import learning_rate, make_optimizer
 from qwen2audio_jax.train.settings import TrainSettings, check_settings
 from qwen2audio_jax.train.state import TrainState, new_state, state_shardings
 from qwen2audio_jax.train.step import make_evaluation, make_step
+from qwen2audio_jax.train.trained_model import TrainedModel, load_model
 
 Callback = Callable[[int, Mapping[str, float]], None]
 """Called with the step and its metrics, each time that metrics are written."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.layers import Params
+from qwen2audio_jax.model.layers import Params
 from qwen2audio_jax.train.batch import TrainBatch
 from qwen2audio_jax.train.forward import hidden_states, target_log_probs
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from qwen2audio_jax import hub
-from qwen2audio_jax.config_json import read_json_object
+from qwen2audio_jax.config.strict_json import read_json_object
+from qwen2audio_jax.storage import hub
 from qwen2audio_jax.train.metrics import METRICS, read_metrics
 from qwen2audio_jax.train.settings import TrainSettings
 
@@ -30,7 +30,7 @@ _PATHS = (("model",), ("data", "train"), ("data", "evaluate"), ("data", "audio_r
 
 def training_record(run: "Run") -> dict[str, Any]:
     """The record of a finished run: the content of training.json."""
-    from qwen2audio_jax import __version__
+    from qwen2audio_jax._version import __version__
 
     settings, model = run.settings, run.model
     trained = sum(leaf.size for leaf in jax.tree.leaves(model.weights))

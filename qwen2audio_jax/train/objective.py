@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.lora import lora_scale, with_adapter
+from qwen2audio_jax.model.lora import lora_scale, with_adapter
 from qwen2audio_jax.train import parts
 from qwen2audio_jax.train.batch import TrainBatch
 from qwen2audio_jax.train.dpo import dpo_sums

@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax.config_json import describe
-from qwen2audio_jax.conversation import Conversation, read_conversation
+from qwen2audio_jax.config.strict_json import describe
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.processing.conversation import Conversation, read_conversation
 
 MARKER = "<audio>"
 """Placeholder for the next of a record's `audios` in a content that is a string."""

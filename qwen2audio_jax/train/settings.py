@@ -3,7 +3,7 @@
 import typing
 from dataclasses import dataclass, field
 
-from qwen2audio_jax.buckets import FRAMES
+from qwen2audio_jax.generation.padded_shapes import FRAMES
 
 PARTS = ("encoder", "projector", "decoder", "head")
 """The trainable parts: `head` is the language-model head, `decoder` the rest of the decoder with its embeddings."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwen2audio_jax.sharding import fully_sharded, named_sharding
+from qwen2audio_jax.parallel.sharding import fully_sharded, named_sharding
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("step", "weights", "optimizer", "key"), meta_fields=())

@@ -1,0 +1,1 @@
+"""Checkpoints: how they are read, written and described."""

@@ -1,0 +1,291 @@
+"""Checkpoints on disk: an Orbax parameter tree in `params/`, settings files beside it, and a manifest.
+
+`manifest.json` is written last, so a folder without it is not a checkpoint, whatever stopped its writer; nothing is
+renamed into place, which object stores cannot do. Stored shapes are the model's own: a vocabulary is padded for a mesh
+when it is restored. `checkpoint_writer` writes checkpoints; `restore_params` reads them.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import v1 as ocp
+
+from qwen2audio_jax.config.strict_json import read_json_object
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at
+
+MANIFEST = "manifest.json"
+PARAMS = "params"
+MARKER = ".qwen2audio_jax_incomplete"
+"""Marker file in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
+
+FORMAT = "qwen2audio_jax checkpoint"
+VERSION = 2
+
+READ_BYTES = 1 << 30
+"""Stored parameters in memory at once, besides those already on their devices."""
+
+PADDED_AXES = {
+    "decoder/embed_tokens/embedding": 0,
+    "decoder/embed_tokens/scale": 0,
+    "decoder/lm_head/kernel": 1,
+    "decoder/lm_head/scale": 0,
+}
+"""Parameters that are padded for a mesh, and their vocabulary axis."""
+
+READ_IN_PLACE = ("gs://",)
+"""Buckets that Orbax reads directly, each process its devices' shards; checkpoints in others are copied first."""
+
+
+def is_checkpoint(path: PathOrUrl) -> bool:
+    """Return True if `path` is a folder, local or in a bucket, with a finished checkpoint of this package."""
+    return _manifest_problem(folder_at(path)) is None
+
+
+def read_in_place(folder: Folder) -> bool:
+    """Return True if Orbax reads a checkpoint in place."""
+    return isinstance(folder, Path) or str(folder).startswith(READ_IN_PLACE)
+
+
+def read_manifest(path: PathOrUrl) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    It holds `format`, `version`, `tool` (its writer), `source`, `totals`, `files` (those of `params/` -> bytes) and
+    `parameters` (path -> shape, dtype, bytes, sha256 and, if converted, `origin`).
+
+    Raises:
+        ValueError: the folder holds no finished checkpoint, or one of a later version.
+    """
+    folder = folder_at(path)
+    problem = _manifest_problem(folder)
+    if problem is not None:
+        raise ValueError(f"{folder}: {problem}")
+    return read_json_object(folder / MANIFEST)
+
+
+def _manifest_problem(folder: Folder) -> str | None:
+    if not folder.is_dir():
+        return "no such folder; give a folder that `convert` wrote"
+    if not (folder / MANIFEST).is_file():
+        if (folder / MARKER).exists():
+            return (
+                "holds an unfinished checkpoint (its writer was stopped or still runs); run the same conversion again"
+            )
+        if not isinstance(folder, Path) and (folder / PARAMS).exists():
+            return "holds an unfinished upload; run the same conversion again"
+        return f"holds no {MANIFEST}, so it is not a finished checkpoint; give a folder that `convert` wrote"
+    try:
+        manifest = read_json_object(folder / MANIFEST)
+    except ValueError as error:
+        return f"the manifest cannot be read: {error}"
+    if manifest.get("format") != FORMAT or not all(
+        isinstance(manifest.get(key), dict) for key in ("parameters", "files")
+    ):
+        return f"its {MANIFEST} is not that of a {FORMAT}; give a folder that `convert` wrote"
+    if manifest.get("version") != VERSION:
+        return (
+            f"is a checkpoint of version {manifest.get('version')!r} and this package reads version {VERSION}; "
+            "upgrade qwen2audio-jax or convert again"
+        )
+    return None
+
+
+def stored_dtypes(path: PathOrUrl) -> dict[str, str]:
+    """The stored dtype of every parameter of a checkpoint, by its path; raises as `read_manifest`."""
+    return {name: record["dtype"] for name, record in read_manifest(path)["parameters"].items()}
+
+
+def restore_params(path: PathOrUrl, *, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read parameters from disk straight onto their devices.
+
+    Args:
+        path: a finished checkpoint, local or in a bucket that Orbax reads (`READ_IN_PLACE`).
+        specs: nested dict of `jax.ShapeDtypeStruct`, each with its target `sharding` (None: the default device). It
+            may leave out whole top-level parts, such as the decoder, but nothing within a part. Floating dtypes are
+            cast, int8 is read as such; a vocabulary (`PADDED_AXES`) longer than the stored one is padded with zeros.
+
+    Returns:
+        The tree of `specs` with `jax.Array`s.
+
+    Raises:
+        ValueError: not a finished checkpoint, or tree and shapes differ (every difference is listed), or the stored
+            data is damaged or incomplete, or lies in another kind of bucket.
+    """
+    folder = folder_at(path)
+    wanted, stored = _checked(folder, specs)
+    # The parameters that need the most memory to read go first and alone, while little is held.
+    large = sorted(
+        (name for name in wanted if _bytes(wanted[name]) > READ_BYTES), key=lambda name: -_bytes(wanted[name])
+    )
+    params: dict[str, jax.Array] = {}
+    for name in large:
+        params |= _read(folder, {name: wanted[name]}, stored=stored)
+    rest = {name: leaf for name, leaf in wanted.items() if name not in params}
+    return unflatten_dict(params | (_read(folder, rest, stored=stored) if rest else {}), sep="/")
+
+
+def restore_groups(path: PathOrUrl, *, specs: Mapping[str, Any], group_bytes: int) -> Iterator[dict[str, jax.Array]]:
+    """`restore_params` a few parameters at a time, the largest first.
+
+    Args:
+        path: see `restore_params`.
+        specs: see `restore_params`.
+        group_bytes: parameters in one group, unless one alone is larger.
+
+    Yields:
+        Parameters by their path. The caller owns them: those it drops are freed before the next ones are read.
+
+    Raises:
+        ValueError: as `restore_params`, before anything is read.
+    """
+    folder = folder_at(path)
+    wanted, stored = _checked(folder, specs)
+    group: dict[str, Any] = {}
+    held = 0
+    for name in sorted(wanted, key=lambda name: (-_bytes(wanted[name]), name)):
+        if group and held + _bytes(wanted[name]) > group_bytes:
+            yield _read(folder, group, stored=stored)
+            group, held = {}, 0
+        group[name] = wanted[name]
+        held += _bytes(wanted[name])
+    if group:
+        yield _read(folder, group, stored=stored)
+
+
+def _bytes(spec: jax.ShapeDtypeStruct) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _checked(folder: Folder, specs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The requested specs and the stored shapes, by path, checked against each other."""
+    manifest = read_manifest(folder)
+    if not read_in_place(folder):
+        raise ValueError(f"{folder}: Orbax does not read from such a bucket; copy the checkpoint to a local folder")
+    check_files(folder, listed=manifest["files"])
+    listed = manifest["parameters"]
+    wanted = flatten_dict(dict(specs), sep="/")
+    stored = _stored_shapes(folder)
+    _check_quantized(folder, wanted=wanted, listed=listed)
+    _check_tree(folder, wanted=wanted, stored={name: stored.get(name) for name in {**listed, **stored}})
+    return wanted, stored
+
+
+def _read(folder: Folder, wanted: Mapping[str, Any], *, stored: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = unflatten_dict(
+        {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default)
+            for name, leaf in wanted.items()
+        },
+        sep="/",
+    )
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = True
+    # One parameter may be larger than the bound on what is read at once, and Orbax refuses to read beyond it.
+    largest = max((math.prod(stored[name]) * 4 for name in wanted), default=0)
+    context.memory_options.read_concurrent_bytes = max(READ_BYTES, largest + 1)
+    # Orbax pads (and cuts) where shapes differ: `_check_tree` has let only the vocabulary's padding through.
+    context.array_options.loading.enable_padding_and_truncation = any(
+        leaf.shape != stored[name] for name, leaf in wanted.items()
+    )
+    try:
+        with context, quiet():
+            return flatten_dict(ocp.load(_params_at(folder), abstract), sep="/")
+    except Exception as error:
+        # Orbax wraps some of its reader's errors in a bare `Exception`; those of devices (their memory) pass.
+        if isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception:
+            raise _damaged(folder) from error
+        raise
+
+
+def _params_at(folder: Folder) -> str | Path:
+    """The path at which Orbax finds the parameters of a checkpoint."""
+    return folder.absolute() / PARAMS if isinstance(folder, Path) else str(folder / PARAMS)
+
+
+def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
+    """Find missing or cut files before Orbax reads the folder, because its errors do not name the cause."""
+    problems = []
+    for name, size in listed.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"missing {name}")
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+    if problems:
+        raise ValueError(
+            f"{folder}: damaged or not copied whole; copy or convert it again:\n  " + "\n  ".join(problems)
+        )
+
+
+def _stored_shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
+    try:
+        with quiet():
+            tree = ocp.metadata(_params_at(folder)).metadata
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder) from error
+    if not isinstance(tree, dict):  # Orbax warns and gives None where it cannot read.
+        raise _damaged(folder)
+    return {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress Orbax's warnings on stderr: a damaged folder is reported as one error of this package."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _damaged(folder: Folder) -> ValueError:
+    return ValueError(f"{folder / PARAMS}: cannot be read: damaged; copy or convert it again")
+
+
+def _check_quantized(folder: Folder, *, wanted: dict[str, Any], listed: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` unless int8 parameters, and only those, are requested as int8."""
+    for name, leaf in wanted.items():
+        dtype = listed.get(name, {}).get("dtype")
+        if dtype == "int8" and leaf.dtype != jnp.int8:
+            raise ValueError(
+                f"{folder}: its weights are int8, which serve to generate and not for this; use the checkpoint that "
+                "it was converted from"
+            )
+        if leaf.dtype == jnp.int8 and dtype not in (None, "int8"):
+            raise ValueError(f"{folder}: {name} is stored as {dtype} and cannot be read as int8; quantise it")
+
+
+def _check_tree(folder: Folder, *, wanted: dict[str, Any], stored: dict[str, tuple[int, ...] | None]) -> None:
+    parts = {name.split("/")[0] for name in wanted}
+    problems = []
+    for name in sorted({*wanted, *(name for name in stored if name.split("/")[0] in parts)}):
+        if name not in wanted:
+            problems.append(f"unexpected {name} {stored[name]}: the configuration has no such parameter")
+        elif name not in stored:
+            problems.append(f"missing {name} {wanted[name].shape}")
+        elif stored[name] is None:
+            problems.append(f"missing {name}: the manifest lists it, but {PARAMS}/ does not hold it")
+        elif not _fits(name, stored=stored[name] or (), shape=wanted[name].shape):
+            problems.append(f"misshapen {name}: stored {stored[name]}, the configuration needs {wanted[name].shape}")
+        elif not jnp.issubdtype(wanted[name].dtype, jnp.floating) and wanted[name].dtype != jnp.int8:
+            problems.append(f"{name} cannot be read as {wanted[name].dtype}: ask for a floating dtype")
+    if problems:
+        raise ValueError(f"{folder}: the checkpoint does not match the configuration:\n  " + "\n  ".join(problems))
+
+
+def _fits(name: str, *, stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if stored == tuple(shape):
+        return True
+    axis = PADDED_AXES.get(name)
+    if axis is None or len(stored) != len(shape) or shape[axis] < stored[axis]:
+        return False
+    return all(a == b for i, (a, b) in enumerate(zip(stored, shape, strict=True)) if i != axis)

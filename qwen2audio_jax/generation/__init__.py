@@ -1,0 +1,1 @@
+"""Generation: from checked inputs to tokens and text."""

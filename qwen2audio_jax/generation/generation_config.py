@@ -1,0 +1,320 @@
+"""Generation options: the arguments of `generate`, read from generation_config.json and overridden by each call.
+
+Names, defaults and meanings are those of transformers' `GenerationConfig`. An option of transformers that is not
+supported here is refused by name if it would change the output, and accepted at its neutral value.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from operator import index
+from typing import Any, Literal
+
+import numpy as np
+
+from qwen2audio_jax.generation.stopping import check_stop_strings
+from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
+
+DEFAULT_NEW_TOKENS = 20
+"""Number of new tokens if neither max_new_tokens nor max_length is given, as in the reference."""
+
+_BEAMS = "beam search is not built: leave it out for greedy decoding, or set do_sample=True"
+_FILTERS = "use temperature, top_k and top_p"
+_PENALTIES = "use repetition_penalty"
+_LOGITS = "logits cannot be edited during generation: leave it out"
+_OUTPUTS = "generate returns ids; call the model itself for logits"
+_DRAFTS = "there is no speculative decoding: leave it out, the output is the same"
+
+# Option of the reference -> (neutral values besides None; what to use instead).
+_LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "assistant_early_exit": ((), _DRAFTS),
+    "assistant_model": ((), _DRAFTS),
+    "bad_words_ids": ((), _LOGITS),
+    "begin_suppress_tokens": ((), _LOGITS),
+    "constraints": ((), _BEAMS),
+    "continuous_batching_config": ((), "leave it out"),
+    "custom_generate": ((), "leave it out"),
+    "diversity_penalty": ((0,), _BEAMS),
+    "dola_layers": ((), "leave it out"),
+    "encoder_no_repeat_ngram_size": ((0,), _PENALTIES),
+    "encoder_repetition_penalty": ((1,), _PENALTIES),
+    "epsilon_cutoff": ((0,), _FILTERS),
+    "eta_cutoff": ((0,), _FILTERS),
+    "exponential_decay_length_penalty": ((), _LOGITS),
+    "force_words_ids": ((), _BEAMS),
+    "forced_bos_token_id": ((), "put the token at the end of the prompt"),
+    "forced_eos_token_id": ((), "append the token to the result"),
+    "generation_config": ((), "pass its options as keyword arguments"),
+    "guidance_scale": ((1,), "leave it out"),
+    "is_assistant": ((False,), _DRAFTS),
+    "logits_processor": ((), _LOGITS),
+    "max_time": ((), "use max_new_tokens, or stream and stop reading"),
+    "min_length": ((0,), "use min_new_tokens, which does not count the prompt"),
+    "min_p": ((0,), _FILTERS),
+    "negative_prompt_attention_mask": ((), "leave it out"),
+    "negative_prompt_ids": ((), "leave it out"),
+    "no_repeat_ngram_size": ((0,), _PENALTIES),
+    "num_beam_groups": ((1,), _BEAMS),
+    "num_beams": ((1,), _BEAMS),
+    "output_attentions": ((False,), _OUTPUTS),
+    "output_hidden_states": ((False,), _OUTPUTS),
+    "output_logits": ((False,), _OUTPUTS),
+    "output_scores": ((False,), _OUTPUTS),
+    "penalty_alpha": ((0,), "contrastive search is not built: use do_sample=True with top_k and top_p"),
+    "prefix_allowed_tokens_fn": ((), _LOGITS),
+    "prompt_lookup_num_tokens": ((), _DRAFTS),
+    "remove_invalid_values": ((False,), "leave it out: logits that are not numbers are a fault to be seen"),
+    "return_dict_in_generate": ((False,), _OUTPUTS),
+    "sequence_bias": ((), _LOGITS),
+    "stopping_criteria": ((), "use eos_token_id or stop_strings, or stream and stop reading"),
+    "streamer": ((), "iterate over model.stream(...)"),
+    "suppress_tokens": ((), _LOGITS),
+    "token_healing": ((False,), "leave it out"),
+    "top_h": ((), _FILTERS),
+    "typical_p": ((1,), _FILTERS),
+    "use_mtp": ((False,), _DRAFTS),
+    "watermarking_config": ((), "leave it out"),
+}
+
+# Accepted and dropped: they change no token as long as the options above are neutral (speed, memory, details of beam
+# search and of speculative decoding, internal fields of the reference, and leftovers in older checkpoints).
+_INERT = frozenset({
+    "_commit_hash", "_from_model_config", "assistant_confidence_threshold", "assistant_ensemble_weight",
+    "assistant_lookbehind", "cache_config", "cache_implementation", "chat_format", "compile_config",
+    "decoder_start_token_id", "disable_compile", "early_stopping", "length_penalty", "low_memory", "max_cache_len",
+    "max_matching_ngram_size", "max_window_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "prefill_chunk_size", "renormalize_logits", "speculation_type", "synced_gpus", "target_lookbehind",
+    "transformers_version", "use_cache", "use_model_defaults",
+})  # fmt: skip
+
+# The meaning of None in a call: not the default but "without this option", as in the reference.
+_WITHOUT: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "eos_token_id": (),
+    "stop_strings": (),
+    "num_return_sequences": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The options of one call of `generate`.
+
+    Construction checks every value.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range, or several sequences without sampling.
+    """
+
+    do_sample: bool = False
+    """Sample each token; otherwise take the most probable one, after repetition_penalty."""
+    temperature: float = 1.0
+    """Divides the scores, above 0; sampling only."""
+    top_k: int = 50
+    """Sample from this many most probable tokens; 0 for all; sampling only."""
+    top_p: float = 1.0
+    """Sample from the smallest set of most probable tokens whose mass reaches this, in (0, 1]; sampling only."""
+    repetition_penalty: float = 1.0
+    """Makes tokens of the prompt and of the answer less (above 1) or more (below 1) probable, greedy or not."""
+    max_new_tokens: int | None = None
+    """Maximum of generated tokens. Takes precedence over `max_length` if both are set."""
+    max_length: int | None = None
+    """Maximum of tokens of prompt (its padding included) and answer together."""
+    min_new_tokens: int | None = None
+    """Minimum of generated tokens before a stop id is possible."""
+    eos_token_id: tuple[int, ...] = ()
+    """Ids that end a row; an int or any iterable of ints is accepted."""
+    pad_token_id: int | None = None
+    """The id that finished rows are padded with; the first stop id if None."""
+    bos_token_id: int | None = None
+    """Kept for callers that read it; generation does not use it."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a row, see `stopping`; one string or any sequence of strings is accepted."""
+    num_return_sequences: int = 1
+    """Number of answers to each prompt."""
+
+    def __post_init__(self):
+        put = object.__setattr__
+        if not isinstance(self.do_sample, bool | np.bool_):
+            raise ValueError(f"do_sample={self.do_sample!r} is not a bool: give True or False")
+        put(self, "do_sample", bool(self.do_sample))
+        # Many callers write "greedy" as temperature 0; it is refused only when it would be used.
+        zero_means_greedy = not self.do_sample and self.temperature == 0
+        for name, low_excluded, high in (
+            ("temperature", -1.0 if zero_means_greedy else 0.0, math.inf),
+            ("top_p", 0.0, 1.0),
+            ("repetition_penalty", 0.0, math.inf),
+        ):
+            put(self, name, _number(name, getattr(self, name), above=low_excluded, most=high))
+        put(self, "top_k", _integer("top_k", self.top_k, least=0, most=2**31 - 1))
+        put(
+            self,
+            "num_return_sequences",
+            _integer("num_return_sequences", self.num_return_sequences, least=1, most=LIMITS.sequences_per_prompt),
+        )
+        for name, least, most in (
+            ("max_new_tokens", 1, LIMITS.new_tokens),
+            ("max_length", 1, 2**31 - 1),
+            ("min_new_tokens", 0, LIMITS.new_tokens),
+            ("pad_token_id", 0, 2**31 - 1),
+            ("bos_token_id", 0, 2**31 - 1),
+        ):
+            value = getattr(self, name)
+            put(self, name, None if value is None else _integer(name, value, least=least, most=most))
+        put(self, "eos_token_id", _ids(self.eos_token_id))
+        put(self, "stop_strings", check_stop_strings(self.stop_strings))
+        if self.num_return_sequences > 1 and not self.do_sample:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} without sampling would give the same answer each "
+                "time: set do_sample=True, or num_return_sequences=1"
+            )
+
+    @property
+    def mode(self) -> Literal["greedy", "sample"]:
+        """The `mode` of `sampling.next_token`."""
+        return "sample" if self.do_sample else "greedy"
+
+    @property
+    def filler_token_id(self) -> int:
+        """The id that finished rows are padded with: `pad_token_id`, else the first stop id, else 0."""
+        if self.pad_token_id is not None:
+            return self.pad_token_id
+        return self.eos_token_id[0] if self.eos_token_id else 0
+
+    def new_token_budget(self, prompt_length: int) -> int:
+        """The maximum of tokens to generate after a prompt of `prompt_length` tokens.
+
+        The reference takes a batch's padded width as the length of each of its prompts.
+
+        Raises:
+            ValueError: `max_length` leaves no room, or the budget is below `min_new_tokens` or beyond the limit.
+        """
+        if self.max_new_tokens is not None:
+            budget, why = self.max_new_tokens, f"max_new_tokens={self.max_new_tokens}"
+        elif self.max_length is not None:
+            budget, why = self.max_length - prompt_length, f"max_length={self.max_length} less the prompt"
+        else:
+            budget, why = DEFAULT_NEW_TOKENS, "the default"
+        if budget < 1:
+            raise ValueError(
+                f"max_length={self.max_length} counts the prompt, which has {prompt_length} tokens: raise it above "
+                "that, or give max_new_tokens instead"
+            )
+        if budget > LIMITS.new_tokens:
+            raise ValueError(f"{budget} new tokens ({why}) are more than {LIMITS.new_tokens}: ask for fewer")
+        if self.min_new_tokens is not None and self.min_new_tokens > budget:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than the {budget} new tokens allowed ({why}): lower it, "
+                "or raise max_new_tokens"
+            )
+        return budget
+
+    def updated(self, **options: Any) -> "GenerationConfig":
+        """Return this configuration with the options of a call, under the names of the reference.
+
+        None means "without this option", as in the reference: `top_k=None` keeps all tokens. A length limit of the call
+        replaces the checkpoint's, whichever of the two names each has; the reference would ignore a `max_length`
+        beside the checkpoint's `max_new_tokens`.
+
+        Raises:
+            TypeError: an unknown option; the message names the nearest known one.
+            ValueError: a value out of range, both limits at once, or an unsupported option of the reference.
+        """
+        known = _known(options, unknown=TypeError, where="generate()")
+        known = {name: _WITHOUT.get(name) if value is None else value for name, value in known.items()}
+        if known.get("max_length") is not None:
+            if known.get("max_new_tokens") is not None:
+                raise ValueError(
+                    f"max_length={known['max_length']} (prompt included) and max_new_tokens={known['max_new_tokens']} "
+                    "are two limits: give one of them"
+                )
+            known["max_new_tokens"] = None
+        return replace(self, **known)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "GenerationConfig":
+        """Read the content of a generation_config.json; None means the default.
+
+        Options that change no token (`use_cache`, `transformers_version`, `chat_format`, ...) are dropped.
+
+        Raises:
+            ValueError: an unknown key, a value out of range, or an unsupported option of the reference.
+        """
+        known = _known(settings, unknown=ValueError, where="generation_config.json")
+        return cls(**{name: value for name, value in known.items() if value is not None})
+
+    @classmethod
+    def from_json_file(cls, path: PathOrUrl) -> "GenerationConfig":
+        """Read a generation_config.json.
+
+        Raises:
+            ValueError: not a JSON object, too large, or as for `from_dict`; the message names the file.
+            OSError: the file cannot be read.
+        """
+        path = folder_at(path)
+        if (size := path.stat().st_size) > LIMITS.json_bytes:
+            raise ValueError(f"{path} has {size} bytes, more than {LIMITS.json_bytes}: this is no settings file")
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError(f"holds a JSON {type(settings).__name__} where an object belongs")
+            return cls.from_dict(settings)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are set, in the form that `from_dict` and transformers' `GenerationConfig` read."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        return {name: value for name, value in settings.items() if value is not None and value != []}
+
+    def to_json(self) -> str:
+        """The text of a generation_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _known(options: Mapping[str, Any], *, unknown: type[Exception], where: str) -> dict[str, Any]:
+    """The options that are fields of `GenerationConfig`; raises for those that would be ignored."""
+    names = [field.name for field in fields(GenerationConfig)]
+    known = {}
+    for name, value in options.items():
+        if name in names:
+            known[name] = value
+        elif name in _LACKING:
+            neutral, remedy = _LACKING[name]
+            if value is not None and not any(type(value) in (bool, int, float) and value == item for item in neutral):
+                raise ValueError(f"{name}={value!r} is not supported: {remedy}")
+        elif name not in _INERT:
+            nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+            raise unknown(f"{where} has no option {name!r}: the nearest is {nearest!r}")
+    return known
+
+
+def _number(name: str, value: Any, *, above: float, most: float) -> float:
+    allowed = f"above {above:g}" if most == math.inf else f"above {above:g} and at most {most:g}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError(f"{name}={value!r} is not a number: give one {allowed}")
+    if not (math.isfinite(value) and above < value <= most):
+        hint = ", or do_sample=False for the most probable token" if name == "temperature" else ""
+        raise ValueError(f"{name}={value!r} is out of range: give a number {allowed}{hint}")
+    return float(value)
+
+
+def _integer(name: str, value: Any, *, least: int, most: int) -> int:
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name}={value!r} is not an int: give one in {least}..{most}")
+    if not least <= index(value) <= most:
+        raise ValueError(f"{name}={value!r} is out of range: give an int in {least}..{most}")
+    return index(value)
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    return tuple(dict.fromkeys(_integer("eos_token_id", token, least=0, most=2**31 - 1) for token in ids))

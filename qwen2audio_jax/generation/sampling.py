@@ -1,0 +1,354 @@
+"""Sampling: logits of the last position to the next token, by penalty, filters and draw. Pure and jittable.
+
+Rows are independent: a token depends on its row's logits, the ids in that row, and (seed, step), never on the other
+rows, the padding of the batch or of the vocabulary, or the sharding of the arrays.
+
+The order of operations is the reference's (transformers, `GenerationMixin._get_logits_processor`): repetition penalty,
+minimum length, temperature, top-k, top-p; the last three only when sampling.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import index
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.parallel.sharding import constrain
+
+Mode = Literal["greedy", "sample"]
+
+_EOS_SLOTS = 8  # stop ids are padded to a multiple of this, so that a few more of them need no new compilation
+_MIN_CANDIDATES = 128  # selecting 128 of the vocabulary costs as much as selecting 20, and leaves room for ties
+_SEEDS = 1 << 32
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["seen", "step", "seeds", "finished"], meta_fields=[])
+@dataclass(frozen=True)
+class SamplerState:
+    """The sampler's state of each row."""
+
+    seen: jax.Array
+    """[B, V] bool: ids of the row's prompt and its generated tokens, to which the repetition penalty applies."""
+    step: jax.Array
+    """[B] int32: number of tokens the row has generated, its stop token included."""
+    seeds: jax.Array
+    """[B] uint32."""
+    finished: jax.Array
+    """[B] bool: the row has generated a stop token."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "temperature",
+        "top_k",
+        "tail_mass",
+        "repetition_penalty",
+        "min_new_tokens",
+        "eos_token_ids",
+        "pad_token_id",
+    ],
+    meta_fields=["candidate_count"],
+)
+@dataclass(frozen=True)
+class SamplingParams:
+    """The settings of a call as arrays, so that changed values reuse the same compiled program."""
+
+    temperature: jax.Array
+    """[] float32, above 0."""
+    top_k: jax.Array
+    """[] int32; 0 keeps all."""
+    tail_mass: jax.Array
+    """[] float32: 1 - top_p, the largest probability mass that top-p removes; negative keeps all."""
+    repetition_penalty: jax.Array
+    """[] float32, above 0; 1 does nothing."""
+    min_new_tokens: jax.Array
+    """[] int32."""
+    eos_token_ids: jax.Array
+    """[E] int32, padded with -1."""
+    pad_token_id: jax.Array
+    """[] int32: the id that finished rows emit."""
+    candidate_count: int | None
+    """Static: the number of most probable tokens considered; None for the whole vocabulary."""
+
+
+class NextToken(NamedTuple):
+    """The result of one sampling step."""
+
+    tokens: jax.Array
+    """[B] int32."""
+    log_probs: jax.Array
+    """[B] float32."""
+    state: SamplerState
+
+
+def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams:
+    """The settings of `config` for a model of `vocab_size` (unpadded) tokens.
+
+    Raises:
+        ValueError: a stop or padding id that is not in the vocabulary.
+    """
+    for name, ids in (("eos_token_id", config.eos_token_id), ("pad_token_id", (config.filler_token_id,))):
+        for token in ids:
+            if token >= vocab_size:
+                raise ValueError(f"{name} {token} is not in the vocabulary of {vocab_size} tokens: give an id below")
+    eos = np.full(_EOS_SLOTS * max(1, -(-len(config.eos_token_id) // _EOS_SLOTS)), -1, np.int32)
+    eos[: len(config.eos_token_id)] = config.eos_token_id
+    # 1 - top_p is rounded to float32 once, as in the reference, instead of top_p and the difference separately.
+    tail_mass = 1.0 - config.top_p if config.top_p < 1.0 else -1.0
+    # A power of two of at least twice top_k: few different programs, and room for ties.
+    count = max(_MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if config.top_k else vocab_size
+    return SamplingParams(
+        temperature=jnp.float32(config.temperature),
+        top_k=jnp.int32(config.top_k),
+        tail_mass=jnp.float32(tail_mass),
+        repetition_penalty=jnp.float32(config.repetition_penalty),
+        min_new_tokens=jnp.int32(config.min_new_tokens or 0),
+        eos_token_ids=jnp.asarray(eos),
+        pad_token_id=jnp.int32(config.filler_token_id),
+        candidate_count=count if count < vocab_size else None,
+    )
+
+
+def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows: int) -> np.ndarray:
+    """Seeds of the rows, [rows] uint32; an int s means s, s+1, ...; None takes s from the system's entropy.
+
+    Raises:
+        ValueError: not ints, a number of them other than `rows`, or one outside 0..2**32-1.
+    """
+    if seed is None:
+        seed = secrets.randbelow(_SEEDS - rows)
+    if isinstance(seed, jax.Array):
+        seed = np.asarray(seed)
+    if isinstance(seed, Sequence | np.ndarray) and np.shape(seed) == (rows,):
+        seeds = [_seed(value) for value in seed]
+    elif isinstance(seed, Sequence | np.ndarray) and np.ndim(seed):
+        raise ValueError(f"seed has the shape {np.shape(seed)} for {rows} rows: give one int, or one for each row")
+    else:
+        first = _seed(seed)
+        seeds = [_seed(first + row) for row in range(rows)]
+    return np.asarray(seeds, np.uint32)
+
+
+def _seed(value: object) -> int:
+    try:
+        number = -1 if isinstance(value, bool | np.bool_) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number < _SEEDS:
+        raise ValueError(f"seed {value!r} is not an int in 0..{_SEEDS - 1}: give one, or one for each row")
+    return number
+
+
+def init_state(
+    prompt_ids: jax.Array, prompt_mask: jax.Array, seeds: jax.Array | np.ndarray, *, vocab_size: int
+) -> SamplerState:
+    """The state before the first token.
+
+    Padding on either side is not marked as seen, so it changes nothing. The reference also excludes padding on the left
+    since it uses the mask (transformers 5); earlier releases penalised the padding id in the padded rows of a batch,
+    and with it the end-of-text token, which has the same id.
+
+    Args:
+        prompt_ids: [B, T] int32.
+        prompt_mask: [B, T], nonzero where `prompt_ids` holds a token of the prompt.
+        seeds: [B] uint32, from `row_seeds`.
+        vocab_size: V, the last dimension of the logits (padded, if those are).
+    """
+    rows = prompt_ids.shape[0]
+    # The scatter drops ids past the end.
+    ids = jnp.where(prompt_mask != 0, prompt_ids, vocab_size)
+    seen = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], ids].set(True, mode="drop")
+    state = SamplerState(
+        seen=seen,
+        step=jnp.zeros(rows, jnp.int32),
+        seeds=jnp.asarray(seeds, jnp.uint32),
+        finished=jnp.zeros(rows, bool),
+    )
+    return _constrained(state)
+
+
+def _constrained(state: SamplerState) -> SamplerState:
+    # Otherwise the compiler shards the first step's state differently from later ones, and the step is compiled twice.
+    return SamplerState(
+        seen=constrain(state.seen, "batch", "vocab"),
+        step=constrain(state.step, "batch"),
+        seeds=constrain(state.seeds, "batch"),
+        finished=constrain(state.finished, "batch"),
+    )
+
+
+def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
+    """Logits processors of both greedy and sampled tokens: repetition penalty, then minimum length.
+
+    Source: `RepetitionPenaltyLogitsProcessor`, `MinNewTokensLengthLogitsProcessor`.
+
+    Args:
+        logits: [B, V] float32; -inf where the vocabulary is padded.
+        state: of the same rows.
+        params: the settings.
+
+    Returns:
+        [B, V] float32.
+    """
+    penalty = params.repetition_penalty
+    penalised = jnp.where(logits < 0, logits * penalty, _divide(logits, penalty))
+    scores = jnp.where(state.seen, penalised, logits)
+    is_eos = (jnp.arange(logits.shape[-1])[:, None] == params.eos_token_ids).any(axis=-1)  # [V]
+    too_early = state.step < params.min_new_tokens  # [B]
+    return jnp.where(too_early[:, None] & is_eos, -jnp.inf, scores)
+
+
+def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tuple[jax.Array, jax.Array]:
+    """The distribution to draw from: temperature, then top-k, then top-p.
+
+    As in the reference, every token tied with the k-th is kept (if there are no more of them than C holds), and top-p
+    removes the least probable tokens as long as their sum is at most 1 - top_p, but never the last one. Of several
+    equally probable tokens top-p keeps the lower ids; the reference leaves that choice to a sort that is not stable.
+
+    Source: `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`.
+
+    Args:
+        scores: [B, V] float32, the result of `process_logits`.
+        params: the settings.
+        count: C, static. V, or enough for top_k and possible ties with the k-th.
+
+    Returns:
+        ids [B, C] int32, most probable first and among equals the lower id first; log-probabilities [B, C] float32,
+        -inf for removed tokens, all of which are at the end.
+    """
+    return _filtered(*_descending(_divide(scores, params.temperature), count), params)
+
+
+def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Array) -> jax.Array:
+    """One token a row by inverting the cumulative distribution in the order of the candidates.
+
+    The uniform number of a row depends only on the Threefry key (seed, step).
+
+    Args:
+        ids: [B, C] int32 and
+        log_probs: [B, C] float32, from `candidates`.
+        seeds: [B] uint32.
+        steps: [B] int32.
+
+    Returns:
+        [B] int32.
+    """
+
+    def uniform(seed, step):
+        return jax.random.uniform(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step))
+
+    last = jnp.sum(log_probs > -jnp.inf, axis=-1, keepdims=True) - 1  # [B, 1]
+    cumulative = _prefix_sums(jnp.exp(log_probs))
+    targets = jax.vmap(uniform)(seeds, steps)[:, None] * jnp.take_along_axis(cumulative, last, axis=-1)
+    # Rounding may make the sums decrease by one unit in the last place, or the product equal to its factor.
+    chosen = jnp.minimum(jnp.sum(cumulative <= targets, axis=-1, keepdims=True), last)
+    return jnp.take_along_axis(ids, chosen, axis=-1)[:, 0]
+
+
+def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode) -> NextToken:
+    """The next token of every row.
+
+    A finished row emits the padding id with log-probability 0, and its state does not change.
+
+    Args:
+        logits: [B, V] float32 of the last position; -inf where the vocabulary is padded.
+        state: of the same rows. The decoding loop does not donate it: the host reads `finished` one step later.
+        params: the settings.
+        mode: static. "greedy" takes the most probable token (the lowest id among equals) after penalty and minimum
+            length; "sample" draws.
+
+    Returns:
+        tokens [B] int32; log_probs [B] float32, the tokens' log-probabilities under the model's own distribution: the
+        log-softmax of `logits`, before penalty, filters and temperature, so that they are comparable between settings
+        and NaN where the logits hold one; the state after.
+    """
+    scores = process_logits(logits, state, params)
+    if mode == "greedy":
+        chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    else:
+        chosen = _sample(scores, state, params)
+    log_probs = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    running = ~state.finished
+    is_eos = (chosen[:, None] == params.eos_token_ids).any(axis=-1)
+    rows = jnp.arange(logits.shape[0])
+    after = replace(
+        state,
+        seen=state.seen.at[rows, chosen].max(running),
+        step=state.step + running,
+        finished=state.finished | is_eos,
+    )
+    return NextToken(
+        tokens=constrain(jnp.where(running, chosen, params.pad_token_id), "batch"),
+        log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
+        state=_constrained(after),
+    )
+
+
+def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
+    """[B] int32, drawn from the top candidates.
+
+    If more tokens tie with the k-th than there are candidates, only those with the lowest ids are considered, where the
+    reference keeps all. A second branch over the whole vocabulary would be exact there too, but takes a TPU's compiler
+    a minute and a half.
+    """
+    # A row's scores are gathered once; left sharded, each of the small steps below would communicate between devices.
+    scaled = constrain(_divide(scores, params.temperature), "batch", None)
+    count = scores.shape[-1] if params.candidate_count is None else min(params.candidate_count, scores.shape[-1])
+    ids, log_probs = _filtered(*_descending(scaled, count), params)
+    return draw(ids, log_probs, state.seeds, state.step)
+
+
+def _descending(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest of [B, V] and their ids, in descending order, among equals the lower id first."""
+    # The top-k primitive distinguishes -0.0 from 0.0, the comparisons of the reference do not.
+    values = jnp.where(values == 0, 0.0, values)
+    if count < values.shape[-1]:
+        return jax.lax.top_k(values, count)
+    ids = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), values.shape)
+    values, ids = jax.lax.sort((-values, ids), num_keys=1, is_stable=True)
+    return -values, ids
+
+
+def _kth(values: jax.Array, params: SamplingParams) -> jax.Array:
+    """[B, 1]: the top_k-th of the values [B, C], which are in descending order."""
+    place = jnp.clip(params.top_k, 1, values.shape[-1]) - 1
+    return jax.lax.dynamic_slice_in_dim(values, place, 1, axis=-1)
+
+
+def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tuple[jax.Array, jax.Array]:
+    """Top-k and top-p on values [B, C] in descending order: `ids` and the log-probabilities [B, C]."""
+    count = values.shape[-1]
+    kept = (values >= _kth(values, params)) | (params.top_k == 0)
+    values = jnp.where(kept, values, -jnp.inf)
+
+    # The sums below cover positive weights only, from a fixed end, by a scan whose rounding at a position depends only
+    # on that position. So any number of impossible tokens (a padded vocabulary) may follow without changing a bit.
+    weights = jnp.exp(values - values[:, :1])
+    positive = jnp.sum(weights > 0, axis=-1, keepdims=True)  # [B, 1], at least 1
+    places = jnp.arange(count)
+    ascending = jnp.take_along_axis(weights, jnp.clip(positive - 1 - places, 0, count - 1), axis=-1)
+    sums = _prefix_sums(jnp.where(places < positive, ascending, 0.0))
+    total = jnp.take_along_axis(sums, positive - 1, axis=-1)
+    removed = jnp.sum((sums <= params.tail_mass * total) & (places < positive), axis=-1, keepdims=True)
+    nucleus = jnp.maximum(positive - removed, 1)
+    weights = jnp.where(places < nucleus, weights, 0.0)
+    total = jnp.take_along_axis(_prefix_sums(weights), nucleus - 1, axis=-1)
+    log_probs = jnp.where(places < nucleus, values - values[:, :1] - jnp.log(total), -jnp.inf)
+    return ids, log_probs
+
+
+def _prefix_sums(values: jax.Array) -> jax.Array:
+    """Inclusive prefix sums along the last axis, whose rounding depends only on the position."""
+    return jax.lax.associative_scan(jnp.add, values, axis=-1)
+
+
+def _divide(values: jax.Array, scalar: jax.Array) -> jax.Array:
+    """Correctly rounded quotients: XLA would multiply by the reciprocal, one last bit off the reference."""
+    return values / jax.lax.optimization_barrier(jnp.broadcast_to(scalar, values.shape))

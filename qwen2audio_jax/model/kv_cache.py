@@ -1,0 +1,161 @@
+"""The key/value cache: a value that functions take and return, one pair of buffers per layer, donated at each step.
+
+Rows are left-aligned: position s of a row's buffer holds its s-th token, and `lengths` counts the valid ones. Positions
+beyond are garbage, masked everywhere and overwritten by the next write.
+
+An int8 cache holds codes and a scale for every token and head. It is quantised when written and never dequantised in
+memory: see `attention`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qwen2audio_jax.config import Qwen2AudioTextConfig
+from qwen2audio_jax.model.quantization import quantize
+from qwen2audio_jax.parallel.sharding import constrain, named_sharding
+
+T = TypeVar("T")
+
+CACHE_AXES = ("batch", "kv_heads", "capacity", "head_dim")
+"""Logical axes of every buffer: positions are contiguous, so that attention reads one head sequentially."""
+
+SCALE_AXES = CACHE_AXES[:3]
+"""Logical axes of the scales of an int8 buffer."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("codes", "scales"), meta_fields=())
+@dataclass(frozen=True)
+class Int8Buffer:
+    """Keys or values of one layer: codes * scales.
+
+    Attributes:
+        codes: [B, K, S, H] int8.
+        scales: [B, K, S] float32.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, K, S, H)."""
+        return self.codes.shape
+
+
+Buffer = jax.Array | Int8Buffer
+"""Keys or values of one layer, [B, K, S, H]."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("keys", "values", "lengths"), meta_fields=())
+@dataclass(frozen=True)
+class KVCache:
+    """Keys (already rotated) and values of every layer.
+
+    Attributes:
+        keys: one [B, K, S, H] buffer per layer.
+        values: one [B, K, S, H] buffer per layer.
+        lengths: [B] int32, valid positions of each row.
+    """
+
+    keys: tuple[Buffer, ...]
+    values: tuple[Buffer, ...]
+    lengths: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """S: the number of positions a row can hold."""
+        return self.keys[0].shape[2]
+
+
+def empty_cache(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+    """A cache of `rows` empty rows of `capacity` positions; `dtype` may be int8."""
+    shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+
+    def buffer() -> Buffer:
+        zeros = jnp.zeros(shape, dtype)
+        return Int8Buffer(zeros, jnp.zeros(shape[:3], jnp.float32)) if dtype == jnp.int8 else zeros
+
+    layers = range(config.num_hidden_layers)
+    return KVCache(
+        keys=tuple(buffer() for _ in layers),
+        values=tuple(buffer() for _ in layers),
+        lengths=jnp.zeros((rows,), jnp.int32),
+    )
+
+
+def cache_specs(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
+    """An `empty_cache` on a mesh, as `jax.ShapeDtypeStruct`s with their shardings."""
+    axes = {4: CACHE_AXES, 3: SCALE_AXES, 1: ("batch",)}
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, *axes[leaf.ndim]))
+
+    return jax.tree.map(
+        place, jax.eval_shape(partial(empty_cache, config, rows=rows, capacity=capacity, dtype=jnp.dtype(dtype)))
+    )
+
+
+def first(buffer: Buffer, window: int) -> Buffer:
+    """The first `window` positions of every row."""
+    return jax.tree.map(lambda array: array[:, :, :window], buffer)
+
+
+def constrain_buffer(buffer: Buffer) -> Buffer:
+    """Constrain the sharding of a traced buffer: see `sharding.constrain`."""
+    return jax.tree.map(lambda array: constrain(array, *CACHE_AXES[: array.ndim]), buffer)
+
+
+def write(buffer: Buffer, new: jax.Array, *, starts: jax.Array) -> Buffer:
+    """Write new keys or values into a layer's buffer at each row's own position.
+
+    Args:
+        buffer: [B, K, S, H].
+        new: [B, K, T, H], cast to the buffer's dtype or quantised.
+        starts: [B] int32; starts + T must not exceed S, or the write is shifted back.
+    """
+    if isinstance(buffer, Int8Buffer):
+        codes, scales = quantize(new, axis=-1)
+        return Int8Buffer(_written(buffer.codes, codes, starts), _written(buffer.scales, scales, starts))
+    return _written(buffer, new.astype(buffer.dtype), starts)
+
+
+def _written(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
+    # A scatter (`.at[].set`) here copies the whole cache; a mapped slice update stays in place.
+    def row(row_buffer: jax.Array, row_new: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row_buffer, row_new, (0, start, 0)[: row_buffer.ndim])
+
+    return jax.vmap(row)(buffer, new, starts)
+
+
+def fork(rows_of: T, sources: Sequence[int] | jax.Array) -> T:
+    """Copies of rows: row i of every array in the result is row `sources[i]` of the given one.
+
+    Takes any pytree of arrays with rows first, so that a cache and its companions are forked together.
+    """
+    index = jnp.asarray(sources, jnp.int32)
+    return jax.tree.map(lambda array: jnp.take(array, index, axis=0), rows_of)
+
+
+def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: int) -> KVCache:
+    """Copy row prefixes into a new cache, whose numbers of rows and positions may differ from the given one's.
+
+    Args:
+        cache: to copy from.
+        sources: [B'] int32, the row that each new row is copied from.
+        lengths: [B'] int32, the number of its positions that are valid; at most `capacity`.
+        capacity: static, positions of the new cache.
+    """
+
+    def resized(array: jax.Array) -> jax.Array:
+        taken = jnp.take(array[:, :, :capacity], sources, axis=0)
+        missing = [(0, capacity - taken.shape[2] if axis == 2 else 0) for axis in range(taken.ndim)]
+        return jnp.pad(taken, missing)
+
+    keys, values = jax.tree.map(resized, (cache.keys, cache.values))
+    return KVCache(tuple(map(constrain_buffer, keys)), tuple(map(constrain_buffer, values)), lengths)

@@ -1,0 +1,1 @@
+"""Parallelism: the sharding table, the order of devices, mesh presets, and rows of several processes."""

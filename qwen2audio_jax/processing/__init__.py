@@ -1,0 +1,1 @@
+"""Processing: text and sound to the model's inputs, and token ids back to text."""

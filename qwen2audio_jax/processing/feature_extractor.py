@@ -1,0 +1,182 @@
+"""Feature extractor: clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qwen2audio_jax.audio import AudioError, load_audio, log_mel
+from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.limits import LIMITS, Limits
+from qwen2audio_jax.processing.output import ProcessorOutput, to_output
+
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "sampling_rate": (16_000,),
+    "hop_length": (160,),
+    "n_fft": (400,),
+    "padding_value": (0.0,),
+    "padding_side": ("right",),
+    "dither": (0.0, None),
+    "do_normalize": (False, None),
+    "feature_extractor_type": ("WhisperFeatureExtractor",),
+}
+"""Settings that change the features and are supported only with these values."""
+
+INERT = frozenset(
+    (
+        "return_attention_mask",
+        "processor_class",
+        "mel_filters",
+        "auto_map",
+        "transformers_version",
+        "_commit_hash",
+        "_name_or_path",
+    )
+)
+"""Keys that some release of transformers writes and that change no feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2AudioFeatureExtractor:
+    """Log-mel feature extractor, which pads every clip with silence to the encoder's longest input.
+
+    Source: `transformers.WhisperFeatureExtractor` with the settings that Qwen2-Audio publishes.
+
+    Attributes:
+        feature_size: mel filters M.
+        chunk_length: seconds of the longest clip.
+        sampling_rate, hop_length, n_fft: samples a second, samples a frame, samples a window: fixed.
+        n_samples, nb_max_frames: the longest clip in samples and in frames L.
+    """
+
+    feature_size: int = 80
+    chunk_length: float = 30
+    sampling_rate: int = 16_000
+    hop_length: int = 160
+    n_fft: int = 400
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Qwen2AudioFeatureExtractor":
+        """Read preprocessor_config.json, or the `feature_extractor` of processor_config.json.
+
+        Raises:
+            ValueError: a setting is unknown, has a value that is not supported, or contradicts another.
+        """
+        values = {}
+        for key, value in settings.items():
+            if key in FIXED:
+                if not any(value == supported and value is not True for supported in FIXED[key]):
+                    raise ValueError(
+                        f"preprocessor setting {key} is {describe(value)}, which is not supported; supported: "
+                        f"{describe(FIXED[key][0])}. A model trained with another value would hear something else"
+                    )
+            elif key in ("feature_size", "chunk_length", "n_samples", "nb_max_frames"):
+                kinds = int | float if key == "chunk_length" else int
+                if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
+                    raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
+                values[key] = value
+            elif key not in INERT:
+                raise ValueError(
+                    f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
+                    f"features is not either. Check its spelling; delete it if it changes nothing"
+                )
+        stated = {key: values.pop(key) for key in ("n_samples", "nb_max_frames") if key in values}
+        extractor = cls(**values)
+        if extractor.chunk_length > LIMITS.clip_seconds:
+            raise ValueError(
+                f"preprocessor setting chunk_length is {extractor.chunk_length} s; at most {LIMITS.clip_seconds:g} s"
+            )
+        for key, value in stated.items():
+            if value != getattr(extractor, key):
+                raise ValueError(
+                    f"preprocessor setting {key} is {value}, but chunk_length {extractor.chunk_length} s at "
+                    f"{extractor.sampling_rate} Hz makes {getattr(extractor, key)}; make them agree"
+                )
+        return extractor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as preprocessor_config.json holds them; transformers reads them back."""
+        return {
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "feature_size": self.feature_size,
+            "chunk_length": self.chunk_length,
+            "sampling_rate": self.sampling_rate,
+            "hop_length": self.hop_length,
+            "n_fft": self.n_fft,
+            "n_samples": self.n_samples,
+            "nb_max_frames": self.nb_max_frames,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "dither": 0.0,
+            "return_attention_mask": True,
+            "processor_class": "Qwen2AudioProcessor",
+        }
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of the longest clip."""
+        return round(self.chunk_length * self.sampling_rate)
+
+    @property
+    def nb_max_frames(self) -> int:
+        """Frames L of the longest clip, the length of all features."""
+        return self.n_samples // self.hop_length
+
+    @property
+    def limits(self) -> Limits:
+        """The table of limits, with the longest clip that these settings allow."""
+        return replace(LIMITS, clip_seconds=self.n_samples / self.sampling_rate)
+
+    def load(self, source: Any, *, truncation: bool = False, allow_private_urls: bool = False) -> np.ndarray:
+        """Load one clip from any source as samples [n] float32 at 16 kHz, no longer than `n_samples`."""
+        return load_audio(source, truncation=truncation, limits=self.limits, allow_private_urls=allow_private_urls)
+
+    def __call__(
+        self,
+        clips: Sequence[Any] | np.ndarray,
+        *,
+        sampling_rate: int | None = None,
+        truncation: bool = False,
+        return_tensors: str | None = None,
+    ) -> ProcessorOutput:
+        """Features of one clip or several.
+
+        Args:
+            clips: a clip, as an array [n] of samples at 16 kHz, or a list of whatever `load_audio` takes.
+            sampling_rate: samples per second of the arrays; if stated, it must be 16000.
+            truncation: keep the beginning of a clip that is too long instead of refusing it.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+
+        Returns:
+            input_features [A, M, L] float32 and feature_attention_mask [A, L] int32.
+
+        Raises:
+            AudioError: a clip is refused; see there.
+            ValueError: another value of `return_tensors`.
+        """
+        self.check_sampling_rate(sampling_rate)
+        if hasattr(clips, "ndim") and clips.ndim == 1:
+            clips = [clips]
+        samples = [self.load(clip, truncation=truncation) for clip in clips]
+        return to_output(self.features(samples), return_tensors=return_tensors)
+
+    def features(self, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The two feature arrays of clips that are already loaded and checked."""
+        frames = self.nb_max_frames
+        features = np.zeros((len(samples), self.feature_size, frames), np.float32)
+        mask = np.zeros((len(samples), frames), np.int32)
+        for i, clip in enumerate(samples):
+            features[i], valid = log_mel(clip, num_mel_bins=self.feature_size, max_frames=frames)
+            mask[i, :valid] = 1
+        return {"input_features": features, "feature_attention_mask": mask}
+
+    def check_sampling_rate(self, sampling_rate: int | None) -> None:
+        """Raise AudioError "rate" if arrays are stated to have a sampling rate other than the model's."""
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise AudioError(
+                f"sampling_rate={sampling_rate!r}, but the model hears {self.sampling_rate} samples a second: load the "
+                f"sound with librosa.load(path, sr={self.sampling_rate}), or resample it with qwen2audio_jax.audio."
+                f"load_audio(samples, sampling_rate={sampling_rate!r})",
+                kind="rate",
+            )

@@ -1,0 +1,141 @@
+"""Processor files of a checkpoint, in the published layout and in that of transformers 5."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen2audio_jax.config.strict_json import describe, read_json_object
+from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.storage.bucket import Folder
+
+KNOWN_KEYS = frozenset(
+    (
+        "feature_extractor",
+        "chat_template",
+        "audio_token",
+        "audio_bos_token",
+        "audio_eos_token",
+        "processor_class",
+        "auto_map",
+        "transformers_version",
+    )
+)
+DEFAULT_AUDIO_TOKEN = "<|AUDIO|>"
+
+
+@dataclass(frozen=True)
+class ProcessorFiles:
+    """The contents of the processor files.
+
+    Attributes:
+        tokenizer_json: the text of tokenizer.json.
+        tokenizer_config: tokenizer_config.json without its template.
+        feature_extractor: preprocessor_config.json, or that part of processor_config.json.
+        chat_template: the checkpoint's template, or None.
+        audio_token: the placeholder of a clip.
+    """
+
+    tokenizer_json: str
+    tokenizer_config: dict[str, Any]
+    feature_extractor: dict[str, Any]
+    chat_template: str | None = None
+    audio_token: str = DEFAULT_AUDIO_TOKEN
+
+
+def read_processor_files(folder: Folder) -> ProcessorFiles:
+    """Read a folder in either layout.
+
+    The template is that of chat_template.jinja, else chat_template.json, else processor_config.json, else
+    tokenizer_config.json. (The reference's processor does not read the last one.)
+
+    Raises:
+        ValueError: a file is missing, damaged or has unsupported content; the message names it.
+    """
+    tokenizer_json = folder / "tokenizer.json"
+    if not tokenizer_json.is_file():
+        there = [name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()]
+        found = f"only {' and '.join(there)} were found" if there else "no tokenizer was found"
+        raise ValueError(
+            f"{folder}: tokenizer.json is missing ({found}); take it from the published checkpoint, or write it with "
+            f"transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    processor_config = _read_optional(folder / "processor_config.json")
+    for key, value in processor_config.items():
+        if key not in KNOWN_KEYS:
+            raise ValueError(
+                f"{folder / 'processor_config.json'}: {key} is {describe(value)}: this key is not known, so its "
+                f"effect is not either. Check its spelling; delete it if it changes nothing"
+            )
+    extractor = processor_config.get("feature_extractor")
+    if extractor is None:
+        if not (folder / "preprocessor_config.json").is_file():
+            raise ValueError(
+                f"{folder}: the feature extractor's settings are missing; there is neither a preprocessor_config.json "
+                f"nor a processor_config.json with a feature_extractor. Take it from the published checkpoint"
+            )
+        extractor = read_json_object(folder / "preprocessor_config.json")
+    if not isinstance(extractor, Mapping):
+        raise ValueError(f"{folder / 'processor_config.json'}: feature_extractor must be a JSON object")
+    tokenizer_config = _read_optional(folder / "tokenizer_config.json")
+    in_tokenizer = tokenizer_config.pop("chat_template", None)
+    audio_token = processor_config.get("audio_token", DEFAULT_AUDIO_TOKEN)
+    if not isinstance(audio_token, str):
+        raise ValueError(
+            f"{folder / 'processor_config.json'}: audio_token is {describe(audio_token)}; it must be a str"
+        )
+    return ProcessorFiles(
+        tokenizer_json=_read_text(tokenizer_json, LIMITS.json_bytes),
+        tokenizer_config=tokenizer_config,
+        feature_extractor=dict(extractor),
+        chat_template=_read_template(folder, processor_config.get("chat_template"), in_tokenizer),
+        audio_token=audio_token,
+    )
+
+
+def write_processor_files(folder: Path, files: ProcessorFiles) -> None:
+    """Write the files so that `read_processor_files` and transformers read them back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
+    texts = {"tokenizer_config.json": files.tokenizer_config, "preprocessor_config.json": files.feature_extractor}
+    if files.audio_token != DEFAULT_AUDIO_TOKEN:
+        texts["processor_config.json"] = {"audio_token": files.audio_token, "processor_class": "Qwen2AudioProcessor"}
+    for name, data in texts.items():
+        (folder / name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if files.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8", newline="")
+
+
+def _read_template(folder: Folder, in_processor: Any, in_tokenizer: Any) -> str | None:
+    raw, legacy = folder / "chat_template.jinja", folder / "chat_template.json"
+    if raw.is_file():
+        return _read_text(raw, 4 * LIMITS.template_chars)
+    places = [(str(legacy), read_json_object(legacy).get("chat_template"))] if legacy.is_file() else []
+    places += [("processor_config.json", in_processor), ("tokenizer_config.json", in_tokenizer)]
+    for where, value in places:
+        if value is None:
+            continue
+        if isinstance(value, list):  # several, by name: [{"name", "template"}]
+            named = {part.get("name"): part.get("template") for part in value if isinstance(part, Mapping)}
+            value = named.get("default", value)
+        if not isinstance(value, str):
+            raise ValueError(
+                f'{where}: chat_template is {describe(value)}; it must be a str, or a list with one "default"'
+            )
+        return value
+    return None
+
+
+def _read_optional(path: Folder) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _read_text(path: Folder, limit: int) -> str:
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{path}: {size} bytes; it has at most {limit}")
+    try:
+        # Not read_text, which would convert a template's carriage returns.
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
