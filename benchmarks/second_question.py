@@ -76,7 +76,7 @@ class Asker:
         audio = np.full(vectors, self.model.config.audio_token_index)
         clip = np.concatenate([self.text(16), audio])
         question = np.concatenate([clip, self.text(16)])
-        with self.model.start() as session:
+        with self.model.session() as session:
             times[CASES[0]], answer = self.ask(session, question, heard)
             turn = np.concatenate([question, answer, self.text(24)])
             times[CASES[1]], _ = self.ask(session, turn, heard)

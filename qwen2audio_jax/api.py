@@ -1,11 +1,11 @@
 """The model object: weights on a mesh, a configuration, and the public calls.
 
 It holds all the state of the package. This module checks, pads and keeps books on the host; the arithmetic is in
-`model`, the decoding loop in `generate`.
+`model`, the way of a call from inputs to tokens in `generation.run`.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, replace
+import warnings
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation.call import Arguments, check_memory, check_one_row, check_positions, prepare_call
+from qwen2audio_jax.generation.decoding import Progress
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.inputs import (
     CheckedInputs,
@@ -26,32 +27,30 @@ from qwen2audio_jax.generation.inputs import (
     check_clips,
     check_contiguous,
     check_inputs,
-    clips_to_mesh,
     label_rows,
-    pad_prompts,
 )
-from qwen2audio_jax.generation.outputs import ModelOutput, Tokenizer, collect, pieces, stop_matchers
-from qwen2audio_jax.generation.sampling import row_seeds, sampling_params
+from qwen2audio_jax.generation.outputs import ModelOutput, collect, pieces
+from qwen2audio_jax.generation.run import encode_and_place, encode_clips, forward, steps
+from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.session import Session
-from qwen2audio_jax.generation.stopping import StopMatcher
+from qwen2audio_jax.generation.stopping import Tokenizer
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.model.attention import check_attention, choose_attention
 from qwen2audio_jax.model.loss import next_token_loss
-from qwen2audio_jax.model.qwen2_audio import AudioFeatures, Prompt
-from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, own_arrays, share_of, to_mesh
+from qwen2audio_jax.model.qwen2_audio import AudioFeatures
+from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.source import load_config, read_adapter
 from qwen2audio_jax.storage.bucket import PathOrUrl
 
 Source = PathOrUrl
-Begin = Callable[[CheckedInputs, Sizes, int], engine.Prompted]
 
 
 @partial(jax.jit, static_argnames=("vocab_size",))
-def _at_input_positions(logits: jax.Array, places: jax.Array, *, vocab_size: int) -> jax.Array:
-    """Left-aligned logits at the input's own positions: places [B, T] is the left-aligned position, -1 on padding."""
-    moved = jnp.take_along_axis(logits[: len(places)], jnp.maximum(places, 0)[..., None], axis=1)[..., :vocab_size]
-    return jnp.where(places[..., None] >= 0, moved, 0.0)
+def _at_input_positions(logits: jax.Array, positions: jax.Array, *, vocab_size: int) -> jax.Array:
+    """Logits at the input's own positions; positions [B, T] are those in the left-aligned rows, -1 on padding."""
+    moved = jnp.take_along_axis(logits[: len(positions)], jnp.maximum(positions, 0)[..., None], axis=1)
+    return jnp.where(positions[..., None] >= 0, moved[..., :vocab_size], 0.0)
 
 
 class Qwen2AudioForConditionalGeneration:
@@ -62,7 +61,7 @@ class Qwen2AudioForConditionalGeneration:
         params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's.
         mesh: the devices, with axes `data` and `model`.
         generation_config: the defaults of `generate`.
-        cache: storage of keys and values in `generate`: "auto" (the compute dtype) or "int8".
+        cache_dtype: storage of keys and values in `generate`: "auto" (the compute dtype) or "int8".
         attention: implementation for whole prompts and clips: "xla", "cudnn" or "pallas".
     """
 
@@ -73,17 +72,17 @@ class Qwen2AudioForConditionalGeneration:
         *,
         mesh: Mesh | None = None,
         generation_config: GenerationConfig | None = None,
-        cache: str = "auto",
+        cache_dtype: str = "auto",
         attention: str = "auto",
     ):
         """Wrap weights that are already laid out as `model.sharded_specs(config, mesh=mesh)`; see `from_pretrained`."""
-        check_storage(weights="auto", cache=cache)
+        check_storage(weights="auto", cache=cache_dtype)
         self.config = config
         self.params = params
         self.mesh = single_device_mesh() if mesh is None else mesh
         check_mesh(self.mesh, config=config)
         self.generation_config = GenerationConfig() if generation_config is None else generation_config
-        self.cache = cache
+        self.cache_dtype = cache_dtype
         self.attention = choose_attention(attention, mesh=self.mesh, dtype=config.dtype, head_dims=config.head_dims)
 
     @classmethod
@@ -96,8 +95,8 @@ class Qwen2AudioForConditionalGeneration:
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
         adapter: Source | None = None,
-        weights: str = "auto",
-        cache: str = "auto",
+        weights_dtype: str = "auto",
+        cache_dtype: str = "auto",
         attention: str = "auto",
     ) -> "Qwen2AudioForConditionalGeneration":
         """Load a checkpoint.
@@ -115,9 +114,9 @@ class Qwen2AudioForConditionalGeneration:
             cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
             adapter: a LoRA adapter in PEFT's format (folder, URL or hub id) that is added to the weights; the sum is
                 rounded to their dtype.
-            weights: "auto" (int8 if the checkpoint was converted to int8) or "int8": the decoder's weights, embedding
-                and head are quantised while they are read; see `qwen2audio_jax.model.quantization`.
-            cache: "auto" (the cache of `generate` has the compute dtype) or "int8", half the size of bfloat16.
+            weights_dtype: "auto" (int8 if the checkpoint was converted to int8) or "int8": the decoder's weights,
+                embedding and head are quantised while they are read; see `qwen2audio_jax.model.quantization`.
+            cache_dtype: "auto" (the cache of `generate` has the compute dtype) or "int8", half the size of bfloat16.
             attention: "auto" (the flash kernel of the mesh's devices, where they have one for the dtype; always plain
                 XLA for float32), "xla", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). It applies to whole prompts and
                 clips: one token against the cache is plain XLA.
@@ -127,7 +126,7 @@ class Qwen2AudioForConditionalGeneration:
                 a mesh that the model does not divide over, an attention that its devices or the dtype do not have,
                 or an adapter that is not supported or does not fit, or comes with a checkpoint that is int8 already.
         """
-        check_storage(weights=weights, cache=cache)
+        check_storage(weights=weights_dtype, cache=cache_dtype)
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
@@ -138,8 +137,8 @@ class Qwen2AudioForConditionalGeneration:
         else:
             defaults = _default_generation(config)
         addition = None if adapter is None else read_adapter(adapter, config=config)
-        params = load_weights(path, config=config, mesh=mesh, weights=weights, adapter=addition)
-        return cls(config, params, mesh=mesh, generation_config=defaults, cache=cache, attention=attention)
+        params = load_weights(path, config=config, mesh=mesh, weights=weights_dtype, adapter=addition)
+        return cls(config, params, mesh=mesh, generation_config=defaults, cache_dtype=cache_dtype, attention=attention)
 
     def __call__(
         self,
@@ -168,33 +167,32 @@ class Qwen2AudioForConditionalGeneration:
 
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
+        runtime = self.runtime
 
-        def prepare() -> tuple[tuple[CheckedInputs, np.ndarray | None], Prepared]:
-            checked = check_inputs(
-                input_ids, attention_mask, input_features, feature_attention_mask, config=self.config
-            )
-            check_contiguous(checked.rows)
-            self._check_positions(checked.sizes.tokens, 0)
-            targets = None if labels is None else label_rows(labels, checked.rows, config=self.config)
-            return (checked, targets), Prepared(checked.sizes, inputs=checked.arrays)
+        def check() -> tuple[tuple[CheckedInputs, np.ndarray | None], Prepared]:
+            inputs = check_inputs(input_ids, attention_mask, input_features, feature_attention_mask, config=self.config)
+            check_contiguous(inputs.rows)
+            check_positions(inputs.sizes.tokens, 0, config=self.config)
+            targets = None if labels is None else label_rows(labels, inputs.rows, config=self.config)
+            return (inputs, targets), Prepared(inputs.sizes, inputs=inputs.arrays)
 
-        (checked, targets), sizes = agree(self.mesh, prepare)
-        prompt, padded = self._prompt(checked, sizes)
-        rows, alone = checked.rows, share_of(self.mesh).alone
-        places = np.full((len(rows.ids) if alone else len(padded), sizes.width), -1, np.int32)
+        (inputs, targets), sizes = agree(self.mesh, check)
+        prompt, lengths = encode_and_place(runtime, inputs, sizes)
+        rows, alone = inputs.rows, share_of(self.mesh).alone
+        positions = np.full((len(rows.ids) if alone else len(lengths), sizes.width), -1, np.int32)
         for row, columns in enumerate(rows.columns):
-            places[row, columns] = np.arange(len(columns))
+            positions[row, columns] = np.arange(len(columns))
         vocab_size = self.config.text_config.vocab_size
         with jax.set_mesh(self.mesh):
-            logits = engine.forward(self.params, prompt, cfg=self.config, attention=self.attention)
-            where = places if alone else to_mesh(self.mesh, places, "batch", "token")
+            logits = forward(self.params, prompt, cfg=self.config, attention=self.attention)
+            where = positions if alone else to_mesh(self.mesh, positions, "batch", "token")
             logits = _at_input_positions(logits, where, vocab_size=vocab_size)
         if not alone:
             logits = own_arrays(self.mesh, logits)[: len(rows.ids), : rows.width]
-            places = places[: len(rows.ids), : rows.width]
+            positions = positions[: len(rows.ids), : rows.width]
         if targets is None:
             return ModelOutput(logits, None)
-        return ModelOutput(logits, _loss(logits, targets, places >= 0, ignore_index=self.config.ignore_index))
+        return ModelOutput(logits, _loss(logits, targets, positions >= 0, ignore_index=self.config.ignore_index))
 
     def encode_audio(self, input_features: Any, feature_attention_mask: Any) -> AudioFeatures:
         """Encode clips, each at its true length.
@@ -208,13 +206,13 @@ class Qwen2AudioForConditionalGeneration:
             are meaningless.
         """
 
-        def prepare() -> tuple[ClipFeatures, Prepared]:
-            heard = check_clips(input_features, feature_attention_mask, config=self.config.audio_config)
-            return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
+        def check() -> tuple[ClipFeatures, Prepared]:
+            clips = check_clips(input_features, feature_attention_mask, config=self.config.audio_config)
+            return clips, Prepared(clips.sizes, inputs=(clips.frames, clips.features))
 
-        heard, sizes = agree(self.mesh, prepare)
-        result = own_arrays(self.mesh, self._encode(heard, sizes))
-        count, longest = len(heard.frames), int(heard.tokens.max())
+        clips, sizes = agree(self.mesh, check)
+        result = own_arrays(self.mesh, encode_clips(self.runtime, clips, sizes))
+        count, longest = len(clips.frames), int(clips.tokens.max())
         return AudioFeatures(
             result.encoded[:count, :longest], result.projected[:count, :longest], result.lengths[:count]
         )
@@ -258,9 +256,20 @@ class Qwen2AudioForConditionalGeneration:
         Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty; in the reference padding
         on the right does (before transformers 5, on the left too).
         """
-        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
-        decoding, matchers = self._decoding(inputs, options=options, seed=seed, tokenizer=tokenizer)
-        output = collect(decoding, np.atleast_2d(np.asarray(input_ids)), matchers=matchers)
+        arguments = Arguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            input_features=input_features,
+            feature_attention_mask=feature_attention_mask,
+            seed=seed,
+            tokenizer=tokenizer,
+            options=options,
+        )
+        runtime = self.runtime
+        call = prepare_call(runtime, arguments, defaults=self.generation_config)
+        check_memory(runtime, call)
+        progress = Progress.of(runtime, call)
+        output = collect(steps(runtime, call, progress), call, progress, prompts=np.atleast_2d(np.asarray(input_ids)))
         return output if return_dict_in_generate else output.sequences
 
     def stream(
@@ -286,12 +295,24 @@ class Qwen2AudioForConditionalGeneration:
         """
         if not share_of(self.mesh).alone:
             raise ValueError("stream runs in one process, and this model's mesh spans several: use generate")
-        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
-        decoding, matchers = self._decoding(inputs, options=options, seed=seed, tokenizer=tokenizer, streamed=True)
+        arguments = Arguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            input_features=input_features,
+            feature_attention_mask=feature_attention_mask,
+            seed=seed,
+            tokenizer=tokenizer,
+            options=options,
+        )
+        runtime = self.runtime
+        call = prepare_call(runtime, arguments, defaults=self.generation_config)
+        check_one_row(call)
+        check_memory(runtime, call)
+        progress = Progress.of(runtime, call)
         text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
-        return pieces(decoding, text, matchers=matchers)
+        return pieces(steps(runtime, call, progress), call, progress, text=text)
 
-    def start(self, **inputs: Any) -> Session:
+    def session(self, **inputs: Any) -> Session:
         """A session, which keeps the keys and values of a prompt for the next call; see `Session`.
 
         Args:
@@ -301,102 +322,21 @@ class Qwen2AudioForConditionalGeneration:
         Raises:
             ValueError: as `Session.read`; or the mesh spans several processes.
         """
-        session = Session(self)
+        session = Session(self.runtime, generation_config=self.generation_config)
         if inputs:
             session.read(**inputs)
         return session
 
-    def _decoding(
-        self,
-        inputs: tuple[Any, Any, Any, Any],
-        *,
-        options: Mapping[str, Any],
-        seed: int | Sequence[int] | None,
-        tokenizer: Tokenizer | None,
-        streamed: bool = False,
-        begin: Begin | None = None,
-        spare: int = 0,
-    ) -> tuple["engine.Decoding", list[StopMatcher]]:
-        def prepare() -> tuple[tuple[Any, ...], Prepared]:
-            settings = self.generation_config.updated(**options)
-            checked = check_inputs(*inputs, config=self.config)
-            count = len(checked.rows.ids) * settings.num_return_sequences
-            if streamed and count != 1:
-                raise ValueError(
-                    f"stream takes one prompt and returns one text, not {len(checked.rows.ids)} x "
-                    f"{settings.num_return_sequences}: call it once for each, or use generate"
-                )
-            matchers = stop_matchers(settings.stop_strings, tokenizer, rows=count)
-            budget = settings.new_token_budget(checked.rows.width)
-            self._check_positions(checked.sizes.tokens, budget)
-            seeds = None if seed is None else row_seeds(seed, rows=count)
-            sampling = sampling_params(settings, vocab_size=self.config.text_config.vocab_size)
-            said = (repr(settings), repr(None if seeds is None else seeds.tolist()))
-            own = (*checked.arrays, *(np.frombuffer(text.encode(), np.uint8) for text in said))
-            common = {**asdict(settings), "max_new_tokens": None, "max_length": None, "stop_strings": None}
-            prepared = Prepared(replace(checked.sizes, budget=budget), common=repr(common), inputs=own)
-            return (settings, checked, matchers, budget, seeds, sampling), prepared
+    def start(self, **inputs: Any) -> Session:
+        """`session` under its former name."""
+        warnings.warn("model.start is deprecated: it is called model.session now", DeprecationWarning, stacklevel=2)
+        return self.session(**inputs)
 
-        (settings, checked, matchers, budget, seeds, sampling), sizes = agree(self.mesh, prepare)
-        count, copies = len(checked.rows.ids), settings.num_return_sequences
-        if seeds is None:
-            seeds = row_seeds(None if share_of(self.mesh).alone else sizes.draw, rows=count * copies)
-        decoding = engine.Decoding(
-            self.params,
-            partial(begin or self._begin, checked, sizes),
-            rows=count,
-            copies=copies,
-            budget=budget,
-            sizes=sizes,
-            seeds=seeds,
-            sampling=sampling,
-            mode=settings.mode,
-            cfg=self.config,
-            cache=self.cache,
-            mesh=self.mesh,
-            spare=spare,
-        )
-        return decoding, matchers
-
-    def _begin(self, checked: CheckedInputs, sizes: Sizes, capacity: int) -> engine.Prompted:
-        """Prefill prompts from their first token."""
-        prompt, lengths = self._prompt(checked, sizes)
-        return engine.read_prompts(
-            self.params,
-            prompt,
-            lengths=lengths,
-            capacity=capacity,
-            cfg=self.config,
-            cache=self.cache,
-            attention=self.attention,
-            mesh=self.mesh,
-        )
-
-    def _encode(self, heard: ClipFeatures | None, sizes: Sizes) -> AudioFeatures:
-        features, frames = clips_to_mesh(heard, config=self.config.audio_config, mesh=self.mesh, sizes=sizes)
-        with jax.set_mesh(self.mesh):
-            return engine.encode_audio(self.params, features, frames, cfg=self.config, attention=self.attention)
-
-    def _prompt(self, checked: CheckedInputs, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
-        """The prompts on the mesh, their clips encoded, and the padded rows' lengths on the host."""
-        audio = self._encode(checked.heard, sizes).projected if sizes.clips else None
-        vectors = 0 if audio is None else audio.shape[1]
-        padded = pad_prompts(checked, vectors=vectors, config=self.config, mesh=self.mesh, sizes=sizes)
-        prompt = Prompt(
-            ids=to_mesh(self.mesh, padded.ids, "batch", "token"),
-            lengths=to_mesh(self.mesh, padded.lengths, "batch"),
-            audio=audio,
-            slots=None if audio is None else to_mesh(self.mesh, padded.slots, "batch", "token"),
-        )
-        return prompt, padded.lengths
-
-    def _check_positions(self, prompt: int, new: int) -> None:
-        limit = self.config.text_config.max_position_embeddings
-        if prompt + new > limit:
-            raise ValueError(
-                f"a prompt of {prompt} tokens and {new} new ones make {prompt + new}, but the model has {limit} "
-                "positions: shorten the prompt, or lower max_new_tokens"
-            )
+    @property
+    def runtime(self) -> Runtime:
+        """Weights, configuration, mesh, cache dtype and attention, as the functions of `generation` take them."""
+        cache_dtype = self.config.dtype if self.cache_dtype == "auto" else self.cache_dtype
+        return Runtime(self.params, self.config, self.mesh, cache_dtype, self.attention)
 
 
 def _default_generation(config: Qwen2AudioConfig) -> GenerationConfig:

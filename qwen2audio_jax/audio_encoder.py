@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from qwen2audio_jax.checkpoint.reader import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation import decoding as engine
 from qwen2audio_jax.generation.inputs import ClipFeatures, check_clips, clips_to_mesh
+from qwen2audio_jax.generation.run import encode
 from qwen2audio_jax.model.attention import check_attention, choose_attention
 from qwen2audio_jax.model.qwen2_audio import sharded_specs
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays
@@ -94,15 +94,13 @@ class Qwen2AudioEncoder:
             ValueError: shapes that do not fit, a clip without an audio token, NaN or Inf.
         """
 
-        def prepare() -> tuple[ClipFeatures, Prepared]:
-            heard = check_clips(input_features, feature_attention_mask, config=self.config)
-            return heard, Prepared(heard.sizes, inputs=(heard.frames, heard.features))
+        def check() -> tuple[ClipFeatures, Prepared]:
+            clips = check_clips(input_features, feature_attention_mask, config=self.config)
+            return clips, Prepared(clips.sizes, inputs=(clips.frames, clips.features))
 
-        heard, sizes = agree(self.mesh, prepare)
-        features, frames = clips_to_mesh(heard, config=self.config, mesh=self.mesh, sizes=sizes)
+        clips, sizes = agree(self.mesh, check)
+        features, frames = clips_to_mesh(clips, config=self.config, mesh=self.mesh, sizes=sizes)
         with jax.set_mesh(self.mesh):
-            encoded = engine.encode(
-                self.params, features, frames, cfg=self.config, dtype=self.dtype, attention=self.attention
-            )
+            encoded = encode(self.params, features, frames, cfg=self.config, dtype=self.dtype, attention=self.attention)
         encoded = own_arrays(self.mesh, encoded)
-        return EncoderOutput(encoded[: len(heard.frames), : int(heard.tokens.max())], jax.numpy.asarray(heard.tokens))
+        return EncoderOutput(encoded[: len(clips.frames), : int(clips.tokens.max())], jax.numpy.asarray(clips.tokens))

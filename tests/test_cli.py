@@ -18,7 +18,7 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcess
 from qwen2audio_jax.cli import chat as chat_module
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import convert
-from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation import run
 from qwen2audio_jax.generation.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -433,7 +433,7 @@ def test_chat_computes_each_turn_once(checkpoint, clips, capsys, monkeypatch):
     """Later turns read what is new alone, and encode the clip that they add; the answers are those from scratch."""
     model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint)
     read, encoded, answered = [], [], []
-    prefill, encode, stream = engine.prefill, engine.encode_audio, Session.stream
+    prefill, encode, stream = run.prefill, run.encode_audio, Session.stream
 
     def counting_prefill(params, prompt, *arguments, **more):
         read.append(int(prompt.lengths[0]))
@@ -448,8 +448,8 @@ def test_chat_computes_each_turn_once(checkpoint, clips, capsys, monkeypatch):
         answered.append((input_ids.shape[1], int(session.reused[0])))
         return text
 
-    monkeypatch.setattr(engine, "prefill", counting_prefill)
-    monkeypatch.setattr(engine, "encode_audio", counting_encode)
+    monkeypatch.setattr(run, "prefill", counting_prefill)
+    monkeypatch.setattr(run, "encode_audio", counting_encode)
     monkeypatch.setattr(Session, "stream", seen)
     monkeypatch.setattr(chat_module, "load_model", lambda options: model)
     questions = [("what is it?", "wav"), ("hello", None), ("what the", "mp3")]
@@ -478,7 +478,7 @@ class FakeModel:
     def __init__(self, *answers):
         self.answers, self.prompts, self.sessions = iter(answers), [], []
 
-    def start(self):
+    def session(self):
         self.sessions.append("open")
         return self
 

@@ -7,7 +7,7 @@ from judge import in_float64, relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
 from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
-from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation import decoding, run
 
 NAMES = tuple(tiny.CONFIGS)
 
@@ -154,7 +154,7 @@ def test_stop_strings_end_each_row_by_itself(load, monkeypatch):
         assert length == min(end, 20)
         np.testing.assert_array_equal(output.sequences[row, width : width + length], free[row, :length])
         assert (output.sequences[row, width + length :] == tiny.END_OF_TEXT).all()
-    monkeypatch.setattr(engine, "encode_audio", lambda *a, **k: pytest.fail("computed"))
+    monkeypatch.setattr(run, "encode_audio", lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(ValueError, match="tokenizer="):
         model.generate(**inputs, stop_strings=["x"])
 
@@ -184,9 +184,9 @@ def test_stream_yields_what_generate_returns(load):
 def test_the_host_runs_one_step_ahead(load, monkeypatch):
     """The next step is issued before this one's tokens are read, and none is issued beyond the budget."""
     events = []
-    issue, read = engine.next_step, engine.jax.device_get
-    monkeypatch.setattr(engine, "next_step", lambda *a, **k: (events.append("issue"), issue(*a, **k))[1])
-    monkeypatch.setattr(engine.jax, "device_get", lambda x: (events.append("read"), read(x))[1])
+    issue, read = decoding.next_step, decoding.jax.device_get
+    monkeypatch.setattr(decoding, "next_step", lambda *a, **k: (events.append("issue"), issue(*a, **k))[1])
+    monkeypatch.setattr(decoding.jax, "device_get", lambda x: (events.append("read"), read(x))[1])
     load("gqa").generate(**row_alone("gqa", 0), **SETTINGS, max_new_tokens=4)
     assert events == ["issue", "read", "issue", "read", "issue", "read", "read"]
 
@@ -219,7 +219,7 @@ def test_the_cache_is_donated(load):
     model = load("gqa")
     cache = empty_cache(model.config.text_config, rows=2, capacity=16, dtype=np.float32)
     prompt = Prompt(np.ones((2, 4), np.int32), np.array([4, 2], np.int32), None, None)
-    engine.prefill(model.params, prompt, cache, cfg=model.config)
+    run.prefill(model.params, prompt, cache, cfg=model.config)
     assert all(buffer.is_deleted() for buffer in (*cache.keys, *cache.values))
 
 
@@ -247,8 +247,8 @@ def test_the_cache_is_donated(load):
 )
 def test_bad_input_is_an_error_before_any_compute(load, monkeypatch, change, error, message):
     model = load("gqa")
-    for name in ("encode_audio", "prefill", "next_step"):
-        monkeypatch.setattr(engine, name, lambda *a, **k: pytest.fail("computed"))
+    for module, name in ((run, "encode_audio"), (run, "prefill"), (decoding, "next_step")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(error, match=message):
         model.generate(**(random_inputs("gqa") | {"max_new_tokens": 4} | change))
 

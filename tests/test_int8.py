@@ -92,7 +92,7 @@ def converted(folder):
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
     place = tmp_path_factory.mktemp("embedded")
-    return {kind: load_model(cache_dir=place, cache=kind) for kind in ("auto", "int8")}
+    return {kind: load_model(cache_dir=place, cache_dtype=kind) for kind in ("auto", "int8")}
 
 
 class TestQuantize:
@@ -158,7 +158,7 @@ class TestWeights:
         for path, names in flatten_dict(axes, sep="/").items():
             assert len(names) == len(flat[path].shape)
             partition_spec(*names)
-        loaded = load(weights="int8").params
+        loaded = load(weights_dtype="int8").params
         jax.tree.map(
             lambda spec, leaf: np.testing.assert_equal((leaf.shape, leaf.dtype), (spec.shape, spec.dtype)),
             specs,
@@ -169,7 +169,7 @@ class TestWeights:
     @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)], ids=str)
     def test_meshes_agree(self, load, mesh):
         inputs = random_inputs("gqa")
-        one, many = load(weights="int8"), load(*mesh, weights="int8")
+        one, many = load(weights_dtype="int8"), load(*mesh, weights_dtype="int8")
         assert many.params["decoder"]["lm_head"]["scale"].shape[0] % mesh[1] == 0
         assert relative_error(many(**inputs).logits, one(**inputs).logits) < 1e-5
         texts = [model.generate(**inputs, max_new_tokens=5, do_sample=False) for model in (one, many)]
@@ -177,7 +177,7 @@ class TestWeights:
 
     def test_divergence_from_float(self, load, record_property):
         inputs = random_inputs("gqa")
-        float_, int8 = (jax.nn.log_softmax(load(**w)(**inputs).logits) for w in ({}, {"weights": "int8"}))
+        float_, int8 = (jax.nn.log_softmax(load(**w)(**inputs).logits) for w in ({}, {"weights_dtype": "int8"}))
         real = inputs["attention_mask"].astype(bool)
         divergence = (jnp.exp(float_) * (float_ - int8)).sum(-1)[real].mean()
         record_property("kl", float(divergence))
@@ -187,7 +187,7 @@ class TestWeights:
         settings = settings_of(("q_proj", "lm_head", "fc1"))
         adapter = random_adapter("gqa", settings)
         adapters.save_adapter(tmp_path / "a", adapter, settings=settings, config=config_of("gqa"), base_model="x")
-        model = load_model(folder / "hf", cache_dir=folder / "cache", adapter=tmp_path / "a", weights="int8")
+        model = load_model(folder / "hf", cache_dir=folder / "cache", adapter=tmp_path / "a", weights_dtype="int8")
         plain = load_model(folder / "hf", cache_dir=folder / "cache").params
         _, merged = quantized(merge_adapter(plain, adapter, scale=settings.alpha / settings.rank))
         prompt = text_prompt(model.config)
@@ -207,7 +207,7 @@ class TestWeights:
         with pytest.raises(ValueError, match="int8 and an adapter is added before they are: load the checkpoint"):
             load_model(tmp_path / "orbax", adapter=tmp_path / "a")
 
-    @pytest.mark.parametrize("option", ["weights", "cache"])
+    @pytest.mark.parametrize("option", ["weights_dtype", "cache_dtype"])
     def test_an_unknown_storage_is_refused_first(self, option):
         with pytest.raises(ValueError, match=f"{option}='int4' is not one of 'auto', 'int8'"):
             load_model("/nowhere", **{option: "int4"})
@@ -216,7 +216,7 @@ class TestWeights:
 class TestConvert:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_is_what_loading_makes(self, folder, converted, dtype):
-        loaded = load_model(folder / "hf", cache_dir=folder / "cache", weights="int8", dtype=dtype)
+        loaded = load_model(folder / "hf", cache_dir=folder / "cache", weights_dtype="int8", dtype=dtype)
         stored = load_model(converted, dtype=dtype)
         assert stored.config == loaded.config
         jax.tree.map(np.testing.assert_array_equal, stored.params, loaded.params)
@@ -224,7 +224,7 @@ class TestConvert:
     def test_tied(self, tmp_path):
         hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied", dtype="bfloat16")
         convert(tmp_path / "hf", tmp_path / "orbax", dtype="int8")
-        loaded = load_model(tmp_path / "hf", cache_dir=tmp_path / "cache", weights="int8")
+        loaded = load_model(tmp_path / "hf", cache_dir=tmp_path / "cache", weights_dtype="int8")
         jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "orbax").params, loaded.params)
         assert verify(tmp_path / "hf", tmp_path / "orbax") == []
 
@@ -315,7 +315,7 @@ class TestCache:
     @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)], ids=str)
     def test_meshes_split_it_like_a_float_cache(self, load, mesh):
         inputs = random_inputs("gqa")
-        model = load(*mesh, weights="int8", cache="int8")
+        model = load(*mesh, weights_dtype="int8", cache_dtype="int8")
         specs = cache_specs(model.config.text_config, rows=4, capacity=16, dtype=np.int8, mesh=model.mesh)
         assert specs.keys[0].codes.sharding.spec == partition_spec("batch", "kv_heads", "capacity", "head_dim")
         assert specs.keys[0].scales.sharding.spec == partition_spec("batch", "kv_heads", "capacity")
@@ -338,11 +338,11 @@ class TestFits:
     @pytest.mark.parametrize("kind", ["auto", "int8"])
     def test_too_large_a_cache_is_refused_before_it_is_made(self, load, monkeypatch, kind):
         model = copy.copy(load())
-        model.cache = kind
+        model.cache_dtype = kind
         inputs = random_inputs("gqa")
         monkeypatch.setattr(memory, "free_bytes", lambda devices: 10_000)
         dtype, remedy = (
-            ("float32", "cache='int8', or a mesh") if kind == "auto" else ("int8", "max_new_tokens, or a mesh")
+            ("float32", "cache_dtype='int8', or a mesh") if kind == "auto" else ("int8", "max_new_tokens, or a mesh")
         )
         with pytest.raises(
             ValueError, match=rf"a {dtype} cache of \d+ rows x \d+ positions .*{remedy} of more devices"

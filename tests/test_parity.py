@@ -16,8 +16,9 @@ from judge import assert_as_close, assert_as_close_as_the_reference, judge, rela
 from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.generation.decoding import prefill as jitted_prefill
 from qwen2audio_jax.generation.inputs import check_inputs
+from qwen2audio_jax.generation.run import encode_and_place
+from qwen2audio_jax.generation.run import prefill as jitted_prefill
 from qwen2audio_jax.model import encoder
 from qwen2audio_jax.model.binding import bind
 from qwen2audio_jax.model.encoder import Encoder
@@ -117,7 +118,7 @@ def device_prompt(model, inputs):
     """What the model object makes of a batch, and for each row its place in the left-aligned arrays."""
     clips = inputs.get("input_features"), inputs.get("feature_attention_mask")
     checked = check_inputs(inputs["input_ids"], inputs["attention_mask"], *clips, config=model.config)
-    prompt, _ = model._prompt(checked, checked.sizes)
+    prompt, _ = encode_and_place(model.runtime, checked, checked.sizes)
     return checked.rows, prompt
 
 

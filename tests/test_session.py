@@ -13,8 +13,7 @@ from prompts import as_torch
 from test_generate import Letters, drained
 
 from qwen2audio_jax import make_mesh
-from qwen2audio_jax.generation import decoding as engine
-from qwen2audio_jax.generation import memory
+from qwen2audio_jax.generation import decoding, memory, run
 from qwen2audio_jax.generation import session as session_module
 from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.prefix import common_prefix_length, row_tokens
@@ -69,8 +68,8 @@ def talk():
 @pytest.fixture
 def encoded(monkeypatch):
     """How many clips each call of the encoder has been given since, those that pad it included."""
-    counts, encode = [], engine.encode_audio
-    monkeypatch.setattr(engine, "encode_audio", lambda p, f, *a, **k: (counts.append(len(f)), encode(p, f, *a, **k))[1])
+    counts, encode = [], run.encode_audio
+    monkeypatch.setattr(run, "encode_audio", lambda p, f, *a, **k: (counts.append(len(f)), encode(p, f, *a, **k))[1])
     return counts
 
 
@@ -82,7 +81,7 @@ def length_of(*rows):
 def test_questions_equal_the_references(load, reference, talk, encoded, penalty):
     """Two clips in what is kept; questions of different lengths, the third with a clip of its own."""
     model, (start, third) = load("gqa"), talk
-    session = model.start(**batch([*start, text(3, seed=5)]))
+    session = model.session(**batch([*start, text(3, seed=5)]))
     assert encoded == [2]
     kept = length_of(start) + 3
     np.testing.assert_array_equal(session.input_ids, batch([*start, text(3, seed=5)])["input_ids"][0])
@@ -103,16 +102,15 @@ def test_questions_equal_the_references(load, reference, talk, encoded, penalty)
 
 def test_logits_equal_the_whole_prompts(load, talk):
     model, (start, third) = load("gqa"), talk
-    session = model.start(**batch(start))
+    session = model.session(**batch(start))
     for rows in (
         [[*start, text(9, seed=1)]],
         [[*start, text(2, seed=1), third, text(3, seed=2)], [*start, text(5, seed=3)]],
     ):
         inputs = batch(*rows)
         checked = check_inputs(*inputs.values(), *[None] * (4 - len(inputs)), config=model.config)
-        with jax.set_mesh(model.mesh):
-            logits = session_module._Turn(session).begin(checked, checked.sizes, 128).logits[: len(rows), :321]
-        session = model.start(**batch(start))
+        logits = session._prompts(checked, checked.sizes, capacity=128).logits[: len(rows), :321]
+        session = model.session(**batch(start))
         assert relative_error(logits, model(**inputs).logits[:, -1]) < 1e-5
 
 
@@ -133,7 +131,7 @@ def test_turns_of_a_chat(load, talk):
     model, (start, third) = load("gqa"), talk
     inputs = batch(start)
     for options, cached in ends(model, inputs):
-        session = model.start()
+        session = model.session()
         first = session.generate(**inputs, **(SETTINGS | options), return_dict_in_generate=True)
         answer = first.sequences[0, length_of(start) :][: first.lengths[0]]
         held = session.input_ids
@@ -151,9 +149,9 @@ def test_streams_that_are_left_early(load, talk, monkeypatch):
     inputs, options = batch(start), SETTINGS | {"max_new_tokens": 8, "tokenizer": Letters()}
     whole, reason = drained(model.stream(**inputs, **options))
     assert reason == "length"
-    issue = engine.next_step
+    issue = decoding.next_step
     for left, interrupted in ((1, False), (3, False), (1, True), (3, True)):
-        session, steps = model.start(), []
+        session, steps = model.session(), []
 
         def step(*arguments, steps=steps, left=left, interrupted=interrupted, **more):
             steps.append(issue(*arguments, **more))
@@ -161,7 +159,7 @@ def test_streams_that_are_left_early(load, talk, monkeypatch):
                 raise KeyboardInterrupt  # with the cache taken and none given back
             return steps[-1]
 
-        monkeypatch.setattr(engine, "next_step", step)
+        monkeypatch.setattr(decoding, "next_step", step)
         stream = session.stream(**inputs, **options)
         if interrupted:
             with pytest.raises(KeyboardInterrupt):
@@ -171,7 +169,7 @@ def test_streams_that_are_left_early(load, talk, monkeypatch):
             assert [next(stream) for _ in range(left)] == whole[:left]
             stream.close()
             assert len(session.input_ids) == length_of(start) + left
-        monkeypatch.setattr(engine, "next_step", issue)
+        monkeypatch.setattr(decoding, "next_step", issue)
         for question in ([text(5, seed=6)], []):  # a message in the place of the one taken back, and it once more
             again = batch([*start, *question])
             new, _ = drained(session.stream(**again, **options))
@@ -188,7 +186,7 @@ def test_streams_that_are_left_early(load, talk, monkeypatch):
 
 def test_an_interrupt_while_waiting_keeps_what_was_read(load, talk, monkeypatch):
     model, (start, _) = load("gqa"), talk
-    session, read, reads = model.start(), jax.device_get, []
+    session, read, reads = model.session(), jax.device_get, []
 
     def interrupt(tree):
         reads.append(0)
@@ -196,10 +194,10 @@ def test_an_interrupt_while_waiting_keeps_what_was_read(load, talk, monkeypatch)
             raise KeyboardInterrupt
         return read(tree)
 
-    monkeypatch.setattr(engine.jax, "device_get", interrupt)
+    monkeypatch.setattr(decoding.jax, "device_get", interrupt)
     with pytest.raises(KeyboardInterrupt):
         session.generate(**batch(start), **SETTINGS, max_new_tokens=8)
-    monkeypatch.setattr(engine.jax, "device_get", read)
+    monkeypatch.setattr(decoding.jax, "device_get", read)
     assert len(session.input_ids) == length_of(start) + 2
     inputs = batch([*start, session.input_ids[-2:], text(4, seed=6)])
     wanted = model.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
@@ -217,7 +215,7 @@ def test_a_ragged_batch_of_questions(load, talk, encoded, options, started):
         rows[1] = [*start[:2], text(3, seed=12)]
     inputs, options = batch(*rows, side="right"), options | {"max_new_tokens": NEW}
     wanted = model.generate(**inputs, **options)
-    session = model.start(**batch(start)) if started else model.start()
+    session = model.session(**batch(start)) if started else model.session()
     encoded.clear()
     np.testing.assert_array_equal(session.generate(**inputs, **options), wanted)
     expected = [length_of(start)] * 3
@@ -233,7 +231,7 @@ def test_a_ragged_batch_of_questions(load, talk, encoded, options, started):
 def test_several_answers_to_one_prompt(load, talk):
     model, (start, _) = load("gqa"), talk
     inputs, options = batch([*start, text(4, seed=6)]), SAMPLED | {"num_return_sequences": 3, "max_new_tokens": NEW}
-    session = model.start(**batch(start))
+    session = model.session(**batch(start))
     wanted = model.generate(**inputs, **options)
     for reused in (length_of(start), length_of(start) + 3):
         np.testing.assert_array_equal(session.generate(**inputs, **options), wanted)
@@ -244,7 +242,7 @@ def test_several_answers_to_one_prompt(load, talk):
 def test_other_prompts_and_other_clips(load, talk):
     """Equal ids are not enough: what an audio position holds counts, to the last bit."""
     model, (start, third) = load("gqa"), talk
-    session = model.start(**batch(start))
+    session = model.session(**batch(start))
     features, mask = start[3]
     other = features.copy()
     other[0, 0, 0] += 1e-4
@@ -266,7 +264,7 @@ def test_other_prompts_and_other_clips(load, talk):
 
 def test_a_fork_and_what_it_comes_from_go_separate_ways(load, talk):
     model, (start, _) = load("gqa"), talk
-    one = model.start(**batch(start))
+    one = model.session(**batch(start))
     two = one.fork()
     prompts = [batch([*start, text(6, seed=seed)]) for seed in (1, 2)]
     for inputs in prompts:
@@ -274,13 +272,13 @@ def test_a_fork_and_what_it_comes_from_go_separate_ways(load, talk):
             wanted = model.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
             np.testing.assert_array_equal(session.generate(**inputs, **SETTINGS, max_new_tokens=NEW), wanted)
             assert session.reused.tolist() == [length_of(start)]
-    assert len(model.start().fork().input_ids) == 0
+    assert len(model.session().fork().input_ids) == 0
 
 
 def test_capacity_grows_and_shrinks(load, talk):
     """Through several listed sizes, and back."""
     model, (start, _) = load("gqa"), talk
-    session, capacities, parts = model.start(), [], list(start)
+    session, capacities, parts = model.session(), [], list(start)
     for count in (5, 60, 200):
         parts.append(text(count, seed=count))
         inputs = batch(parts)
@@ -300,7 +298,7 @@ def test_at_the_last_positions(load, encoded):
     """1024 positions: where the padding of what is new finds no room, more is read once again, even half a clip."""
     model = load("gqa")
     start = [text(930, seed=1), clip("gqa", 300, seed=2)]
-    session = model.start(**batch(start))
+    session = model.session(**batch(start))
     inputs = batch([*start, text(14, seed=3)])
     width = inputs["input_ids"].shape[1]
     assert width == 1019
@@ -328,7 +326,7 @@ def test_meshes(load, name, data, model):
         [text(5, seed=0), clip(name, 57, seed=1), text(4, seed=2), clip(name, 160, seed=3)],
         clip(name, 40, seed=4),
     )
-    session = many.start(**batch(start))
+    session = many.session(**batch(start))
     rows = [[*start, text(2, seed=2), third, text(3, seed=3)], [*start, text(9, seed=1)], [*start, text(3, seed=4)]]
     longest = length_of(rows[0][len(start) :]) - 1
     # Compiling for eight devices takes seconds: a single question goes to one of the meshes alone.
@@ -345,8 +343,8 @@ def test_meshes(load, name, data, model):
 def test_int8_cache(load, talk):
     """Codes may flip where sums were made in another order: the distribution is the same but for that."""
     model, (start, _) = copy.copy(load("gqa")), talk
-    model.cache = "int8"
-    session = model.start(**batch(start))
+    model.cache_dtype = "int8"
+    session = model.session(**batch(start))
     assert session._held.cache.keys[0].codes.dtype == np.int8
     for seed in (1, 2):
         inputs = batch([*start, text(6, seed=seed)])
@@ -365,7 +363,7 @@ def test_closing_frees_the_memory(load, talk):
     """At once, of a stream under way when that ends; a fork has what it needs."""
     model, (start, _) = load("gqa"), talk
     inputs, options = batch([*start, text(6, seed=1)]), SETTINGS | {"max_new_tokens": NEW}
-    with model.start(**batch(start)) as session:
+    with model.session(**batch(start)) as session:
         kept = weakref.ref(session._held.cache.keys[0])
         fork = session.fork()
         unstarted = session.stream(**inputs, **options, tokenizer=Letters())
@@ -389,7 +387,7 @@ def test_closing_frees_the_memory(load, talk):
 def test_memory_is_checked_before_it_is_taken(load, talk, monkeypatch):
     """What the session holds makes room for what takes its place, and a refusal loses nothing."""
     model, (start, _) = load("gqa"), talk
-    session = model.start(**batch(start))
+    session = model.session(**batch(start))
     inputs = batch([*start, text(4, seed=6)])
     rows = {"rows": 2, "dtype": np.dtype("float32"), "mesh": model.mesh}
     needed = memory.cache_bytes(model.config.text_config, capacity=128, **rows)
@@ -397,7 +395,7 @@ def test_memory_is_checked_before_it_is_taken(load, talk, monkeypatch):
     assert session._held.cache.capacity == 128
     monkeypatch.setattr(memory, "free_bytes", lambda devices: needed // 10)
     with pytest.raises(ValueError, match="a float32 cache of 2 rows x"):
-        model.start(**batch(start))
+        model.session(**batch(start))
     session.generate(**inputs, **SETTINGS, max_new_tokens=NEW)
     for refused in (batch([*start, text(90, seed=6)]), batch([*start, text(4, seed=6)], [*start, text(3, seed=7)])):
         held = session.input_ids
@@ -411,21 +409,21 @@ def test_memory_is_checked_before_it_is_taken(load, talk, monkeypatch):
 def test_refusals(load, talk, monkeypatch):
     model, (start, _) = load("gqa"), talk
     with pytest.raises(ValueError, match="a session holds one prompt, not 2"):
-        model.start(**batch(start, [text(3, seed=1)]))
+        model.session(**batch(start, [text(3, seed=1)]))
     with pytest.raises(TypeError, match="max_new_tokens"):
-        model.start(**batch(start), max_new_tokens=3)
+        model.session(**batch(start), max_new_tokens=3)
     with pytest.raises(ValueError, match="the model has 1024 positions"):
-        model.start(**batch([text(1025, seed=1)]))
+        model.session(**batch([text(1025, seed=1)]))
     with pytest.raises(ValueError, match="stream takes one prompt"):
-        model.start().stream(**batch(start, start), tokenizer=Letters())
+        model.session().stream(**batch(start, start), tokenizer=Letters())
     monkeypatch.setattr(session_module, "share_of", lambda mesh: Share(2, 0, (0,), False))
     with pytest.raises(ValueError, match="a session runs in one process"):
-        model.start()
+        model.session()
 
 
 def test_the_same_shapes_compile_nothing(load, talk):
     model, (start, _) = load("gqa"), talk
-    session, compiled = model.start(**batch(start)), []
+    session, compiled = model.session(**batch(start)), []
     for seed in (1, 2):
         session.generate(**batch([*start, text(6, seed=seed)]), **SETTINGS, max_new_tokens=NEW)
 

@@ -64,7 +64,7 @@ def test_meshes_give_the_tokens_of_one_device(load, hf_checkpoint, data, model):
 
 
 def test_weights_and_cache_are_really_split(load):
-    from qwen2audio_jax.generation.decoding import _cache_maker
+    from qwen2audio_jax.generation.run import new_cache
 
     mesh = make_mesh(data=2, model=4)
     model = load("gqa", mesh=mesh)
@@ -75,7 +75,7 @@ def test_weights_and_cache_are_really_split(load):
     assert {shard.data.shape for shard in query.addressable_shards} == {(48, 20)}
     whole = model.params["encoder"]["conv1"]["kernel"]
     assert {shard.data.shape for shard in whole.addressable_shards} == {whole.shape}
-    cache = _cache_maker(model.config, 4, 32, np.dtype(model.config.dtype), mesh)()
+    cache = new_cache(model.runtime, 4, 32)
     assert {shard.data.shape for shard in cache.keys[0].addressable_shards} == {(2, 1, 32, 10)}
     for spec in jax.tree.leaves(sharded_specs(model.config, mesh=mesh)):
         assert spec.sharding.mesh == mesh

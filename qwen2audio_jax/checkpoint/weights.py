@@ -31,7 +31,7 @@ Adapter = tuple[Mapping[str, Any], float]
 
 def check_storage(*, weights: str, cache: str) -> None:
     """Raise a `ValueError` unless both are "auto" or "int8"."""
-    for name, value in (("weights", weights), ("cache", cache)):
+    for name, value in (("weights_dtype", weights), ("cache_dtype", cache)):
         if value not in (AUTO, INT8):
             raise ValueError(f"{name}={value!r} is not one of 'auto', 'int8'")
 

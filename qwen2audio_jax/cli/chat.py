@@ -72,7 +72,7 @@ class Chat:
     ):
         """Start a conversation; `arguments` are those of `stream` besides the inputs."""
         self._model, self._processor, self._options, self._arguments = model, processor, options, arguments
-        self._session = model.start()
+        self._session = model.session()
         self.system: str | None = options.system
         self.history: list[dict[str, Any]] = []
         self.clips: list[Any] = []
@@ -107,7 +107,7 @@ class Chat:
         elif command == "/reset" and not argument:
             self.history, self.clips = [], []
             self._session.close()
-            self._session = self._model.start()
+            self._session = self._model.session()
         elif command == "/help" and not argument:
             say(HELP)
         else:

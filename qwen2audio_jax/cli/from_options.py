@@ -103,7 +103,7 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
         revision=options.revision,
         cache_dir=options.cache_dir,
         adapter=options.adapter,
-        weights=options.weights,
-        cache=options.cache,
+        weights_dtype=options.weights,
+        cache_dtype=options.cache,
         attention=options.attention,
     )

@@ -160,7 +160,7 @@ def check_clips(
     return ClipFeatures(features, frames)
 
 
-def audio_slots(rows: TextRows, heard: ClipFeatures | None, *, config: Qwen2AudioConfig) -> list[np.ndarray]:
+def audio_slots(rows: TextRows, clips: ClipFeatures | None, *, config: Qwen2AudioConfig) -> list[np.ndarray]:
     """Assignment of audio vectors to audio positions.
 
     Clips are assigned to rows in order: each row takes as many whole clips as its audio positions need.
@@ -172,7 +172,7 @@ def audio_slots(rows: TextRows, heard: ClipFeatures | None, *, config: Qwen2Audi
         ValueError: the positions and the vectors do not match, in total or within a row.
     """
     remedy = "each <|AUDIO|> must stand as often as its clip has vectors; the processor does this"
-    counts = [] if heard is None else heard.tokens.tolist()
+    counts = [] if clips is None else clips.tokens.tolist()
     positions = [np.flatnonzero(row == config.audio_token_index) for row in rows.ids]
     total = sum(len(row) for row in positions)
     if total != sum(counts):
@@ -204,27 +204,27 @@ class CheckedInputs:
 
     Attributes:
         rows: the prompts.
-        heard: their clips; None for text alone.
+        clips: their clips; None for text alone.
         slots: the result of `audio_slots`.
     """
 
     rows: TextRows
-    heard: ClipFeatures | None
+    clips: ClipFeatures | None
     slots: list[np.ndarray]
 
     @property
     def sizes(self) -> Sizes:
         """The sizes of its arrays."""
         rows = Sizes(rows=len(self.rows.ids), tokens=int(self.rows.lengths.max()), width=self.rows.width)
-        if self.heard is None:
+        if self.clips is None:
             return rows
-        return replace(rows, clips=self.heard.sizes.clips, frames=self.heard.sizes.frames)
+        return replace(rows, clips=self.clips.sizes.clips, frames=self.clips.sizes.frames)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """All input arrays."""
         own = (self.rows.lengths, *self.rows.ids, *self.rows.columns)
-        return own if self.heard is None else (*own, self.heard.frames, self.heard.features)
+        return own if self.clips is None else (*own, self.clips.frames, self.clips.features)
 
 
 def check_inputs(
@@ -244,19 +244,19 @@ def check_inputs(
     if input_features is None:
         if feature_attention_mask is not None:
             raise ValueError("feature_attention_mask came without input_features")
-        heard = None
+        clips = None
     else:
-        heard = check_clips(input_features, feature_attention_mask, config=config.audio_config)
-    return CheckedInputs(rows, heard, audio_slots(rows, heard, config=config))
+        clips = check_clips(input_features, feature_attention_mask, config=config.audio_config)
+    return CheckedInputs(rows, clips, audio_slots(rows, clips, config=config))
 
 
 def clips_to_mesh(
-    heard: ClipFeatures | None, *, config: Qwen2AudioEncoderConfig, mesh: Mesh, sizes: Sizes
+    clips: ClipFeatures | None, *, config: Qwen2AudioEncoderConfig, mesh: Mesh, sizes: Sizes
 ) -> tuple[jax.Array, jax.Array]:
     """Pad clips to bucket shapes and place them: features [A, M, L] and frames [A] (0 for padding clips).
 
     Args:
-        heard: this process's clips; None if only other processes have some.
+        clips: this process's clips; None if only other processes have some.
         config: for M.
         mesh: the target devices.
         sizes: agreed between the processes.
@@ -265,10 +265,10 @@ def clips_to_mesh(
     padded = padded_clip_count(sizes.clips, mesh=mesh)
     features = np.zeros((padded, config.num_mel_bins, length), np.float32)
     frames = np.zeros(padded, np.int32)
-    if heard is not None:
-        count = len(heard.frames)
-        features[:count] = heard.features[:, :, :length]
-        frames[:count] = heard.frames
+    if clips is not None:
+        count = len(clips.frames)
+        features[:count] = clips.features[:, :, :length]
+        frames[:count] = clips.frames
     return to_mesh(mesh, features, "clip", "mels", "position"), to_mesh(mesh, frames, "clip")
 
 

@@ -44,7 +44,7 @@ def check_fits(
     free += spare
     needed = cache_bytes(config, rows=rows, capacity=capacity, dtype=dtype, mesh=mesh)
     if needed > free:
-        other = "" if dtype == jnp.int8 else ", load the model with cache='int8'"
+        other = "" if dtype == jnp.int8 else ", load the model with cache_dtype='int8'"
         raise ValueError(
             f"a {dtype} cache of {rows} rows x {capacity} positions takes {needed / GIB:.2f} GiB on each device, and "
             f"{max(free, 0) / GIB:.2f} GiB are left: give fewer rows at once, a shorter prompt or a smaller "

@@ -1,15 +1,18 @@
 """Return values of the model's calls."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import numpy as np
 
-from qwen2audio_jax.generation.decoding import Decoding
-from qwen2audio_jax.generation.stopping import StopMatcher
+from qwen2audio_jax.generation.call import Call
+from qwen2audio_jax.generation.decoding import Progress, Step
 from qwen2audio_jax.generation.text_stream import TextStream
+
+Steps = Generator[Step, None, None]
+"""The running steps of a call; closing it ends them."""
 
 
 @dataclass(frozen=True)
@@ -43,65 +46,47 @@ class GenerateOutput:
     finish_reasons: tuple[str, ...]
 
 
-class Tokenizer(Protocol):
-    """The tokenizer interface for stop strings and streaming: a processor, or its tokenizer."""
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Decode ids to text."""
-        ...
-
-
-def stop_matchers(stop_strings: Sequence[str], tokenizer: Tokenizer | None, *, rows: int) -> list[StopMatcher]:
-    """One stop string matcher per row; none if there are no stop strings.
-
-    Raises:
-        ValueError: stop strings without a tokenizer.
-    """
-    if not stop_strings:
-        return []
-    if tokenizer is None:
-        raise ValueError("stop_strings needs tokenizer=: pass the processor")
-    return [StopMatcher(stop_strings, tokenizer.decode) for _ in range(rows)]
-
-
-def collect(decoding: Decoding, prompts: np.ndarray, *, matchers: list[StopMatcher]) -> GenerateOutput:
-    """Run a decoding to its end.
+def collect(steps: Steps, call: Call, progress: Progress, *, prompts: np.ndarray) -> GenerateOutput:
+    """The output of a call whose steps are run to the end.
 
     Args:
-        decoding: not yet started.
-        prompts: [B, T] ids as given; each gives as many rows as it has continuations.
-        matchers: one per row, or none.
+        steps: of the call, not yet started.
+        call: says how many rows come out, and what ends them.
+        progress: of the steps; rows are stopped in it.
+        prompts: [B, T] ids as given.
     """
-    prompts = np.repeat(prompts, decoding.rows // len(prompts), axis=0)
+    repeated = np.repeat(prompts, call.copies, axis=0)
     tokens, log_probs = [], []
-    running = np.ones(len(prompts), bool)
-    lengths, reasons = np.zeros(len(prompts), np.int32), ["length"] * len(prompts)
-    for step in decoding:
-        tokens.append(step.tokens)
-        log_probs.append(step.log_probs)
-        lengths += running
-        for row in np.flatnonzero(running):
-            if step.finished[row]:
-                reasons[row], running[row] = "eos", False
-            elif matchers and matchers[row].push(int(step.tokens[row])):
-                reasons[row], running[row] = "stop_string", False
-                decoding.stop(int(row))
-    sequences = np.concatenate([prompts.astype(np.int32), np.stack(tokens, axis=1)], axis=1)
+    running = np.ones(call.rows, bool)
+    lengths, reasons = np.zeros(call.rows, np.int32), ["length"] * call.rows
+    with closing(steps):
+        for step in steps:
+            tokens.append(step.tokens)
+            log_probs.append(step.log_probs)
+            lengths += running
+            for row in np.flatnonzero(running):
+                if step.finished[row]:
+                    reasons[row], running[row] = "eos", False
+                elif call.matchers and call.matchers[row].push(int(step.tokens[row])):
+                    reasons[row], running[row] = "stop_string", False
+                    progress.stop(int(row))
+    sequences = np.concatenate([repeated.astype(np.int32), np.stack(tokens, axis=1)], axis=1)
     return GenerateOutput(sequences, lengths, np.stack(log_probs, axis=1), tuple(reasons))
 
 
-def pieces(decoding: Decoding, text: TextStream, *, matchers: list[StopMatcher]) -> Generator[str, None, str]:
-    """Run a decoding of one row, yielding its text as soon as it is final; returns the finish reason."""
+def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) -> Generator[str, None, str]:
+    """The text of a call's one row as it becomes certain; the generator returns the finish reason."""
     reason = "length"
-    for step in decoding:
-        token = int(step.tokens[0])
-        if piece := text.push(token):
-            yield piece
-        if step.finished[0]:
-            reason = "eos"
-        elif matchers and matchers[0].push(token):
-            reason = "stop_string"
-            decoding.stop(0)
+    with closing(steps):
+        for step in steps:
+            token = int(step.tokens[0])
+            if piece := text.push(token):
+                yield piece
+            if step.finished[0]:
+                reason = "eos"
+            elif call.matchers and call.matchers[0].push(token):
+                reason = "stop_string"
+                progress.stop(0)
     if rest := text.finish():
         yield rest
     return reason

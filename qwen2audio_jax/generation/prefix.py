@@ -55,7 +55,7 @@ def row_tokens(checked: CheckedInputs) -> list[np.ndarray]:
     Returns:
         For each row [T, 3] int64: (id, 0, 0) of a text token, (-1 - vector, hash, hash) of an audio token.
     """
-    digests = np.zeros((0, 2), np.int64) if checked.heard is None else _digests(checked.heard)
+    digests = np.zeros((0, 2), np.int64) if checked.clips is None else _digests(checked.clips)
     rows = []
     for ids, pairs in zip(checked.rows.ids, checked.slots, strict=True):
         tokens, audio = text_tokens(ids), pairs[:, 0] >= 0
@@ -65,10 +65,10 @@ def row_tokens(checked: CheckedInputs) -> list[np.ndarray]:
     return rows
 
 
-def _digests(heard: ClipFeatures) -> np.ndarray:
+def _digests(clips: ClipFeatures) -> np.ndarray:
     """128-bit hashes of clips: [A, 2] int64."""
     found = []
-    for frames, features in zip(heard.frames, heard.features, strict=True):
+    for frames, features in zip(clips.frames, clips.features, strict=True):
         digest = hashlib.blake2b(str((int(frames), features.shape)).encode(), digest_size=16)
         digest.update(np.ascontiguousarray(features).data)
         found.append(np.frombuffer(digest.digest(), np.int64))
@@ -80,6 +80,19 @@ def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
     shortest = min(len(a), len(b))
     differ = (a[:shortest] != b[:shortest]).any(axis=1)
     return int(differ.argmax()) if differ.any() else shortest
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginnings of prompts, in a cache that is ready to be extended.
+
+    Attributes:
+        cache: for the padded rows of the prompts.
+        starts: [rows] int32, number of tokens of each row that are in it.
+    """
+
+    cache: KVCache
+    starts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,12 @@ def _cut(checked: CheckedInputs, parts: list[slice]) -> CheckedInputs:
     slots = [row[part].copy() for row, part in zip(checked.slots, parts, strict=False)]
     text = TextRows(rows, columns, checked.rows.width)
     needed = np.unique(np.concatenate([pairs[pairs[:, 0] >= 0, 0] for pairs in slots]))
-    if checked.heard is None or not len(needed):
+    if checked.clips is None or not len(needed):
         return CheckedInputs(text, None, slots)
     for pairs in slots:
         audio = pairs[:, 0] >= 0
         pairs[audio, 0] = np.searchsorted(needed, pairs[audio, 0])
-    return CheckedInputs(text, ClipFeatures(checked.heard.features[needed], checked.heard.frames[needed]), slots)
+    return CheckedInputs(text, ClipFeatures(checked.clips.features[needed], checked.clips.frames[needed]), slots)
 
 
 def copy_prefix(held: CachedPrefix, starts: np.ndarray, *, capacity: int, mesh: Mesh) -> KVCache:

@@ -1,73 +1,81 @@
-"""Sessions: the key/value cache of one prompt, reused by later calls that share a prefix with it.
+"""Sessions: the keys and values of one prompt, kept for the calls that come after it.
 
-The module sits between `api`, which checks inputs and runs the decoding, and `prefix`, which finds the cached prefix.
+`prefix` says how much of a prompt is known already; `run` computes the rest of it.
 """
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from qwen2audio_jax.generation import decoding as engine
+from qwen2audio_jax.generation.call import (
+    Arguments,
+    Call,
+    cache_capacity,
+    check_memory,
+    check_one_row,
+    check_positions,
+    prepare_call,
+)
+from qwen2audio_jax.generation.decoding import Progress, Prompted, Step, decode
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
 from qwen2audio_jax.generation.memory import cache_bytes, check_fits
-from qwen2audio_jax.generation.outputs import Tokenizer, collect, pieces
+from qwen2audio_jax.generation.outputs import collect, pieces
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count, padded_tokens
 from qwen2audio_jax.generation.prefix import (
     CachedPrefix,
     Continuation,
+    Prefix,
     common_prefix_length,
     copy_prefix,
     first_tokens,
     plan_continuation,
     row_tokens,
     text_tokens,
-    without_prefix,
 )
-from qwen2audio_jax.generation.stopping import StopMatcher
+from qwen2audio_jax.generation.run import extend_prefix, prefill_prompts
+from qwen2audio_jax.generation.runtime import Runtime
+from qwen2audio_jax.generation.stopping import Tokenizer
 from qwen2audio_jax.generation.text_stream import TextStream
-from qwen2audio_jax.model.kv_cache import KVCache
 from qwen2audio_jax.parallel.process_rows import Sizes, share_of, to_mesh
-
-if TYPE_CHECKING:
-    from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 
 
 class Session:
     """Keys and values of one sequence of tokens and clips, kept on the model's mesh between calls.
 
-    `generate` and `stream` take the whole prompt, like the model's own methods, and return the same result: greedy, in
-    float32, the same tokens; sampled, with the same seed, likewise. The session finds the longest held prefix of the
-    prompt, comparing clips by their features, and computes only the rest: a clip in the prefix is not encoded again. So
-    a second question about a clip, the next turn of a chat, a regenerated answer and a retracted message are all the
-    same call, and always correct: if a re-rendered conversation is tokenised differently (for example at the boundary
-    between an answer and the next turn) or leaves something out, more is computed. Passing only the new tokens would
-    save the caller nothing but the features, and leave all these cases to the caller.
+    `generate` and `stream` take whole prompts, exactly as the model's own do, and return what those would return:
+    greedy, in float32, the same tokens; sampled, with the same seed, too. The session finds the longest beginning of
+    the prompt that it holds, with clips compared by their features, and computes what comes after: a known clip is not
+    encoded again. So a second question about a clip, the next turn of a chat, another answer to the same question and a
+    message taken back are all one call. Where a conversation that is rendered again splits into other tokens (at the
+    seam between an answer and the next turn, say) or leaves something out, more is computed, and nothing goes wrong.
 
-    After a call with one prompt the session holds that prompt and, of a single answer, the cached part. A call with
-    several prompts, or several answers to one, works on copies of the common prefix, which the session then holds; so a
-    session may start with a batch of questions about one clip. `fork` returns a second session with the same held
-    sequence. After an interrupted call, or a stream that is left early, the session remains usable.
+    After a call with one prompt the session holds that prompt and, of a single answer, what the cache has of it. A call
+    with several prompts, or several answers to one, works on copies of their common beginning, which the session then
+    holds; so a batch of questions about one clip may come first. `fork` gives a second session that begins with what
+    this one holds. After a call that is interrupted, or a stream that is left early, the session still works.
 
     It takes the memory of one prompt's cache until it is closed (`close`, or the end of a `with`) or dropped. It is for
     one caller at a time; while a stream is running it holds nothing, and other calls compute their whole prompt.
 
     Attributes:
-        reused: [B] int32, number of tokens of each prompt of the last call that were taken from the cache.
+        reused: [B] int32, how many tokens of each prompt of the last call were in the cache already.
     """
 
-    def __init__(self, model: "Qwen2AudioForConditionalGeneration"):
-        """Create an empty session; usually through `model.start`.
+    def __init__(self, runtime: Runtime, *, generation_config: GenerationConfig):
+        """An empty session; `model.session` makes it.
 
         Raises:
-            ValueError: the model's mesh spans several processes.
+            ValueError: the mesh spans several processes.
         """
-        if not share_of(model.mesh).alone:
+        if not share_of(runtime.mesh).alone:
             raise ValueError("a session runs in one process, and this model's mesh spans several: use generate")
-        self._model = model
+        self._runtime = runtime
+        self._generation_config = generation_config
         self._held: CachedPrefix | None = None
         self._closed = False
         self.reused = np.zeros(0, np.int32)
@@ -84,11 +92,11 @@ class Session:
 
     @property
     def input_ids(self) -> np.ndarray:
-        """The held tokens, [T] int32, with <|AUDIO|> for every audio vector."""
+        """[T] int32: the tokens that are held, <|AUDIO|> for every audio vector."""
         if self._held is None:
             return np.zeros(0, np.int32)
         ids = self._held.tokens[:, 0]
-        return np.where(ids < 0, self._model.config.audio_token_index, ids).astype(np.int32)
+        return np.where(ids < 0, self._runtime.config.audio_token_index, ids).astype(np.int32)
 
     def read(
         self,
@@ -98,21 +106,21 @@ class Session:
         input_features: Any = None,
         feature_attention_mask: Any = None,
     ) -> None:
-        """Prefill one prompt, or a prefix of it, ahead of later calls; arguments as for `generate`.
+        """Prefill one prompt, or the beginning of later ones; arguments as for `generate`.
 
         Raises:
             ValueError: several prompts, inputs that do not fit, or a cache beyond the devices' memory.
         """
         self._check_open()
-        model = self._model
-        checked = check_inputs(input_ids, attention_mask, input_features, feature_attention_mask, config=model.config)
-        if len(checked.rows.ids) != 1:
+        config = self._runtime.config
+        inputs = check_inputs(input_ids, attention_mask, input_features, feature_attention_mask, config=config)
+        if len(inputs.rows.ids) != 1:
             raise ValueError(
-                f"a session holds one prompt, not {len(checked.rows.ids)}: give what they have in common, and then all "
+                f"a session holds one prompt, not {len(inputs.rows.ids)}: give what they have in common, and then all "
                 "of them to its generate"
             )
-        model._check_positions(checked.sizes.tokens, 0)
-        self._read(checked)
+        check_positions(inputs.sizes.tokens, 0, config=config)
+        self._read(inputs)
 
     def generate(
         self,
@@ -126,14 +134,19 @@ class Session:
         return_dict_in_generate: bool = False,
         **options: Any,
     ) -> Any:
-        """`model.generate` of whole prompts, reusing the held prefix; same arguments, result and errors."""
-        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
-        turn = _Turn(self)
-        decoding, matchers = turn.decoding(inputs, options=options, seed=seed, tokenizer=tokenizer)
-        try:
-            output = collect(decoding, np.atleast_2d(np.asarray(input_ids)), matchers=matchers)
-        finally:
-            turn.end(decoding)
+        """Continue whole prompts, as `model.generate` does: arguments, result and errors are the same."""
+        arguments = Arguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            input_features=input_features,
+            feature_attention_mask=feature_attention_mask,
+            seed=seed,
+            tokenizer=tokenizer,
+            options=options,
+        )
+        call, progress = self._prepare(arguments)
+        prompts = np.atleast_2d(np.asarray(input_ids))
+        output = collect(self._steps(call, progress), call, progress, prompts=prompts)
         return output if return_dict_in_generate else output.sequences
 
     def stream(
@@ -148,144 +161,125 @@ class Session:
         skip_special_tokens: bool = True,
         **options: Any,
     ) -> Generator[str, None, str]:
-        """`model.stream` of a whole prompt, reusing the held prefix; same arguments, pieces and errors."""
-        inputs = (input_ids, attention_mask, input_features, feature_attention_mask)
-        turn = _Turn(self)
-        decoding, matchers = turn.decoding(inputs, options=options, seed=seed, tokenizer=tokenizer, streamed=True)
+        """Continue one whole prompt, as `model.stream` does: arguments, pieces and errors are the same."""
+        arguments = Arguments(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            input_features=input_features,
+            feature_attention_mask=feature_attention_mask,
+            seed=seed,
+            tokenizer=tokenizer,
+            options=options,
+        )
+        call, progress = self._prepare(arguments)
+        check_one_row(call)
         text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
-        return turn.until_the_end(decoding, pieces(decoding, text, matchers=matchers))
+        return pieces(self._steps(call, progress), call, progress, text=text)
 
     def fork(self) -> "Session":
-        """A second session with the same held sequence; the cache is copied on the next call of either."""
+        """A second session that begins with what this one holds; the cache is copied when one of the two resumes."""
         self._check_open()
-        other = Session(self._model)
+        other = Session(self._runtime, generation_config=self._generation_config)
         if self._held is not None:
             self._held = other._held = replace(self._held, shared=True)
         return other
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("this session is closed: begin another with model.start()")
+            raise ValueError("this session is closed: begin another with model.session()")
 
-    def _read(self, checked: CheckedInputs) -> None:
-        model, turn = self._model, _Turn(self)
-        capacity = padded_capacity(checked.sizes.tokens, config=model.config)
-        size = self._size(rows=padded_row_count(1, mesh=model.mesh), capacity=capacity)
-        check_fits(model.config.text_config, **size, spare=self._bytes_held())
-        with jax.set_mesh(model.mesh):
-            turn.begin(checked, checked.sizes, capacity)
-        self._held = turn.held
+    def _prepare(self, arguments: Arguments) -> tuple[Call, Progress]:
+        self._check_open()
+        call = prepare_call(self._runtime, arguments, defaults=self._generation_config)
+        # The memory of what is held becomes that of the one prompt that takes its place.
+        check_memory(self._runtime, call, spare=self._bytes_held() if call.prompts == 1 else 0)
+        return call, Progress.of(self._runtime, call)
+
+    def _steps(self, call: Call, progress: Progress) -> Generator[Step, None, None]:
+        """`run.steps` from where the prompts part from what the session holds when the first step is asked for."""
+        self._check_open()  # a stream may begin after it was closed
+        capacity = cache_capacity(self._runtime, call)
+        if call.prompts > 1:
+            yield from decode(self._runtime, call, self._prompts(call.inputs, call.sizes, capacity=capacity), progress)
+            return
+        prompted = self._prompts(call.inputs, call.sizes, capacity=capacity)
+        prompt = CachedPrefix(row_tokens(call.inputs)[0], prompted.cache)
+        try:
+            yield from decode(self._runtime, call, prompted, progress)
+        finally:
+            self._keep(_with_answer(prompt, progress) if call.rows == 1 else prompt)
+
+    def _keep(self, prefix: CachedPrefix) -> None:
+        """Hold what the next call can resume from, however this one ended."""
+        if not self._closed:
+            self._held = prefix if prefix.alive else None
+
+    def _prompts(self, inputs: CheckedInputs, sizes: Sizes, *, capacity: int) -> Prompted:
+        """The prompts prefilled; of what is held only the rest of them is computed."""
+        rows, config = row_tokens(inputs), self._runtime.config
+        if len(rows) > 1:
+            self._read_common(inputs, rows)
+        plan = plan_continuation(rows, self._held, capacity=capacity, config=config)
+        self.reused = plan.starts
+        if self._held is not None and plan.starts.any():
+            rows_padded = padded_row_count(sizes.rows, mesh=self._runtime.mesh)
+            return extend_prefix(self._runtime, inputs, self._take(self._held, plan, rows=rows_padded))
+        if len(rows) == 1:
+            self._held = None
+        return prefill_prompts(self._runtime, inputs, sizes, capacity=capacity)
+
+    def _read_common(self, inputs: CheckedInputs, rows: list[np.ndarray]) -> None:
+        """Hold what several prompts have in common, if each of them then has less to compute."""
+        config = self._runtime.config
+        shared = min([len(row) - 1 for row in rows] + [common_prefix_length(rows[0], row) for row in rows[1:]])
+        starts = plan_continuation(rows, self._held, capacity=0, config=config).starts
+        longest = max(len(row) for row in rows)
+        now = max(len(row) - start for row, start in zip(rows, starts, strict=True))
+        if shared and padded_tokens(longest - shared, config=config) < padded_tokens(now, config=config):
+            self._read(first_tokens(inputs, shared))
+
+    def _read(self, inputs: CheckedInputs) -> None:
+        capacity = padded_capacity(inputs.sizes.tokens, config=self._runtime.config)
+        size = self._size(rows=padded_row_count(1, mesh=self._runtime.mesh), capacity=capacity)
+        check_fits(self._runtime.config.text_config, **size, spare=self._bytes_held())
+        prompted = self._prompts(inputs, inputs.sizes, capacity=capacity)
+        self._held = CachedPrefix(row_tokens(inputs)[0], prompted.cache)
+
+    def _take(self, held: CachedPrefix, plan: Continuation, *, rows: int) -> Prefix:
+        """What is held in as many rows and positions as are needed: its own cache, if one prompt fits in it."""
+        runtime, one = self._runtime, len(plan.starts) == 1
+        starts = np.zeros(rows, np.int32)
+        starts[: len(plan.starts)] = plan.starts
+        if one and not held.shared and held.cache.capacity == plan.capacity:
+            self._held = None
+            return Prefix(replace(held.cache, lengths=to_mesh(runtime.mesh, starts, "batch")), plan.starts)
+        check_fits(runtime.config.text_config, **self._size(rows=rows, capacity=plan.capacity))
+        with jax.set_mesh(runtime.mesh):
+            cache = copy_prefix(held, starts, capacity=plan.capacity, mesh=runtime.mesh)
+        if one:
+            self._held = None
+        return Prefix(cache, plan.starts)
 
     def _bytes_held(self) -> int:
         if self._held is None:
             return 0
         cache = self._held.cache
-        return cache_bytes(
-            self._model.config.text_config, **self._size(rows=len(cache.lengths), capacity=cache.capacity)
-        )
+        size = self._size(rows=len(cache.lengths), capacity=cache.capacity)
+        return cache_bytes(self._runtime.config.text_config, **size)
 
     def _size(self, *, rows: int, capacity: int) -> dict[str, Any]:
-        """Arguments of `cache_bytes` and `check_fits` for a cache of the model."""
-        dtype = engine.cache_dtype(self._model.config, self._model.cache)
-        return {"rows": rows, "capacity": capacity, "dtype": dtype, "mesh": self._model.mesh}
+        """A cache of the model's, as `cache_bytes` and `check_fits` take it."""
+        runtime = self._runtime
+        return {"rows": rows, "capacity": capacity, "dtype": np.dtype(runtime.cache_dtype), "mesh": runtime.mesh}
 
 
-class _Turn:
-    """One call of a session.
+def _with_answer(prompt: CachedPrefix, progress: Progress) -> CachedPrefix:
+    """A prompt, and of its answer what is in the cache and has been read.
 
-    Attributes:
-        held: the call's prompt once it has been prefilled; None before, and for several prompts.
+    The last token of an answer that its limit ended is not in the cache; one that is may not have been read yet.
     """
-
-    def __init__(self, session: Session):
-        self.held: CachedPrefix | None = None
-        self._session, self._model = session, session._model
-
-    def decoding(self, inputs: tuple[Any, ...], **arguments: Any) -> tuple[engine.Decoding, list[StopMatcher]]:
-        """The decoding of a call with checked inputs; the held prefix is looked up when it starts."""
-        self._session._check_open()
-        one = np.ndim(inputs[0]) < 2 or len(inputs[0]) == 1
-        # The memory of the held cache is available to the single prompt that replaces it.
-        spare = self._session._bytes_held() if one else 0
-        return self._model._decoding(inputs, **arguments, begin=self.begin, spare=spare)
-
-    def begin(self, checked: CheckedInputs, sizes: Sizes, capacity: int) -> engine.Prompted:
-        """Prefill prompts after the prefix that the session holds."""
-        session, model = self._session, self._model
-        session._check_open()  # a stream may start after the session was closed
-        rows, one = row_tokens(checked), len(checked.rows.ids) == 1
-        if not one:
-            self._read_common(checked, rows)
-        plan = plan_continuation(rows, session._held, capacity=capacity, config=model.config)
-        session.reused = plan.starts
-        if plan.starts.any():
-            prompted = self._go_on(checked, plan)
-        else:
-            if one:
-                session._held = None
-            prompted = model._begin(checked, sizes, capacity)
-        if one:
-            self.held = CachedPrefix(rows[0], prompted.cache)
-        return prompted
-
-    def _read_common(self, checked: CheckedInputs, rows: list[np.ndarray]) -> None:
-        """Prefill the common prefix of several prompts into the session, if that leaves each of them less work."""
-        session, config = self._session, self._model.config
-        shared = min([len(row) - 1 for row in rows] + [common_prefix_length(rows[0], row) for row in rows[1:]])
-        starts = plan_continuation(rows, session._held, capacity=0, config=config).starts
-        longest = max(len(row) for row in rows)
-        now = max(len(row) - start for row, start in zip(rows, starts, strict=True))
-        if shared and padded_tokens(longest - shared, config=config) < padded_tokens(now, config=config):
-            session._read(first_tokens(checked, shared))
-
-    def _go_on(self, checked: CheckedInputs, plan: Continuation) -> engine.Prompted:
-        model, mesh = self._model, self._model.mesh
-        after = without_prefix(checked, plan.starts)
-        prompt, padded = model._prompt(after, after.sizes)
-        cache = self._cache(plan, rows=len(padded))
-        logits, cache = engine.prefill(model.params, prompt, cache, cfg=model.config, window=plan.capacity)
-        ids = np.zeros((len(padded), padded_tokens(checked.sizes.tokens, config=model.config)), np.int32)
-        for whole, row in zip(ids, checked.rows.ids, strict=False):
-            whole[: len(row)] = row
-        lengths = padded.copy()
-        lengths[: len(plan.starts)] += plan.starts
-        state = engine.sampler_state(
-            to_mesh(mesh, ids, "batch", "token"), lengths, vocab_size=logits.shape[-1], mesh=mesh
-        )
-        return engine.Prompted(logits, cache, state)
-
-    def _cache(self, plan: Continuation, *, rows: int) -> KVCache:
-        """The held sequence in a cache of the needed rows and positions: the session's own, if one prompt fits in."""
-        session, model, held = self._session, self._model, self._session._held
-        assert held is not None
-        one = len(plan.starts) == 1
-        starts = np.zeros(rows, np.int32)
-        starts[: len(plan.starts)] = plan.starts
-        if one and not held.shared and held.cache.capacity == plan.capacity:
-            session._held = None
-            return replace(held.cache, lengths=to_mesh(model.mesh, starts, "batch"))
-        check_fits(model.config.text_config, **session._size(rows=rows, capacity=plan.capacity))
-        cache = copy_prefix(held, starts, capacity=plan.capacity, mesh=model.mesh)
-        if one:
-            session._held = None
-        return cache
-
-    def end(self, decoding: engine.Decoding) -> None:
-        """Hand the session the sequence that its next call can resume from, however this call ended."""
-        if self.held is None or self._session._closed:
-            return
-        held = self.held
-        if decoding.rows == 1 and decoding.cache is not None:
-            # The last token of an answer ended by its limit is not cached; a cached one may not have been read.
-            known = [int(tokens[0]) for tokens in decoding.read[: decoding.appended]]
-            held = CachedPrefix(np.concatenate([held.tokens, text_tokens(np.asarray(known, np.int64))]), decoding.cache)
-        self._session._held = held if held.alive else None
-
-    def until_the_end(
-        self, decoding: engine.Decoding, generator: Generator[str, None, str]
-    ) -> Generator[str, None, str]:
-        """Run the generator, and `end` when it is exhausted or closed."""
-        try:
-            return (yield from generator)
-        finally:
-            self.end(decoding)
+    if progress.cache is None:
+        return prompt
+    known = [int(tokens[0]) for tokens in progress.read[: progress.appended]]
+    answer = text_tokens(np.asarray(known, np.int64))
+    return CachedPrefix(np.concatenate([prompt.tokens, answer]), progress.cache)

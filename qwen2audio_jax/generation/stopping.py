@@ -1,6 +1,7 @@
 """Stop strings: detection on the host of the token that completes one in a row's decoded text."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.limits import LIMITS, Limits
@@ -63,3 +64,24 @@ class StopMatcher:
         self.stopped = any(string in text for string in self._strings)
         self._tail = text[len(text) - min(self._overlap, len(text)) :]
         return self.stopped
+
+
+class Tokenizer(Protocol):
+    """The tokenizer interface for stop strings and streaming: a processor, or its tokenizer."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Decode ids to text."""
+        ...
+
+
+def stop_matchers(stop_strings: Sequence[str], tokenizer: Tokenizer | None, *, rows: int) -> list[StopMatcher]:
+    """One stop string matcher per row; none if there are no stop strings.
+
+    Raises:
+        ValueError: stop strings without a tokenizer.
+    """
+    if not stop_strings:
+        return []
+    if tokenizer is None:
+        raise ValueError("stop_strings needs tokenizer=: pass the processor")
+    return [StopMatcher(stop_strings, tokenizer.decode) for _ in range(rows)]

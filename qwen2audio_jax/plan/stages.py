@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation import decoding
 from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.sampling import Mode, SamplerState, sampling_params
+from qwen2audio_jax.generation.runtime import Runtime
+from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, sampling_params
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.attention import AUTO, choose_attention
 from qwen2audio_jax.model.kv_cache import KVCache, cache_specs
@@ -99,7 +100,7 @@ def encode_beside(
 _encode = jax.jit(encode_beside, static_argnames=("cfg", "attention"), keep_unused=True)
 _prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "attention"), donate_argnames="cache", keep_unused=True)
 _next_step = jax.jit(
-    inspect.unwrap(decoding.next_step), static_argnames=("cfg", "mode"), donate_argnames="cache", keep_unused=True
+    inspect.unwrap(decoding.next_step), static_argnames="mode", donate_argnames="cache", keep_unused=True
 )
 
 
@@ -139,8 +140,10 @@ def lower_decode(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
     sampling = jax.tree.map(lambda leaf: batch.spec(leaf.shape, leaf.dtype), sampling)
     tokens = batch.spec((batch.shapes.rows,), jnp.int32, "batch")
     stopped = batch.spec((batch.shapes.rows,), jnp.bool_, "batch")
-    arguments = (batch.params, tokens, batch.cache, batch.sampler, stopped, sampling)
-    return _next_step.lower(*arguments, cfg=batch.config, mode=mode)
+    runtime = Runtime(batch.params, batch.config, batch.mesh, batch.cache_dtype, batch.chosen_attention)
+    log_probs = batch.spec((batch.shapes.rows,), jnp.float32, "batch")
+    last = NextToken(*cast(Any, (tokens, log_probs, batch.sampler)))
+    return _next_step.lower(runtime, last, batch.cache, stopped, sampling, mode=mode)
 
 
 def lower(stage: Stage, batch: Batch, *, mode: Mode) -> jax.stages.Lowered:

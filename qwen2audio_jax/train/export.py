@@ -20,13 +20,12 @@ from jax.experimental import multihost_utils
 from qwen2audio_jax.checkpoint.reader import read_manifest
 from qwen2audio_jax.model.lora import lora_scale, merge_adapter
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
-from qwen2audio_jax.train.model_card import CARD, PEFT, RECORD, card, record_bytes, training_record
+from qwen2audio_jax.train.model_card import CARD, PEFT, RECORD, FinishedRun, card, record_bytes, training_record
 from qwen2audio_jax.train.objective import REFERENCE
 from qwen2audio_jax.train.settings import LoraSettings, TrainSettings
 from qwen2audio_jax.train.trained_model import TrainedModel, exported_folder
 
 if TYPE_CHECKING:
-    from qwen2audio_jax.train.loop import Run
     from qwen2audio_jax.train.state import TrainState
 
 Read = Callable[[str], np.ndarray]
@@ -49,7 +48,7 @@ def check_destination(settings: TrainSettings) -> None:
         )
 
 
-def finish(run: "Run", state: "TrainState") -> Path:
+def finish(run: FinishedRun, state: "TrainState") -> Path:
     """Write a run's result: the model with its card, and the adapter of a [lora] run. All processes call it.
 
     Returns:
@@ -181,7 +180,7 @@ def _as_stored(name: str, value: np.ndarray, *, dtype: str) -> np.ndarray:
     return stored
 
 
-def _write_adapter(run: "Run", adapter: Mapping[str, Any], *, text: str) -> None:
+def _write_adapter(run: FinishedRun, adapter: Mapping[str, Any], *, text: str) -> None:
     from qwen2audio_jax.checkpoint.adapter import save_adapter
 
     settings = run.settings

@@ -22,6 +22,7 @@ from qwen2audio_jax.train.dataset import Dataset, open_dataset
 from qwen2audio_jax.train.export import check_destination, finish
 from qwen2audio_jax.train.extra import require_extras
 from qwen2audio_jax.train.metrics import MetricsWriter
+from qwen2audio_jax.train.model_card import FinishedRun
 from qwen2audio_jax.train.optimizer import learning_rate, make_optimizer
 from qwen2audio_jax.train.settings import TrainSettings, check_settings
 from qwen2audio_jax.train.state import TrainState, new_state, state_shardings
@@ -204,7 +205,7 @@ def train(
         if jax.process_index() == 0:
             draw_curve(output)
         if int(state.step) == settings.steps:
-            finish(run, state)
+            finish(FinishedRun(run.settings, run.model, run.data, run.held_out), state)
         return state
     finally:
         checkpoints.close()

@@ -9,17 +9,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
+from qwen2audio_jax._version import __version__
 from qwen2audio_jax.config.strict_json import read_json_object
 from qwen2audio_jax.storage import hub
+from qwen2audio_jax.train.dataset import Dataset
 from qwen2audio_jax.train.metrics import METRICS, read_metrics
 from qwen2audio_jax.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from qwen2audio_jax.train.loop import Run
+from qwen2audio_jax.train.trained_model import TrainedModel
 
 CARD = "README.md"
 RECORD = "training.json"
@@ -28,10 +28,18 @@ TRANSFORMERS, PEFT = "transformers", "peft"
 _PATHS = (("model",), ("data", "train"), ("data", "evaluate"), ("data", "audio_root"))
 
 
-def training_record(run: "Run") -> dict[str, Any]:
-    """The record of a finished run: the content of training.json."""
-    from qwen2audio_jax._version import __version__
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """A run at its end: its settings, the model that it started from, and its data."""
 
+    settings: TrainSettings
+    model: TrainedModel
+    data: Dataset
+    held_out: Dataset | None
+
+
+def training_record(run: FinishedRun) -> dict[str, Any]:
+    """The record of a finished run: the content of training.json."""
     settings, model = run.settings, run.model
     trained = sum(leaf.size for leaf in jax.tree.leaves(model.weights))
     return {

@@ -1,0 +1,154 @@
+"""Calls: what `generate` is asked for, checked on the host before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
+from qwen2audio_jax.generation.memory import check_fits
+from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
+from qwen2audio_jax.generation.runtime import Runtime
+from qwen2audio_jax.generation.sampling import SamplingParams, row_seeds, sampling_params
+from qwen2audio_jax.generation.stopping import StopMatcher, Tokenizer, stop_matchers
+from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, share_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Arguments of `generate`, as the user gave them."""
+
+    input_ids: Any
+    attention_mask: Any = None
+    input_features: Any = None
+    feature_attention_mask: Any = None
+    seed: int | Sequence[int] | None = None
+    tokenizer: Tokenizer | None = None
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, checked; for one run, as its stop matchers are.
+
+    Attributes:
+        inputs: prompts and clips of this process.
+        settings: the generation settings of the call.
+        budget: most new tokens a row; at least 1.
+        sizes: agreed between the processes: the most rows, tokens and budget of any of them.
+        seeds: [rows] uint32.
+        sampling: the settings as arrays.
+        matchers: one a row, or none without stop strings.
+    """
+
+    inputs: CheckedInputs
+    settings: GenerationConfig
+    budget: int
+    sizes: Sizes
+    seeds: np.ndarray
+    sampling: SamplingParams
+    matchers: list[StopMatcher]
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.inputs.rows.ids)
+
+    @property
+    def copies(self) -> int:
+        """Continuations of each prompt; they come out next to each other."""
+        return self.settings.num_return_sequences
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that come out."""
+        return self.prompts * self.copies
+
+
+def prepare_call(runtime: Runtime, arguments: Arguments, *, defaults: GenerationConfig) -> Call:
+    """Check a call on this process, and agree on its shapes with the others.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: a value out of range, inputs that do not fit, or too many positions; or another process refused.
+    """
+
+    def check() -> tuple[Call, Prepared]:
+        call = check_call(arguments, defaults=defaults, config=runtime.config)
+        given_seeds = None if arguments.seed is None else call.seeds.tolist()
+        said = (repr(call.settings), repr(given_seeds))
+        own = (*call.inputs.arrays, *(np.frombuffer(text.encode(), np.uint8) for text in said))
+        common = {**asdict(call.settings), "max_new_tokens": None, "max_length": None, "stop_strings": None}
+        return call, Prepared(call.sizes, common=repr(common), inputs=own)
+
+    call, sizes = agree(runtime.mesh, check)
+    if arguments.seed is None and not share_of(runtime.mesh).alone:
+        call = replace(call, seeds=row_seeds(sizes.draw, rows=call.rows))
+    return replace(call, sizes=sizes)
+
+
+def check_call(arguments: Arguments, *, defaults: GenerationConfig, config: Qwen2AudioConfig) -> Call:
+    """Check a call of this process alone; errors as `prepare_call`."""
+    settings = defaults.updated(**arguments.options)
+    inputs = check_inputs(
+        arguments.input_ids,
+        arguments.attention_mask,
+        arguments.input_features,
+        arguments.feature_attention_mask,
+        config=config,
+    )
+    rows = len(inputs.rows.ids) * settings.num_return_sequences
+    matchers = stop_matchers(settings.stop_strings, arguments.tokenizer, rows=rows)
+    budget = settings.new_token_budget(inputs.rows.width)
+    check_positions(inputs.sizes.tokens, budget, config=config)
+    return Call(
+        inputs=inputs,
+        settings=settings,
+        budget=budget,
+        sizes=replace(inputs.sizes, budget=budget),
+        seeds=row_seeds(arguments.seed, rows=rows),
+        sampling=sampling_params(settings, vocab_size=config.text_config.vocab_size),
+        matchers=matchers,
+    )
+
+
+def check_positions(prompt: int, new: int, *, config: Qwen2AudioConfig) -> None:
+    """Raise a `ValueError` if so many prompt tokens and new ones are more than the model's positions."""
+    limit = config.text_config.max_position_embeddings
+    if prompt + new > limit:
+        raise ValueError(
+            f"a prompt of {prompt} tokens and {new} new ones make {prompt + new}, but the model has {limit} "
+            "positions: shorten the prompt, or lower max_new_tokens"
+        )
+
+
+def check_one_row(call: Call) -> None:
+    """Raise a `ValueError` for a call that cannot be streamed."""
+    if call.rows != 1:
+        raise ValueError(
+            f"stream takes one prompt and returns one text, not {call.prompts} x {call.copies}: call it once for each, "
+            "or use generate"
+        )
+
+
+def cache_capacity(runtime: Runtime, call: Call) -> int:
+    """Cache positions of a call. The last token's key and value are never read, so one less than its tokens."""
+    return padded_capacity(call.sizes.tokens + call.sizes.budget - 1, config=runtime.config)
+
+
+def check_memory(runtime: Runtime, call: Call, *, spare: int = 0) -> None:
+    """Raise a `ValueError` if a call's cache is beyond the devices' memory; `spare` bytes of each will be freed."""
+    decoded = padded_row_count(call.sizes.rows * call.copies, mesh=runtime.mesh) if call.copies > 1 else 0
+    # A forked cache exists beside the one that it is copied from; rows are counted over all processes.
+    held = (padded_row_count(call.sizes.rows, mesh=runtime.mesh) + decoded) * share_of(runtime.mesh).groups
+    check_fits(
+        runtime.config.text_config,
+        rows=held,
+        capacity=cache_capacity(runtime, call),
+        dtype=np.dtype(runtime.cache_dtype),
+        mesh=runtime.mesh,
+        spare=spare,
+    )
