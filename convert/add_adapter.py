@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen2audio_jax.checkpoint.adapter import CONFIG, WEIGHTS, load_adapter
+from qwen2audio_jax.checkpoint.adapter import CONFIG, WEIGHTS, find_adapter, load_adapter
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.storage import hub
-from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
+from qwen2audio_jax.storage.bucket import PathOrUrl
 
 _BLOCK_BYTES = 8 << 20
 """Bytes of a kernel in float32 at once."""
@@ -23,14 +22,7 @@ class Merge:
     """
 
     def __init__(self, source: PathOrUrl, *, config: Qwen2AudioConfig):
-        folder = folder_at(source)
-        if not folder.is_dir():
-            if not isinstance(source, str) or not hub.is_hub_id(source):
-                raise ValueError(
-                    f"{source}: no such adapter folder, nor a hub id of the form owner/name; give a folder "
-                    f"with {CONFIG} and {WEIGHTS}"
-                )
-            folder = hub.download(source, revision=None, patterns=[CONFIG, WEIGHTS])
+        folder = find_adapter(source)
         tree, self._scale = load_adapter(folder, config=config)
         self._pairs: dict[str, dict[str, np.ndarray]] = {}
         for (*path, side), array in flatten_dict(tree).items():

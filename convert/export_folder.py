@@ -5,7 +5,6 @@ locked by its writer, and a description of the export.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from qwen2audio_jax.config.strict_json import read_json_object
+from qwen2audio_jax.storage.write_whole import draft_of
 
 MARKER = ".qwen2audio_jax_export"
 NOTE = f"{MARKER}.json"
@@ -30,11 +30,9 @@ class ExportFolder:
 
     def write(self, name: str, fill: Callable[[Path], object]) -> None:
         """Let `fill` write a file to a temporary path, then rename it to `name`."""
-        draft = self._folder / f".{name}.incomplete"
-        self._written += [draft, self._folder / name]
-        draft.unlink(missing_ok=True)
-        fill(draft)
-        os.replace(draft, self._folder / name)
+        self._written.append(self._folder / name)
+        with draft_of(self._folder / name) as draft:
+            fill(draft)
 
     def remove(self) -> None:
         """Remove everything that was written."""

@@ -31,6 +31,7 @@ from qwen2audio_jax.config.strict_json import inert_values
 from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_url
+from qwen2audio_jax.storage.resolve_folder import resolve_folder
 
 from .add_adapter import Merge
 from .convert_tensor import CASTS, KEEP, SCHEME, STORED, Task, make, stored_dtype
@@ -210,13 +211,7 @@ def _write(
 
 def source_folder(src: PathOrUrl, *, revision: str | None) -> Folder:
     """The folder of a source: the folder itself, or the hub's snapshot; see `convert`."""
-    folder = folder_at(src)
-    if is_url(src) or folder.is_dir():
-        if revision is not None:
-            what = "a bucket's URL" if is_url(src) else "a local folder"
-            raise ValueError(f"revision {revision!r} goes with a hub id, but {src} is {what}")
-        if not folder.is_dir():
-            raise ValueError(f"{src}: there is no such folder, nor such a bucket; check the URL")
+    if (folder := resolve_folder(src, revision=revision)) is not None:
         return folder
     if not isinstance(src, str) or not hub.is_hub_id(src):
         raise ValueError(f"{src}: no such folder, nor a hub id of the form owner/name")

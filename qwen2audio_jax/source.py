@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 
+from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
 from qwen2audio_jax.checkpoint.conversion_cache import default_cache_dir, made_once, named
 from qwen2audio_jax.checkpoint.reader import MANIFEST, MARKER, PARAMS, is_checkpoint, read_in_place, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
 from qwen2audio_jax.storage import hub
-from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_url
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, is_url
+from qwen2audio_jax.storage.resolve_folder import resolve_folder
 
 Source = PathOrUrl
 
@@ -35,7 +37,7 @@ def resolve_processor_files(source: Source, *, revision: str | None = None) -> F
     """
     if _is_embedded(source, revision=revision):
         return model_folder()
-    if (folder := _folder(source, revision=revision)) is not None:
+    if (folder := resolve_folder(source, revision=revision)) is not None:
         return folder
     from qwen2audio_jax.checkpoint.hf_folder import SETTINGS
 
@@ -60,7 +62,7 @@ def resolve_checkpoint(
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
     if _is_embedded(source, revision=revision):
         return _from_package(cache)
-    folder = _folder(source, revision=revision)
+    folder = resolve_folder(source, revision=revision)
     if folder is None:
         return _from_hub(_hub_id(source), revision=revision, cache=cache)
     from qwen2audio_jax.checkpoint.download_checkpoint import local_checkpoint
@@ -104,7 +106,7 @@ def load_config(
 
 
 def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
-    """A LoRA adapter in PEFT's format, and its scale: see `convert.adapter.load_adapter`.
+    """A LoRA adapter in PEFT's format, and its scale: see `checkpoint.adapter.load_adapter`.
 
     Args:
         source: a folder, the URL of one in a bucket, or a hub id whose adapter files are downloaded.
@@ -113,18 +115,7 @@ def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str,
     Raises:
         ValueError: none of these, or an adapter that is not supported or does not fit the model.
     """
-    from qwen2audio_jax.checkpoint import adapter
-
-    folder = folder_at(source)
-    if folder.is_dir():
-        return adapter.load_adapter(folder, config=config)
-    if not isinstance(source, str) or not hub.is_hub_id(source):
-        raise ValueError(
-            f"{source}: no such adapter folder, nor a hub id of the form owner/name; give a folder with "
-            f"{adapter.CONFIG} and {adapter.WEIGHTS}"
-        )
-    folder = hub.download(source, revision=None, patterns=[adapter.CONFIG, adapter.WEIGHTS])
-    return adapter.load_adapter(folder, config=config)
+    return load_adapter(find_adapter(source), config=config)
 
 
 def _is_embedded(source: Source, *, revision: str | None) -> bool:
@@ -133,19 +124,6 @@ def _is_embedded(source: Source, *, revision: str | None) -> bool:
     if revision is not None:
         raise ValueError(f"revision {revision!r} goes with a hub id, but the model is the embedded one; name a hub id")
     return True
-
-
-def _folder(source: Source, *, revision: str | None) -> Folder | None:
-    """The folder of a path or a URL; None: the source must be a hub id."""
-    folder = folder_at(source)
-    if not is_url(source) and not folder.is_dir():
-        return None
-    if revision is not None:
-        what = "a bucket's URL" if is_url(source) else "a local folder"
-        raise ValueError(f"revision {revision!r} goes with a hub id, but {source} is {what}")
-    if not folder.is_dir():
-        raise ValueError(f"{source}: there is no such folder, nor such a bucket; check the URL")
-    return folder
 
 
 def _hub_id(source: Source) -> str:

@@ -185,7 +185,7 @@ def test_classes_default_to_the_published_model():
         3000,
         750,
     )
-    assert (config.text_config.num_key_value_groups, config.text_config.head_dim) == (1, 128)
+    assert (config.text_config.num_key_value_heads, config.text_config.head_dim) == (32, 128)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_values_are_checked_however_they_come():
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = Qwen2AudioConfig().save_pretrained(tmp_path)
     before = path.read_bytes()
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         Qwen2AudioConfig(dtype="float16").save_pretrained(tmp_path)
     assert path.read_bytes() == before

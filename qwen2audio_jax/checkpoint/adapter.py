@@ -23,7 +23,9 @@ from qwen2audio_jax.checkpoint.safetensors_writer import Planned, SafetensorsWri
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config.strict_json import describe, read_json_object
 from qwen2audio_jax.model.lora import Settings, linear_shapes
+from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_there
+from qwen2audio_jax.storage.write_whole import draft_of, write_whole
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -95,17 +97,10 @@ def save_adapter(
         raise ValueError(f"the adapter holds {what}; it must hold lora_a and lora_b of linear layers of this model")
     place.mkdir(parents=True, exist_ok=True)
     (place / CONFIG).unlink(missing_ok=True)  # A configuration must never be beside tensors that it does not describe.
-    draft = place / f".{WEIGHTS}.incomplete"
-    try:
-        draft.unlink(missing_ok=True)
+    with draft_of(place / WEIGHTS) as draft:
         _write_tensors(draft, tensors)
-        os.replace(draft, place / WEIGHTS)
-        draft = place / f".{CONFIG}.incomplete"
-        text = json.dumps(_peft_config(tensors, settings=settings, config=config, base_model=base_model), indent=2)
-        draft.write_text(text + "\n", encoding="utf-8")
-        os.replace(draft, place / CONFIG)
-    finally:
-        draft.unlink(missing_ok=True)
+    text = json.dumps(_peft_config(tensors, settings=settings, config=config, base_model=base_model), indent=2)
+    write_whole(place / CONFIG, f"{text}\n".encode())
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -148,6 +143,23 @@ def _peft_config(
         "layers_to_transform": None,
         "layers_pattern": None,
     }
+
+
+def find_adapter(source: PathOrUrl) -> Folder:
+    """The folder of an adapter: a folder, the URL of one in a bucket, or a hub id whose two files are downloaded.
+
+    Raises:
+        ValueError: none of these.
+    """
+    folder = folder_at(source)
+    if folder.is_dir():
+        return folder
+    if not isinstance(source, str) or not hub.is_hub_id(source):
+        raise ValueError(
+            f"{source}: no such adapter folder, nor a hub id of the form owner/name; give a folder with {CONFIG} and "
+            f"{WEIGHTS}"
+        )
+    return hub.download(source, revision=None, patterns=[CONFIG, WEIGHTS])
 
 
 def load_adapter(folder: PathOrUrl, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:

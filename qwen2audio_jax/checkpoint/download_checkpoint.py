@@ -3,7 +3,6 @@
 The manifest is written last, as everywhere, so that an interrupted copy is not a checkpoint; it is resumed.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +12,7 @@ from qwen2audio_jax.checkpoint.hf_folder import SETTINGS
 from qwen2audio_jax.checkpoint.ranges import REQUEST_BYTES
 from qwen2audio_jax.checkpoint.reader import MANIFEST, MARKER, check_files, is_checkpoint, read_manifest
 from qwen2audio_jax.storage.bucket import BucketPath, PathOrUrl, folder_at
+from qwen2audio_jax.storage.write_whole import draft_of, write_whole
 
 _THREADS = 4
 """Objects copied at once."""
@@ -66,7 +66,7 @@ def _copy(folder: BucketPath, place: Path, *, content: bytes) -> None:
         finally:
             for future in futures:
                 future.cancel()
-    _write(place / MANIFEST, content)
+    write_whole(place / MANIFEST, content)
     (place / MARKER).unlink()
 
 
@@ -76,21 +76,8 @@ def _is_there(path: Path, *, size: int) -> bool:
 
 def _copy_file(source: BucketPath, target: Path, *, size: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.incomplete")
-    with open(draft, "wb") as file:
+    with draft_of(target) as draft, open(draft, "wb") as file:
         for start in range(0, size, REQUEST_BYTES):
             block = bytearray(min(REQUEST_BYTES, size - start))
             source.read_into(memoryview(block), start)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, target)
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

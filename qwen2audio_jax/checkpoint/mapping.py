@@ -10,10 +10,6 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 
 
-TRANSFORMS = ("same", "reversed")
-"""A parameter is the stored tensor as it is, or with all its axes reversed: [out, in] -> [in, out], and a convolution's
-[out, in, k] -> [k, in, out]."""
-
 # Canonical tensor name, parameter, transform; {n} is a layer's index.
 TABLE: tuple[tuple[str, str, str], ...] = (
     ("audio_tower.conv1.weight", "encoder/conv1/kernel", "reversed"),

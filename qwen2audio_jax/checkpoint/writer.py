@@ -24,6 +24,7 @@ from qwen2audio_jax.checkpoint.journal import Journal
 from qwen2audio_jax.checkpoint.manifest import describe, totals
 from qwen2audio_jax.checkpoint.reader import FORMAT, MANIFEST, MARKER, PARAMS, VERSION, quiet
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.storage.write_whole import draft_of
 
 GROUP_BYTES = 256 << 20
 """Bytes of parameters passed to Orbax at once, unless one alone is larger."""
@@ -161,14 +162,11 @@ class CheckpointWriter:
             },
             "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in stored},
         }
-        whole = self.folder / f".{MANIFEST}"
-        with open(whole, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        # Files that only an unfinished checkpoint needs are removed first: a finished one never holds them.
-        _remove(self.folder / f"{PARAMS}{_PARTIAL}")
-        os.replace(whole, self.folder / MANIFEST)
+        with draft_of(self.folder / MANIFEST) as draft:
+            with open(draft, "w", encoding="utf-8") as file:
+                json.dump(manifest, file, indent=1)
+            # Files that only an unfinished checkpoint needs are removed first: a finished one never holds them.
+            _remove(self.folder / f"{PARAMS}{_PARTIAL}")
 
     def _join(self) -> None:
         """Make one checkpoint of the groups.

@@ -13,8 +13,6 @@ from qwen2audio_jax.cli.options import mesh_arguments
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.config import Qwen2AudioConfig
 
-DEFAULT_CONFIG = "qwen2-audio-7b"
-
 
 def read_config(source: str) -> Qwen2AudioConfig:
     """A configuration by its name in the package, or from a config.json or its folder.

@@ -18,6 +18,7 @@ from qwen2audio_jax.config.encoder import Qwen2AudioEncoderConfig
 from qwen2audio_jax.config.strict_json import Inert
 from qwen2audio_jax.config.text import Qwen2AudioTextConfig
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
+from qwen2audio_jax.storage.write_whole import write_whole
 
 __all__ = ["Qwen2AudioConfig", "Qwen2AudioEncoderConfig", "Qwen2AudioTextConfig"]
 
@@ -160,12 +161,7 @@ class Qwen2AudioConfig:
         """Write `to_dict()` atomically as config.json into `folder` (created if missing) and return its path."""
         path = Path(folder, "config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".config.json.{os.getpid()}")
-        try:
-            draft.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, (json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n").encode())
         return path
 
 

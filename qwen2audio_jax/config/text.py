@@ -88,11 +88,6 @@ class Qwen2AudioTextConfig:
             if token is not None:
                 strict_json.check_token_id(token, where=f"text_config.{name}", vocab_size=self.vocab_size)
 
-    @property
-    def num_key_value_groups(self) -> int:
-        """Query heads that share one KV head."""
-        return self.num_attention_heads // self.num_key_value_heads
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Qwen2AudioTextConfig":
         """Read the `text_config` section of a config.json; absent keys take transformers.Qwen2Config's defaults.

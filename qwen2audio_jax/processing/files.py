@@ -9,6 +9,7 @@ from typing import Any
 from qwen2audio_jax.config.strict_json import describe, read_json_object
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import Folder
+from qwen2audio_jax.storage.write_whole import write_whole
 
 KNOWN_KEYS = frozenset(
     (
@@ -97,14 +98,14 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
 def write_processor_files(folder: Path, files: ProcessorFiles) -> None:
     """Write the files so that `read_processor_files` and transformers read them back."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(files.tokenizer_json, encoding="utf-8")
+    write_whole(folder / "tokenizer.json", files.tokenizer_json.encode())
     texts = {"tokenizer_config.json": files.tokenizer_config, "preprocessor_config.json": files.feature_extractor}
     if files.audio_token != DEFAULT_AUDIO_TOKEN:
         texts["processor_config.json"] = {"audio_token": files.audio_token, "processor_class": "Qwen2AudioProcessor"}
     for name, data in texts.items():
-        (folder / name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(folder / name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
     if files.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8", newline="")
+        write_whole(folder / "chat_template.jinja", files.chat_template.encode())
 
 
 def _read_template(folder: Folder, in_processor: Any, in_tokenizer: Any) -> str | None:

@@ -1,9 +1,9 @@
 """The loss curve of a run as a picture, from its `metrics.jsonl`."""
 
-import os
 from os import PathLike
 from pathlib import Path
 
+from qwen2audio_jax.storage.write_whole import draft_of
 from qwen2audio_jax.train.extra import import_extra
 from qwen2audio_jax.train.metrics import read_metrics
 
@@ -43,7 +43,6 @@ def draw_curve(folder: str | PathLike[str]) -> Path:
     losses.grid(alpha=0.3)
     losses.legend(handles=[curve for curve in curves if len(curve.get_xdata())], loc="upper right")
     path = Path(folder) / CURVE
-    whole = path.with_name(f".{CURVE}")
-    figure.savefig(whole, dpi=120, format="png")
-    os.replace(whole, path)
+    with draft_of(path) as draft:
+        figure.savefig(draft, dpi=120, format="png")
     return path

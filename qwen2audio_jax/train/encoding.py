@@ -129,11 +129,6 @@ class ExampleEncoder:
             raise ValueError(f"the answer holds {self._processor.audio_token}; clips belong before it")
 
 
-def expanded_length(placeholders: int, length: int, frames: np.ndarray) -> int:
-    """Tokens of a sequence of `length` ids after expanding its `placeholders` to the audio tokens of their clips."""
-    return length - placeholders + int(token_count(frames).sum())
-
-
 def expand(ids: np.ndarray, learnt: np.ndarray, frames: np.ndarray, *, audio_token_id: int) -> tuple[np.ndarray, ...]:
     """Expand a sequence to one placeholder for every audio vector.
 

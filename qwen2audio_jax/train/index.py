@@ -23,6 +23,7 @@ from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio.mel import HOP
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.train.encoding import ExampleEncoder, Segment
 from qwen2audio_jax.train.records import Record, read_lines, read_record
 
@@ -263,14 +264,11 @@ def _starts(counts: Sequence[int]) -> np.ndarray:
 
 
 def _save(path: Path, index: Index, *, stamps: np.ndarray, watched: list[str]) -> None:
-    """Write under a temporary name, and rename: a killed process leaves no partial index."""
     texts = json.dumps({name: getattr(index, name) for name in TEXTS} | {"watched": watched}).encode()
     arrays = {name: getattr(index, name) for name in ARRAYS} | {"stamps": stamps}
     buffer = io.BytesIO()
     np.savez(buffer, texts=np.frombuffer(texts, np.uint8), **arrays)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_bytes(buffer.getbuffer())
-    os.replace(unfinished, path)
+    write_whole(path, buffer.getvalue())
 
 
 def _load(path: Path) -> Index | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, SupportsFloat
 
 import jax
 
+from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.train.tensorboard import TensorBoardWriter
 
 METRICS = "metrics.jsonl"
@@ -99,9 +100,4 @@ def _cut(path: Path, *, start_step: int) -> None:
     kept = b"".join(line for entry, line in _read(path) if entry["step"] <= start_step)
     if len(kept) == path.stat().st_size:
         return
-    whole = path.with_name(f".{METRICS}")
-    with open(whole, "wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(whole, path)
+    write_whole(path, kept)

@@ -16,6 +16,7 @@ import jax
 from qwen2audio_jax._version import __version__
 from qwen2audio_jax.config.strict_json import read_json_object
 from qwen2audio_jax.storage import hub
+from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.train.dataset import Dataset
 from qwen2audio_jax.train.metrics import METRICS, read_metrics
 from qwen2audio_jax.train.settings import TrainSettings
@@ -128,9 +129,7 @@ def describe_result(
     added = {"scores": scores, "title": title, "description": description}
     record |= {name: value for name, value in added.items() if value is not None}
     for name, content in ((RECORD, record_bytes(record)), (CARD, card(record).encode())):
-        draft = place / f".{name}.incomplete"
-        draft.write_bytes(content)
-        os.replace(draft, place / name)
+        write_whole(place / name, content)
 
 
 def card(record: Mapping[str, Any], *, library: str = TRANSFORMERS) -> str:
