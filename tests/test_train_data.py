@@ -347,7 +347,7 @@ def test_the_index_is_kept_until_something_changes(folder, processor, monkeypatc
     for kept in (folder / "cache").glob("*.npz"):
         kept.write_bytes(b"PK\x03\x04 nothing")
     assert open_records(folder, records, **options).sha256 == changed.sha256
-    assert not list((folder / "cache").glob("*.part"))
+    assert not list((folder / "cache").glob(".*.incomplete"))
 
 
 def test_the_hash_does_not_depend_on_the_place(tmp_path, processor):
