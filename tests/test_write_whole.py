@@ -27,11 +27,15 @@ def test_whatever_fails_leaves_the_earlier_file(tmp_path, monkeypatch, fault):
     def full(*_):
         raise OSError("no space left")
 
+    def write_half():
+        with draft_of(tmp_path / "a") as draft:
+            draft.write_bytes(b"half")
+            if fault == "write":
+                full()
+
     if fault != "write":
         monkeypatch.setattr(os, fault, full)
-    with pytest.raises(OSError, match="no space left"), draft_of(tmp_path / "a") as draft:
-        draft.write_bytes(b"half")
-        if fault == "write":
-            full()
+    with pytest.raises(OSError, match="no space left"):
+        write_half()
     assert (tmp_path / "a").read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["a"]
