@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
 from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
@@ -129,6 +130,7 @@ class Qwen2AudioForConditionalGeneration:
         check_storage(weights=weights_dtype, cache=cache_dtype)
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
+        use_compilation_cache()
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         check_mesh(mesh, config=config)
         settings = path / "generation_config.json"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
 from qwen2audio_jax.checkpoint.reader import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
@@ -78,6 +79,7 @@ class Qwen2AudioEncoder:
         """Load only the encoder's weights; arguments and errors as `Qwen2AudioForConditionalGeneration`'s."""
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
+        use_compilation_cache()
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         specs = {"encoder": sharded_specs(config, mesh=mesh)["encoder"]}
         params = restore_params(path, specs=specs)["encoder"]

@@ -57,7 +57,7 @@ def test_a_sound_machine_has_no_problems():
         ({"versions": {"jax": "0.12.0", "jaxlib": "0.10.2"}}, "jax 0.12.0 with jaxlib 0.10.2"),
         ({"decoders": {"soundfile": None}}, "no sound file can be read"),
         ({"cache_problem": "/cache cannot be written"}, "point QWEN2AUDIO_CACHE"),
-        ({"compiled": "/x", "compiled_problem": "/x cannot be written"}, "point JAX_COMPILATION_CACHE_DIR"),
+        ({"compiled": "/x", "compiled_problem": "/x cannot be written"}, "point QWEN2AUDIO_COMPILATION_CACHE"),
     ],
 )
 def test_a_trap_is_named(changed, said):

@@ -225,11 +225,11 @@ class TestArithmetic:
         assert clip_seconds(request) == 30
         assert request.clip_tokens == 750
         mesh = abstract_mesh(1, 8)
-        assert shapes_of(request, rows=5, mesh=mesh) == Shapes(rows=8, tokens=1024, capacity=1024, clips=8, frames=3000)
+        assert shapes_of(request, rows=5, mesh=mesh) == Shapes(rows=5, tokens=832, capacity=1024, clips=8, frames=3000)
         assert shapes_of(request, rows=2, mesh=mesh).clips == 8
         short = request_for("v5e:2x4", prompt=155, new=100)
         assert clip_seconds(short) == 5
-        assert shapes_of(short, rows=8, mesh=mesh) == Shapes(rows=8, tokens=256, capacity=256, clips=8, frames=800)
+        assert shapes_of(short, rows=8, mesh=mesh) == Shapes(rows=8, tokens=160, capacity=256, clips=8, frames=502)
         text = request_for("v5e:2x4", prompt=30, new=34)
         assert shapes_of(text, rows=8, mesh=mesh) == Shapes(rows=8, tokens=32, capacity=64, clips=0, frames=0)
 
@@ -340,7 +340,8 @@ class TestSearch:
             tried.append(rows)
             return Refusal(rows, "prefill", None, "too large") if rows > largest else None
 
-        got = largest_batch(attempt, sizes=sizes_of(abstract_mesh(1, 8)), resident=resident, limit=limit, start=start)
+        sizes = sizes_of(abstract_mesh(1, 8), dtype="bfloat16")
+        got = largest_batch(attempt, sizes=sizes, resident=resident, limit=limit, start=start)
         return got, tried
 
     @pytest.mark.parametrize("start", [2, 64, 128, 512, 4096])
@@ -361,8 +362,8 @@ class TestSearch:
         assert (got.rows, tried) == (0, [2])
 
     def test_the_sizes_are_those_of_the_batches(self):
-        assert sizes_of(abstract_mesh(1, 8))[:4] == [2, 4, 8, 16]
-        assert sizes_of(abstract_mesh(3, 1))[:4] == [3, 6, 9, 18]
+        assert sizes_of(abstract_mesh(1, 8), dtype="bfloat16")[:4] == [2, 4, 8, 16]
+        assert sizes_of(abstract_mesh(3, 1), dtype="bfloat16")[:4] == [3, 6, 9, 18]
 
 
 KEYS = {
@@ -447,12 +448,12 @@ class TestGPUs:
     def test_chip_hours_of_a_job_by_hand(self):
         request = request_for("h100")
         job = report(plan_inference(request), name="published", job=make_job(1000, 10, longest=30))["job"]
-        # 10 s are 250 audio tokens beside the 30 of text; the encoder runs on 1500 frames, the prefill on 384 tokens.
+        # 10 s are 250 audio tokens beside the 30 of text; the encoder runs on 1002 frames, the prefill on 320 tokens.
         assert job["prompt_tokens"] == 280
         assert job["batches"] == 125
         chip = find_chip("h100")
-        encode = 8 * work.clip_flops(PUBLISHED, frames=1500) / chip.bf16_flops
-        prefill = 8 * work.prompt_flops(PUBLISHED, tokens=384) / chip.bf16_flops
+        encode = 8 * work.clip_flops(PUBLISHED, frames=1002) / chip.bf16_flops
+        prefill = 8 * work.prompt_flops(PUBLISHED, tokens=320) / chip.bf16_flops
         decode = 243 * (14.23e9 + 4 * GIB) / chip.hbm_bandwidth
         assert job["seconds_a_batch_at_least"] == pytest.approx(encode + prefill + decode, rel=2e-3)
         assert job["chip_hours_at_least"] == pytest.approx((encode + prefill + decode) * 125 / 3600, rel=2e-3)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen2audio_jax.checkpoint.compilation_cache import compilation_cache_dir
 from qwen2audio_jax.source import default_cache_dir
 
 PACKAGES = ("qwen2audio-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "libtpu", "libtpu-nightly")
@@ -43,7 +44,7 @@ class Machine:
         cache: the folder for conversions.
         cache_problem: why it cannot be written.
         cache_free: free bytes on its disk.
-        compiled: the folder of JAX's compilation cache; empty if there is none.
+        compiled: the folder of the compilation cache; empty if it is switched off.
         compiled_problem: why it cannot be written.
     """
 
@@ -82,7 +83,7 @@ def look(*, peers_missing: str | None = None) -> Machine:
         found = {"platform": None, "device_error": f"JAX has been looking for devices for {DEVICE_SECONDS:.0f} s"}
     cache = default_cache_dir()
     problem, free = _folder(cache)
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", "") or str(compilation_cache_dir() or "")
     return Machine(
         versions=versions,
         **found,

@@ -143,11 +143,11 @@ def check_cache(machine: Machine) -> Checked:
 
 
 def check_compiled(machine: Machine) -> Checked:
-    """Check that JAX's compilation cache, if configured, can be written."""
+    """Check that JAX's compilation cache can be written, unless it is off."""
     problems = []
     if machine.compiled_problem is not None:
-        problems.append(f"{machine.compiled_problem}: point JAX_COMPILATION_CACHE_DIR at a folder that can")
-    off = "none, every process compiles anew (JAX_COMPILATION_CACHE_DIR names one)"
+        problems.append(f"{machine.compiled_problem}: point QWEN2AUDIO_COMPILATION_CACHE at a folder that can")
+    off = "off, every process compiles anew (QWEN2AUDIO_COMPILATION_CACHE)"
     return Checked("compilation cache", machine.compiled or off, problems)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,9 +142,10 @@ def cache_capacity(runtime: Runtime, call: Call) -> int:
 
 def check_memory(runtime: Runtime, call: Call, *, spare: int = 0) -> None:
     """Raise a `ValueError` if a call's cache is beyond the devices' memory; `spare` bytes of each will be freed."""
-    decoded = padded_row_count(call.sizes.rows * call.copies, mesh=runtime.mesh) if call.copies > 1 else 0
+    padded = partial(padded_row_count, mesh=runtime.mesh, dtype=runtime.config.dtype)
+    decoded = padded(call.sizes.rows * call.copies) if call.copies > 1 else 0
     # A forked cache exists beside the one that it is copied from; rows are counted over all processes.
-    held = (padded_row_count(call.sizes.rows, mesh=runtime.mesh) + decoded) * share_of(runtime.mesh).groups
+    held = (padded(call.sizes.rows) + decoded) * share_of(runtime.mesh).groups
     check_fits(
         runtime.config.text_config,
         rows=held,

@@ -84,7 +84,8 @@ class Progress:
     @classmethod
     def of(cls, runtime: Runtime, call: Call) -> "Progress":
         """The state before the first step."""
-        return cls(np.arange(padded_row_count(call.sizes.rows * call.copies, mesh=runtime.mesh)) >= call.rows)
+        decoded = padded_row_count(call.sizes.rows * call.copies, mesh=runtime.mesh, dtype=runtime.config.dtype)
+        return cls(np.arange(decoded) >= call.rows)
 
     def stop(self, row: int) -> None:
         """End a row: it gives padding from the next step on."""
@@ -135,7 +136,8 @@ def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Pr
         # Rows that only pad the batch copy the first prompt.
         sources = np.zeros(decoded, np.int32)
         sources[: call.rows] = np.repeat(np.arange(call.prompts), call.copies)
-        sources = global_rows(mesh, sources, size=padded_row_count(call.sizes.rows, mesh=mesh)).astype(np.int32)
+        padded = padded_row_count(call.sizes.rows, mesh=mesh, dtype=runtime.config.dtype)
+        sources = global_rows(mesh, sources, size=padded).astype(np.int32)
         logits, cache, state = _fork((logits, cache, state), to_mesh(mesh, sources, "batch"))
     seeds = np.zeros(decoded, np.uint32)
     seeds[: call.rows] = call.seeds

@@ -297,7 +297,7 @@ def pad_prompts(
         sizes: agreed between the processes.
     """
     lengths = checked.rows.lengths
-    shape = (padded_row_count(sizes.rows, mesh=mesh), padded_tokens(sizes.tokens, config=config))
+    shape = (padded_row_count(sizes.rows, mesh=mesh, dtype=config.dtype), padded_tokens(sizes.tokens, config=config))
     ids, flat = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     for index, (row, pairs) in enumerate(zip(checked.rows.ids, checked.slots, strict=True)):
         ids[index, : len(row)] = row

@@ -45,8 +45,9 @@ def check_fits(
     needed = cache_bytes(config, rows=rows, capacity=capacity, dtype=dtype, mesh=mesh)
     if needed > free:
         other = "" if dtype == jnp.int8 else ", load the model with cache_dtype='int8'"
+        counted = "1 row" if rows == 1 else f"{rows} rows"
         raise ValueError(
-            f"a {dtype} cache of {rows} rows x {capacity} positions takes {needed / GIB:.2f} GiB on each device, and "
+            f"a {dtype} cache of {counted} x {capacity} positions takes {needed / GIB:.2f} GiB on each device, and "
             f"{max(free, 0) / GIB:.2f} GiB are left: give fewer rows at once, a shorter prompt or a smaller "
             f"max_new_tokens{other}, or a mesh of more devices"
         )

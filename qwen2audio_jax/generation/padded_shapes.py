@@ -10,43 +10,59 @@ from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
 from qwen2audio_jax.parallel.process_rows import data_indices_per_group
 from qwen2audio_jax.parallel.sharding import round_up
 
-FRAMES = (100, 200, 300, 500, 800, 1000, 1500, 2000, 3000)
-"""Mel frames (10 ms each) of an encoder call."""
+FRAMES = (*range(22, 203, 20), 252, *range(302, 3000, 100), 3000)
+"""Mel frames (10 ms each) of an encoder call: every 0.2 s up to 2 s, 2.5 s, then whole seconds, each and two silent
+frames."""
 
-TOKENS = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Prompt tokens of a prefill, and positions of a cache."""
+TOKENS = (
+    *(16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832),
+    *(896, 960, 1024, 1152, 1280, 1408, 1536, 1792, 2048, 2304, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192),
+)
+"""Prompt tokens of a prefill: at most a quarter more than the one before from 32 on."""
 
-SMALLEST_ROWS = 2
-"""One row alone takes a matrix-vector path that is many times slower in bfloat16 on CPUs; two rows do not."""
+CAPACITIES = (
+    *(16, 32, 64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048),
+    *(2560, 3072, 4096, 6144, 8192),
+)
+"""Positions of a cache. Each compiles its own decoding step, the program that takes longest to compile."""
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+"""Rows of a batch; beyond them multiples of 32."""
 
 
-def _bucket(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
+def _padded(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
     return min((size for size in (*sizes, limit) if count <= size <= limit), default=count)
 
 
 def padded_frames(frames: int, *, config: Qwen2AudioEncoderConfig) -> int:
-    """Padded frames for clips of at most `frames` valid ones, exact: even, with two frames of silence after each."""
+    """Frames to encode clips of at most `frames` valid ones in, exactly: even, with two of silence after each clip."""
     limit = config.max_frames
-    return _bucket(min(frames + 2, limit), FRAMES, limit=limit)
+    return _padded(min(frames + 2, limit), FRAMES, limit=limit)
 
 
 def padded_tokens(tokens: int, *, config: Qwen2AudioConfig) -> int:
     """Width of a prefill of at most `tokens` tokens a row."""
-    return _bucket(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
+    return _padded(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
 
 
 def padded_capacity(tokens: int, *, config: Qwen2AudioConfig) -> int:
-    """Positions of a cache whose longest row holds `tokens`; never more than the model's."""
-    return _bucket(tokens, TOKENS, limit=config.text_config.max_position_embeddings)
+    """Positions of a cache whose longest row will hold `tokens`; never more than the model has."""
+    return _padded(tokens, CAPACITIES, limit=config.text_config.max_position_embeddings)
+
+
+def padded_row_count(rows: int, *, mesh: Mesh, dtype: str) -> int:
+    """Rows of a process's batch, divisible over its part of `data`.
+
+    One row alone is computed as one in float32 on CPUs. In half precision there a matrix-vector product is many times
+    slower than one of two rows; elsewhere one row has not been measured.
+    """
+    alone = dtype == "float32" and isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    listed = next((size for size in ROWS if size >= rows), round_up(rows, 32))
+    return round_up(max(listed, 1 if alone else 2), data_indices_per_group(mesh))
 
 
 def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
-
-
-def padded_row_count(rows: int, *, mesh: Mesh) -> int:
-    """Rows of a process's batch: a power of two, at least `SMALLEST_ROWS`, divisible over its part of `data`."""
-    return round_up(max(_power_of_two(rows), SMALLEST_ROWS), data_indices_per_group(mesh))
 
 
 def padded_clip_count(clips: int, *, mesh: Mesh) -> int:

@@ -222,7 +222,7 @@ class Session:
         plan = plan_continuation(rows, self._held, capacity=capacity, config=config)
         self.reused = plan.starts
         if self._held is not None and plan.starts.any():
-            rows_padded = padded_row_count(sizes.rows, mesh=self._runtime.mesh)
+            rows_padded = padded_row_count(sizes.rows, mesh=self._runtime.mesh, dtype=config.dtype)
             return extend_prefix(self._runtime, inputs, self._take(self._held, plan, rows=rows_padded))
         if len(rows) == 1:
             self._held = None
@@ -240,7 +240,8 @@ class Session:
 
     def _read(self, inputs: CheckedInputs) -> None:
         capacity = padded_capacity(inputs.sizes.tokens, config=self._runtime.config)
-        size = self._size(rows=padded_row_count(1, mesh=self._runtime.mesh), capacity=capacity)
+        rows = padded_row_count(1, mesh=self._runtime.mesh, dtype=self._runtime.config.dtype)
+        size = self._size(rows=rows, capacity=capacity)
         check_fits(self._runtime.config.text_config, **size, spare=self._bytes_held())
         prompted = self._prompts(inputs, inputs.sizes, capacity=capacity)
         self._held = CachedPrefix(row_tokens(inputs)[0], prompted.cache)

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,7 +25,7 @@ def _declaration(
     """The module's structure and weights, with the extra weights (scales, adapters) of some of its layers."""
 
     def declare() -> M:
-        root = module(config, rngs=nnx.Rngs(0))
+        root = module(config, rngs=None)
         for path, extra in extras:
             layer: Any = root
             for key in path:
@@ -84,3 +85,17 @@ def declared_axes(module: Callable[..., Any], config: Any) -> dict[str, Any]:
 def initial_params(module: Callable[..., Any], config: Any, *, seed: int) -> dict[str, Any]:
     """Randomly initialised float32 weights."""
     return _renamed(nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(seed)))), str)
+
+
+def traced_once(module: nnx.Module, operands: Mapping[str, Any], **static: Any) -> Any:
+    """`module(**operands, **static)`, traced once for all modules of one structure and operands of one shape.
+
+    The layers of a model differ in their weights alone. The compiled program is the same: XLA inlines the calls.
+    """
+    graph, weights = nnx.split(module)
+    return _traced(weights, dict(operands), graph=graph, static=tuple(sorted(static.items())))
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "static"))
+def _traced(weights: Any, operands: dict[str, Any], *, graph: Any, static: tuple[tuple[str, Any], ...]) -> Any:
+    return nnx.merge(graph, weights)(**operands, **dict(static))

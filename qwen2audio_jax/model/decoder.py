@@ -13,6 +13,7 @@ from flax import nnx
 
 from qwen2audio_jax.config import Qwen2AudioTextConfig
 from qwen2audio_jax.model.attention import XLA, attend
+from qwen2audio_jax.model.binding import traced_once
 from qwen2audio_jax.model.kv_cache import Buffer, KVCache, constrain_buffer, first, write
 from qwen2audio_jax.model.layers import Embedding, Linear, RMSNorm, merge_heads, rotate, split_heads
 from qwen2audio_jax.parallel.sharding import constrain
@@ -32,7 +33,7 @@ def _project(linear: Linear, x: jax.Array, *, heads: int) -> jax.Array:
 class DecoderAttention(nnx.Module):
     """Causal attention with rotary positions; query, key and value projections have a bias, the output has none."""
 
-    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs | None):
         width = ("width", config.hidden_size)
         heads = ("heads", config.num_attention_heads * config.head_dim)
         kv_heads = ("kv_heads", config.num_key_value_heads * config.head_dim)
@@ -77,7 +78,7 @@ class DecoderAttention(nnx.Module):
 class MLP(nnx.Module):
     """down(silu(gate(x)) * up(x)), no biases."""
 
-    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs | None):
         width, ffn = ("width", config.hidden_size), ("ffn", config.intermediate_size)
         self.gate_proj = Linear(width, ffn, bias=False, rngs=rngs)
         self.up_proj = Linear(width, ffn, bias=False, rngs=rngs)
@@ -91,7 +92,7 @@ class MLP(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and MLP. Source: `Qwen2DecoderLayer`."""
 
-    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs | None):
         width = ("width", config.hidden_size)
         self.input_layernorm = RMSNorm(width, eps=config.rms_norm_eps, rngs=rngs)
         self.self_attn = DecoderAttention(config, rngs=rngs)
@@ -119,7 +120,7 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding table, layers, final norm and language-model head."""
 
-    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioTextConfig, *, rngs: nnx.Rngs | None):
         vocab, width = ("vocab", config.vocab_size), ("width", config.hidden_size)
         self.vocab_size = config.vocab_size
         self.embed_tokens = Embedding(vocab, width, rngs=rngs)
@@ -147,9 +148,8 @@ class Decoder(nnx.Module):
         keys, values = list(cache.keys), list(cache.values)
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"decoder_layer_{index}"):
-                x, keys[index], values[index] = layer(
-                    x, keys[index], values[index], starts=cache.lengths, window=window, attention=attention
-                )
+                operands = {"x": x, "keys": keys[index], "values": values[index], "starts": cache.lengths}
+                x, keys[index], values[index] = traced_once(layer, operands, window=window, attention=attention)
         return self.norm(x), KVCache(tuple(keys), tuple(values), cache.lengths + counts)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.model.attention import attend
+from qwen2audio_jax.model.binding import traced_once
 from qwen2audio_jax.model.layers import Axis, Embedding, LayerNorm, Linear, merge_heads, precision, split_heads, weight
 from qwen2audio_jax.model.lengths import conv_length
 from qwen2audio_jax.parallel.sharding import constrain
@@ -37,7 +38,7 @@ def sinusoids(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 class Conv(nnx.Module):
     """One-dimensional convolution of width 3, padded by 1; kernel [3, in, out], accumulated in float32."""
 
-    def __init__(self, inputs: Axis, outputs: Axis, *, stride: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: Axis, outputs: Axis, *, stride: int, rngs: nnx.Rngs | None):
         self.stride = stride
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         self.kernel = weight(init, (("window", 3), inputs, outputs), rngs=rngs)
@@ -59,7 +60,7 @@ class Conv(nnx.Module):
 class EncoderAttention(nnx.Module):
     """Bidirectional attention; the key projection has no bias."""
 
-    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs | None):
         width, heads = ("audio_width", config.d_model), ("audio_heads", config.d_model)
         self.heads = config.encoder_attention_heads
         self.scale = config.head_dim**-0.5
@@ -80,7 +81,7 @@ class EncoderAttention(nnx.Module):
 class EncoderLayer(nnx.Module):
     """Pre-norm attention and feed-forward. Source: `Qwen2AudioEncoderLayer`."""
 
-    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs | None):
         width = ("audio_width", config.d_model)
         ffn = ("audio_ffn", config.encoder_ffn_dim)
         self.self_attn_layer_norm = LayerNorm(width, eps=config.layer_norm_eps, rngs=rngs)
@@ -102,7 +103,7 @@ class EncoderLayer(nnx.Module):
 class Encoder(nnx.Module):
     """The whole audio tower; see `__call__`."""
 
-    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: Qwen2AudioEncoderConfig, *, rngs: nnx.Rngs | None):
         width = ("audio_width", config.d_model)
         self.conv1 = Conv(("mels", config.num_mel_bins), width, stride=1, rngs=rngs)
         self.conv2 = Conv(width, width, stride=2, rngs=rngs)
@@ -139,5 +140,5 @@ class Encoder(nnx.Module):
         lengths = conv_length(frames)
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"encoder_layer_{index}"):
-                x = layer(x, lengths=lengths, attention=attention)
+                x = traced_once(layer, {"x": x, "lengths": lengths}, attention=attention)
         return self.pool(x)

@@ -130,6 +130,13 @@ def _written(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     def row(row_buffer: jax.Array, row_new: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row_buffer, row_new, (0, start, 0)[: row_buffer.ndim])
 
+    def head(head_buffer: jax.Array, head_new: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(head_buffer, head_new, (start, 0)[: head_buffer.ndim])
+
+    if len(buffer) == 1:
+        # Mapped over one row alone, the update would become a plain one, which XLA's CPU backend computes anew in
+        # everything that reads the buffer: eight copies of it a layer.
+        return jax.vmap(head, (0, 0, None))(buffer[0], new[0], starts[0])[None]
     return jax.vmap(row)(buffer, new, starts)
 
 

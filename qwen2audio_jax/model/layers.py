@@ -31,9 +31,12 @@ def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(equation, x, y, precision=precision(x.dtype), preferred_element_type=jnp.float32)
 
 
-def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.Rngs) -> nnx.Param:
+def weight(init: Callable[..., jax.Array], axes: tuple[Axis, ...], *, rngs: nnx.Rngs | None) -> nnx.Param:
     """Declare one weight: its shape and its logical axes."""
-    return nnx.Param(init(rngs.params(), tuple(size for _, size in axes)), axes=tuple(name for name, _ in axes))
+    shape = tuple(size for _, size in axes)
+    # A model that is only declared needs no initial values, which take seconds to trace.
+    value = jnp.zeros(shape) if rngs is None else init(rngs.params(), shape)
+    return nnx.Param(value, axes=tuple(name for name, _ in axes))
 
 
 class LowRank(nnx.Module):
@@ -66,7 +69,7 @@ class Linear(nnx.Module):
     An int8 kernel comes with `scale` [out], which `bind` finds among the weights: y = (x . kernel) * scale + bias.
     """
 
-    def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs | None):
         self.kernel = weight(nnx.initializers.lecun_normal(), (inputs, outputs), rngs=rngs)
         self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs) if bias else None
         self.scale: nnx.Param | None = nnx.data(None)
@@ -103,7 +106,7 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation with scale and bias; statistics in float32."""
 
-    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs):
+    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs | None):
         self.eps = eps
         self.scale = weight(nnx.initializers.ones, (axis,), rngs=rngs)
         self.bias = weight(nnx.initializers.zeros, (axis,), rngs=rngs)
@@ -119,7 +122,7 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with scale; statistics in float32. Source: `Qwen2RMSNorm`."""
 
-    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs):
+    def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs | None):
         self.eps = eps
         self.scale = weight(nnx.initializers.ones, (axis,), rngs=rngs)
 
@@ -138,7 +141,7 @@ class Embedding(nnx.Module):
         rows: Axis,
         width: Axis,
         *,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         init: Callable[..., jax.Array] = nnx.initializers.normal(0.02),  # noqa: B008 (a pure function)
     ):
         self.embedding = weight(init, (rows, width), rngs=rngs)

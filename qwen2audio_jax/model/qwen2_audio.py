@@ -28,7 +28,7 @@ from qwen2audio_jax.model.quantization import INT8, quantized_tree
 from qwen2audio_jax.parallel.sharding import constrain, named_sharding, round_up
 
 
-def projector(config: Qwen2AudioConfig, *, rngs: nnx.Rngs) -> Linear:
+def projector(config: Qwen2AudioConfig, *, rngs: nnx.Rngs | None) -> Linear:
     """Projection of audio vectors to the decoder's width. Source: `Qwen2AudioMultiModalProjector`."""
     inputs, outputs = ("audio_width", config.audio_config.d_model), ("width", config.text_config.hidden_size)
     return Linear(inputs, outputs, bias=True, rngs=rngs)

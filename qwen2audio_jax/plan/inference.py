@@ -170,7 +170,7 @@ def plan_inference(
     machine = calculating(request, memory=memory) if gpu else compiling(request, memory=memory, say=say)
     mesh = abstract_mesh(request.data, request.model)
     asked = shapes_of(request, rows=request.batch, mesh=mesh)
-    sizes, weights = sizes_of(mesh), weight_bytes(request)
+    sizes, weights = sizes_of(mesh, dtype=request.config.dtype), weight_bytes(request)
     measured: dict[int, dict[Stage, Measured]] = {}
 
     def resident(rows: int) -> int:

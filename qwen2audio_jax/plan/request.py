@@ -93,7 +93,7 @@ class Shapes:
 
 def shapes_of(request: Request, *, rows: int, mesh: Mesh, frames: int | None = None) -> Shapes:
     """The shapes of a batch of `rows` rows, on a mesh that may be abstract; `frames` of a clip instead of its own."""
-    rows, config = padded_row_count(rows, mesh=mesh), request.config
+    rows, config = padded_row_count(rows, mesh=mesh, dtype=request.config.dtype), request.config
     tokens = padded_tokens(request.prompt_tokens, config=config)
     # The last token's key and value are never read.
     capacity = padded_capacity(request.prompt_tokens + request.max_new_tokens - 1, config=config)

@@ -40,12 +40,12 @@ class Largest:
     refusal: Refusal | None
 
 
-def sizes_of(mesh: Mesh) -> list[int]:
-    """The bucket sizes of batches on a mesh, ascending."""
+def sizes_of(mesh: Mesh, *, dtype: str) -> list[int]:
+    """The batch sizes that are tried on a mesh: powers of two where they divide, ascending."""
     sizes, rows = [], 1
     while rows <= MOST_ROWS:
-        sizes.append(padded_row_count(rows, mesh=mesh))
-        rows = sizes[-1] + 1
+        sizes.append(padded_row_count(rows, mesh=mesh, dtype=dtype))
+        rows = 1 << sizes[-1].bit_length()
     return sizes
 
 

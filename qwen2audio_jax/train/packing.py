@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen2audio_jax.generation.padded_shapes import TOKENS
 from qwen2audio_jax.train.settings import DataSettings
 
 WINDOW_STEPS = 16
@@ -20,6 +19,9 @@ ABOUT_EQUAL = 32
 """Examples whose lengths differ by less than this share of a row are shuffled between epochs."""
 PATIENCE = 8
 """Rows tried for an example with several clips before a new row is started."""
+
+WIDTHS = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Tokens of a row that holds one example: fewer than in generation, as a training step takes longer to compile."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _step(rows: Sequence[tuple[int, ...]], lengths: Lengths, settings: DataSetti
     tokens, clips = settings.max_tokens, settings.max_clips
     if not settings.packing:
         widest = int(lengths.tokens[examples].max(initial=1))
-        tokens = min((size for size in TOKENS if size >= widest), default=tokens)
+        tokens = min((size for size in WIDTHS if size >= widest), default=tokens)
         tokens = min(tokens, settings.max_tokens)
         most = int(lengths.clips[examples].max(initial=1))
         clips = min(1 << max(most - 1, 0).bit_length(), settings.max_clips)

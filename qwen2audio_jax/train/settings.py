@@ -3,8 +3,6 @@
 import typing
 from dataclasses import dataclass, field
 
-from qwen2audio_jax.generation.padded_shapes import FRAMES
-
 PARTS = ("encoder", "projector", "decoder", "head")
 """The trainable parts: `head` is the language-model head, `decoder` the rest of the decoder with its embeddings."""
 
@@ -35,7 +33,7 @@ class DataSettings:
     max_tokens: int = 2048
     max_clips: int = 8
     packing: bool = True
-    frames: tuple[int, ...] = FRAMES
+    frames: tuple[int, ...] = (100, 200, 300, 500, 800, 1000, 1500, 2000, 3000)
     short_first: int = 0
     workers: int = 0
 

@@ -1,0 +1,204 @@
+"""Speed beside transformers: the same random weights, inputs, threads and dtype, measured in alternation.
+
+    python benchmarks/side_by_side.py --output benchmarks/results/side_by_side
+
+Needs the extra `test` (torch and transformers) and about 12 GB of memory for the mid-size configuration. Both run in
+one process, one after the other, each case `--rounds` times; the table gives medians in milliseconds and the time of
+the reference divided by ours. Writes OUTPUT.json, OUTPUT.md and OUTPUT.png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.audio import log_mel
+from qwen2audio_jax.model.lengths import token_count
+
+SETTINGS = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0}
+RATE = 16_000
+
+Run = Callable[[], Any]
+
+
+def prepare(name: str, dtype: str, folder: Path) -> tuple[Any, Any]:
+    """The reference and our model, of the same random weights."""
+    config = transformers.Qwen2AudioConfig.from_dict(Qwen2AudioConfig.from_name(name).to_dict())
+    torch.manual_seed(0)
+    theirs = transformers.Qwen2AudioForConditionalGeneration(config).to(getattr(torch, dtype)).eval()
+    theirs.save_pretrained(folder / "hf")
+    ours = Qwen2AudioForConditionalGeneration.from_pretrained(folder / "hf", dtype=dtype, cache_dir=folder / "cache")
+    return theirs, ours
+
+
+def inputs_of(config: Qwen2AudioConfig, seconds: tuple[float, ...], text: int) -> dict[str, np.ndarray]:
+    """One clip and `text` tokens a row, padded on the left."""
+    rng = np.random.default_rng(0)
+    audio = config.audio_config
+    frames = [round(100 * each) for each in seconds]
+    rows = [
+        np.concatenate([np.full(token_count(count), config.audio_token_index), rng.integers(0, 1000, text)])
+        for count in frames
+    ]
+    width = max(map(len, rows))
+    features = np.zeros((len(rows), audio.num_mel_bins, audio.max_frames), np.float32)
+    for row, count in zip(features, frames, strict=True):
+        row[:, :count] = rng.normal(size=(audio.num_mel_bins, count))
+    return {
+        "input_ids": np.stack([np.pad(row, (width - len(row), 0)) for row in rows]),
+        "attention_mask": np.stack([np.arange(width) >= width - len(row) for row in rows]).astype(np.int64),
+        "input_features": features,
+        "feature_attention_mask": (np.arange(audio.max_frames) < np.array(frames)[:, None]).astype(np.int64),
+    }
+
+
+def cases(theirs: Any, ours: Any) -> dict[str, tuple[Run, Run]]:
+    """Name -> what the reference runs, and what we run."""
+    found: dict[str, tuple[Run, Run]] = {}
+    extractor = transformers.WhisperFeatureExtractor(feature_size=128)
+    config = ours.config
+
+    def add_mel(seconds: int) -> None:
+        samples = np.random.default_rng(0).normal(0, 0.1, seconds * RATE).astype(np.float32)
+        found[f"log-mel {seconds} s"] = (
+            lambda: extractor(samples, sampling_rate=RATE, return_attention_mask=True, return_tensors="np"),
+            lambda: log_mel(samples),
+        )
+
+    def add_encode(seconds: int) -> None:
+        inputs = inputs_of(config, (seconds,), 1)
+        features, mask = inputs["input_features"], inputs["feature_attention_mask"]
+        tensor = torch.from_numpy(features)
+        found[f"encode {seconds} s"] = (
+            lambda: theirs.model.audio_tower(tensor),
+            lambda: jax.block_until_ready(ours.encode_audio(features, mask)),
+        )
+
+    def add_generate(name: str, seconds: tuple[float, ...], tokens: int, text: int = 30) -> None:
+        inputs = inputs_of(config, seconds, text)
+        tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
+        options = {**SETTINGS, "max_new_tokens": tokens, "min_new_tokens": tokens}
+        theirs_options = {**options, "eos_token_id": None}
+        found[name] = (
+            lambda: theirs.generate(**tensors, **theirs_options),
+            lambda: ours.generate(**inputs, **options),
+        )
+
+    for seconds in (30, 5):
+        add_mel(seconds)
+    for seconds in (30, 10, 5, 3, 1):
+        add_encode(seconds)
+    for count in (1, 4, 8):
+        add_generate(f"{count} x 30 s + 1 token", (30,) * count, 1)
+        add_generate(f"{count} x 30 s + 32 tokens", (30,) * count, 32)
+        add_generate(f"{count} x 5 s + 32 tokens", (5,) * count, 32)
+    add_generate("8 clips of 1 to 10 s + 32 tokens", (1, 2, 3, 4, 5.5, 7, 8.5, 10), 32)
+    return found
+
+
+def measure(pair: tuple[Run, Run], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of both, in alternation, after one run of each that is not counted."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for run, kept in zip(pair, times, strict=True):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                run()
+            if turn:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions, as they stand beside the figures."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    packages = ("jax", "flax", "torch", "transformers", "numpy")
+    return {
+        "date": date.today().isoformat(),
+        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    facts = report["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines = [
+        f"`{report['command']}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}, {versions}; "
+        f"{report['config']} in {report['dtype']}, medians of {report['rounds']} rounds",
+        "",
+        "| case | transformers, ms | qwen2audio_jax, ms | ratio |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {name} | {a:.1f} | {b:.1f} | {a / b:.2f} |" for name, (a, b) in report["medians_ms"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """The ratios as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(report["medians_ms"])[::-1]
+    ratios = [report["medians_ms"][name][0] / report["medians_ms"][name][1] for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 0.32 * len(names) + 1))
+    axes.barh(names, ratios, color=["tab:blue" if ratio >= 1 else "tab:orange" for ratio in ratios])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", xlabel="times as fast as transformers")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    """Run the cases and write the report after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="mid-size", help="a configuration of the package")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--output", type=Path, default=Path("side_by_side"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs, ours = prepare(arguments.config, arguments.dtype, Path(scratch))
+        report: dict[str, Any] = {
+            "command": f"python benchmarks/side_by_side.py --dtype {arguments.dtype} --rounds {arguments.rounds}",
+            "machine": machine(),
+            "config": arguments.config,
+            "dtype": arguments.dtype,
+            "rounds": arguments.rounds,
+            "medians_ms": {},
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        for name, pair in cases(theirs, ours).items():
+            if arguments.only not in name:
+                continue
+            medians = [1000 * statistics.median(times) for times in measure(pair, arguments.rounds)]
+            report["medians_ms"][name] = medians
+            print(f"{name:36}{medians[0]:10.1f}{medians[1]:10.1f}{medians[0] / medians[1]:8.2f}", flush=True)
+            arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    arguments.output.with_suffix(".md").write_text(table(report))
+    plot(report, arguments.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
