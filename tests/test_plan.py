@@ -569,6 +569,7 @@ class TestCompiling:
         assert got["refusal"]["stage"] == "decode"
         assert got["refusal"]["needed"] == got["peak_bytes_per_chip"] > got["limit_bytes_per_chip"]
 
+    @pytest.mark.slow
     def test_a_training_step(self):
         got = planned(*SMALL, "--train", "lora")
         assert got["fits"]

@@ -211,7 +211,12 @@ def curve(small):
 
 @pytest.mark.parametrize(
     ("sizes", "fsdp", "accumulation", "remat"),
-    [((4, 2), True, 1, "layers"), ((8, 1), True, 1, "none"), ((1, 1), False, 4, "none"), ((2, 4), False, 2, "dots")],
+    [
+        ((4, 2), True, 1, "layers"),
+        pytest.param((8, 1), True, 1, "none", marks=pytest.mark.slow),
+        ((1, 1), False, 4, "none"),
+        pytest.param((2, 4), False, 2, "dots", marks=pytest.mark.slow),
+    ],
 )
 def test_mesh_and_accumulation_leave_the_curve_as_it_is(small, curve, sizes, fsdp, accumulation, remat):
     mesh = make_mesh(data=sizes[0], model=sizes[1], devices=jax.devices()[: sizes[0] * sizes[1]])
@@ -221,6 +226,7 @@ def test_mesh_and_accumulation_leave_the_curve_as_it_is(small, curve, sizes, fsd
     np.testing.assert_allclose(losses, curve, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_muon_on_a_mesh_leaves_the_curve_as_it_is(small):
     settings = OptimizerSettings(name="muon", learning_rate=3e-3, warmup_steps=2)
     batches = [batch_for("gqa", seed=s % 2) for s in range(8)]
