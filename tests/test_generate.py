@@ -192,7 +192,7 @@ def test_the_host_runs_one_step_ahead(load, monkeypatch):
 
 
 def test_a_second_call_of_the_same_shapes_compiles_nothing(load):
-    """Other tokens, lengths within the bucket, penalty and temperature: the same programs."""
+    """Other tokens, lengths within the listed shape, penalty and temperature: the same programs."""
     import jax
 
     model = load("gqa")

@@ -1,4 +1,4 @@
-"""Input preparation: the reference's inputs checked, left-aligned, padded to bucket shapes and placed on the mesh.
+"""Input preparation: the reference's inputs checked, left-aligned, padded to listed shapes and placed on the mesh.
 
 Host-side numpy only; invalid inputs are refused here, before anything is computed.
 """
@@ -253,7 +253,7 @@ def check_inputs(
 def clips_to_mesh(
     clips: ClipFeatures | None, *, config: Qwen2AudioEncoderConfig, mesh: Mesh, sizes: Sizes
 ) -> tuple[jax.Array, jax.Array]:
-    """Pad clips to bucket shapes and place them: features [A, M, L] and frames [A] (0 for padding clips).
+    """Pad clips to listed shapes and place them: features [A, M, L] and frames [A] (0 for padding clips).
 
     Args:
         clips: this process's clips; None if only other processes have some.
@@ -274,7 +274,7 @@ def clips_to_mesh(
 
 @dataclass(frozen=True)
 class PaddedPrompts:
-    """Left-aligned prompts padded to bucket shapes: ids and slots [B, T], lengths [B]; numpy int32.
+    """Left-aligned prompts padded to listed shapes: ids and slots [B, T], lengths [B]; numpy int32.
 
     A padding row has one token, so that nothing in it is undefined.
     """
@@ -287,7 +287,7 @@ class PaddedPrompts:
 def pad_prompts(
     checked: CheckedInputs, *, vectors: int, config: Qwen2AudioConfig, mesh: Mesh, sizes: Sizes
 ) -> PaddedPrompts:
-    """Pad prompts to bucket shapes.
+    """Pad prompts to listed shapes.
 
     Args:
         checked: the prompts and their audio slots.

@@ -1,4 +1,4 @@
-"""Shape buckets that programs are compiled for: every count is padded up to the next bucket.
+"""Listed shapes that programs are compiled for: every count is padded up to the next listed one.
 
 Padding never changes a result (rows are left-aligned, masked and independent); it only bounds the number of compiled
 programs.

@@ -123,7 +123,7 @@ def plan_continuation(
     starts = np.array([min(common_prefix_length(row, known), len(row) - 1) for row in rows], np.int32)
     width = padded_tokens(max(len(row) - start for row, start in zip(rows, starts, strict=True)), config=config)
     capacity = max(capacity, padded_capacity(int(starts.max()) + width, config=config))
-    # The remaining tokens are padded to a bucket width, and the padding needs positions too. Where the model has no
+    # The remaining tokens are padded to a listed width, and the padding needs positions too. Where the model has no
     # more of them, the rows resume earlier: the padding is replaced by tokens that are computed again.
     capacity = min(capacity, config.text_config.max_position_embeddings)
     return Continuation(np.minimum(starts, capacity - width).astype(np.int32), capacity)

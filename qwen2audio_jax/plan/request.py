@@ -1,4 +1,4 @@
-"""Planning request: a batch on a machine, and its bucket shapes."""
+"""Planning request: a batch on a machine, and its listed shapes."""
 
 import math
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The bucket shapes of a batch, as `generate` pads it.
+    """The listed shapes of a batch, as `generate` pads it.
 
     Attributes:
         rows: B.

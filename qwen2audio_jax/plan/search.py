@@ -1,4 +1,4 @@
-"""Search for the largest batch that fits: there are few bucket sizes, so each is tried by compiling it."""
+"""Search for the largest batch that fits: few sizes are listed, so each is tried by compiling it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Largest:
 
     Attributes:
         rows: 0 if even the smallest does not fit.
-        refusal: of the next bucket size above; None if that is beyond the maximum of a plan.
+        refusal: of the next listed size; None if that is beyond the maximum of a plan.
     """
 
     rows: int
@@ -57,7 +57,7 @@ def largest_batch(
     limit: int,
     start: int,
 ) -> Largest:
-    """Search the bucket sizes for the largest batch that fits.
+    """Search the listed sizes for the largest batch that fits.
 
     A size whose weights and cache alone exceed the limit is assumed too large during the search; but that the size
     above the largest does not fit is always confirmed by `attempt`.

@@ -41,7 +41,7 @@ class Batch:
     Attributes:
         config: with the dtype of the computation.
         mesh: of a topology to compile for.
-        shapes: the bucket shapes.
+        shapes: the listed shapes.
         cache_dtype: of keys and values.
         attention: as `from_pretrained` takes it.
         weights: "float" or "int8": see `model.sharded_specs`.
