@@ -556,3 +556,13 @@ def test_chat_not_utf8(checkpoint, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == "one\n"
     assert "line 2" in err
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "false"), ("true", "true")])
+def test_a_gpus_memory_is_not_reserved_unless_asked_for(monkeypatch, given, used):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # restored at the end
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    if given:
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", given)
+    assert main(["evaluate"]) == 2
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == used

@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return convert(arguments[1:], prog="qwen2audio convert")
     options = build_parser().parse_args(arguments)
+    # JAX would reserve most of a GPU's memory at once, and other programs may need it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Imported here: --help and --version need neither.
     if options.command == "generate":
         from qwen2audio_jax.cli.generate import run
