@@ -18,7 +18,8 @@ def free_port() -> int:
 
 def environment(*, devices: int = 1, **changed: str) -> dict[str, str]:
     """Of a process with so many fake devices of its own."""
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"{quick} --xla_force_host_platform_device_count={devices}"
     places = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": places}
     cache = {

@@ -19,7 +19,7 @@ def recorded():
         return dict(arrays)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["gqa", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "gqa")])
 def test_the_record_is_the_references(reference, recorded, name):
     model = reference(name)
     exact = last_logits(name)(in_float64(model))

@@ -84,7 +84,7 @@ def reference_gradients(torch, inputs, labels):
     return run
 
 
-@pytest.mark.parametrize("name", ["base", "gqa", "mels80"])
+@pytest.mark.parametrize("name", [pytest.param("base", marks=pytest.mark.slow), "gqa", "mels80"])
 def test_loss_and_every_gradient_equal_the_reference(torch, reference, load, name):
     inputs, labels = examples(name)
     model = load(name)
