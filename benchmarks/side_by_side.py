@@ -11,7 +11,10 @@ import argparse
 import json
 import os
 import platform
+import re
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -175,13 +178,13 @@ def main() -> None:
     parser.add_argument("--config", default="mid-size", help="a configuration of the package")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="cases whose name matches this expression")
     parser.add_argument("--output", type=Path, default=Path("side_by_side"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         theirs, ours = prepare(arguments.config, arguments.dtype, Path(scratch))
         report: dict[str, Any] = {
-            "command": f"python benchmarks/side_by_side.py --dtype {arguments.dtype} --rounds {arguments.rounds}",
+            "command": " ".join(["python", "benchmarks/side_by_side.py", *map(shlex.quote, sys.argv[1:])]),
             "machine": machine(),
             "config": arguments.config,
             "dtype": arguments.dtype,
@@ -190,7 +193,7 @@ def main() -> None:
         }
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         for name, pair in cases(theirs, ours).items():
-            if arguments.only not in name:
+            if not re.search(arguments.only, name):
                 continue
             medians = [1000 * statistics.median(times) for times in measure(pair, arguments.rounds)]
             report["medians_ms"][name] = medians
