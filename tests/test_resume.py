@@ -323,6 +323,7 @@ def test_command_says_that_it_goes_on(hf, tmp_path, capfd, monkeypatch):
     assert re.search(r"a: converted \d+ tensors, 326kB \(\d+kB of it were there already\) in ", err)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(hf, tmp_path):
     """The short form of benchmarks/convert_kills.py; the last kills fall among the joining of the groups."""
     rng = np.random.default_rng(7)

@@ -362,6 +362,7 @@ def test_lora_trains_the_adapter_alone(load, lora_run):
     assert changed(state.weights, model.weights) == 1
 
 
+@pytest.mark.slow
 def test_mesh_and_micro_batches_leave_the_lora_curve_as_it_is(start, lora_run):
     settings = settings_of(start, lora=LORA, optimizer=OptimizerSettings(learning_rate=1e-2), machine=MANY)
     model, state, losses = run(settings, steps=20)

@@ -185,6 +185,7 @@ print("steps", int(state.step))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(place, whole, tmp_path):
     """Each reads its own rows and holds its own half of weights and moments; together they make the same curve."""
     from qwen2audio_jax.convert import convert
