@@ -25,7 +25,7 @@ from qwen2audio_jax.model.quantization import quantize
 from qwen2audio_jax.speech.dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-STORED = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8 weights": {"weights": "int8"}}
+STORED = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8 weights": {"weights_dtype": "int8"}}
 
 
 def layer_errors() -> dict[str, float]:
