@@ -19,7 +19,7 @@ from judge import relative_error
 from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model import attention, qwen2_audio
+from qwen2audio_jax.model import attention, kv_cache, plain_attention, qwen2_audio
 from qwen2audio_jax.model.attention import attend, check_attention, choose_attention
 from qwen2audio_jax.model.flash_attention import cudnn_attention, pallas_attention
 
@@ -89,6 +89,38 @@ def test_plain_attention_sees_what_it_is_told():
     packed = ours(3, causal=True, segments=jnp.array(segments))
     together = expected(lambda row, token, s: s <= token and segments[row, s] == segments[row, token], 3)
     assert relative_error(packed, together) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("rows", "queries", "keys", "causal"),
+    [(1, 1, 40, False), (3, 1, 40, False), (2, 300, 300, True), (1, 530, 530, True), (2, 530, 530, False)],
+)
+@pytest.mark.parametrize(("dtype", "bar"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_forms_for_cpus_agree_with_the_one_for_other_devices(rows, queries, keys, causal, dtype, bar, groups):
+    rng = np.random.default_rng(2)
+    shapes = (rows, 2, groups, queries, 8), (rows, 2, keys, 8), (rows, 2, keys, 8)
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    mask = jnp.arange(keys) < jnp.arange(keys - rows, keys)[:, None, None]
+    if causal:
+        mask = mask & (jnp.arange(keys) <= jnp.arange(queries)[:, None])
+    expected = plain_attention._grouped(q, k, v, mask).transpose(0, 3, 1, 2, 4).reshape(rows, queries, -1, 8)
+    flat = q.transpose(0, 3, 1, 2, 4).reshape(rows, queries, -1, 8)
+    got = plain_attention.plain_attention(flat, k, v, jnp.broadcast_to(mask, (rows, queries, keys)), causal=causal)
+    assert got.dtype == expected.dtype
+    assert relative_error(got, expected) < bar
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_position_is_written_at_each_rows_own_place(rows, dtype):
+    rng = np.random.default_rng(3)
+    buffer = jnp.asarray(rng.integers(-100, 100, (rows, 2, 6, 4)), dtype)
+    new, starts = jnp.asarray(rng.integers(-100, 100, (rows, 2, 1, 4)), dtype), np.arange(rows) + 2
+    expected = np.array(buffer.astype(jnp.float32))
+    for row, start in enumerate(starts):
+        expected[row, :, start] = new[row, :, 0]
+    np.testing.assert_array_equal(kv_cache._written(buffer, new, jnp.asarray(starts)).astype(jnp.float32), expected)
 
 
 @pytest.mark.parametrize("kernel", [interpreted, plainly], ids=["pallas", "cudnn"])

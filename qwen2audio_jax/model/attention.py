@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from qwen2audio_jax.model.flash_attention import LANES, cudnn_attention, pallas_attention
 from qwen2audio_jax.model.kv_cache import Buffer, Int8Buffer
-from qwen2audio_jax.model.layers import einsum
+from qwen2audio_jax.model.plain_attention import plain_attention
 from qwen2audio_jax.parallel.sharding import partition_spec
 
 AUTO, XLA, CUDNN, PALLAS = "auto", "xla", "cudnn", "pallas"
@@ -119,7 +119,7 @@ def attend(
     # Below a block the scores are smaller than the operands padded to one.
     if attention != XLA and whole and not (attention == PALLAS and tokens < LANES):
         return _on_each_device(partial(_KERNELS[attention], causal=causal), q, k, v, lengths, axes=axes)
-    mask = jnp.ones((1, 1, k.shape[2]), bool)  # [B, T, S]
+    mask = jnp.ones((1, tokens, k.shape[2]), bool)  # [B, T, S]
     if lengths is not None:
         mask = jnp.arange(k.shape[2]) < jnp.maximum(lengths, 1)[:, None, None]
     if causal:
@@ -128,7 +128,7 @@ def attend(
         mask = mask & (jnp.arange(k.shape[2]) <= positions[:, :, None])
     if segments is not None:
         mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return _plain(q, k, v, mask=mask)
+    return plain_attention(q, k, v, mask, causal=causal and starts is None)
 
 
 def _on_each_device(
@@ -152,20 +152,3 @@ def _on_each_device(
 
     specs = (queries, keys, keys, partition_spec(rows))[: len(operands)]
     return jax.shard_map(own, in_specs=specs, out_specs=queries, check_vma=False)(*operands)
-
-
-def _plain(q: jax.Array, k: Buffer, v: Buffer, *, mask: jax.Array) -> jax.Array:
-    """Plain XLA attention. Scales of int8 keys multiply the scores, those of int8 values the probabilities."""
-    batch, queries, heads, head_dim = q.shape
-    # Batch axes first in every product and its result: XLA's CPU backend has no bfloat16 product in another layout.
-    grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim).transpose(0, 2, 3, 1, 4)
-    if isinstance(k, Int8Buffer):
-        scores = einsum("bkgth,bksh->bkgts", grouped, k.codes.astype(q.dtype)) * k.scales[:, :, None, None]
-    else:
-        scores = einsum("bkgth,bksh->bkgts", grouped, k)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    if isinstance(v, Int8Buffer):
-        weights, v = weights * v.scales[:, :, None, None], v.codes.astype(q.dtype)
-    attended = einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
-    return attended.transpose(0, 3, 1, 2, 4).reshape(q.shape)

@@ -126,6 +126,11 @@ def write(buffer: Buffer, new: jax.Array, *, starts: jax.Array) -> Buffer:
 
 
 def _written(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
+    one = buffer.ndim == 4 and new.shape[2] == 1 and buffer.dtype in (jnp.bfloat16, jnp.float16)
+    return jax.lax.platform_dependent(buffer, new, starts, cpu=_selected if one else _mapped, default=_mapped)
+
+
+def _mapped(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     # A scatter (`.at[].set`) here copies the whole cache; a mapped slice update stays in place.
     def row(row_buffer: jax.Array, row_new: jax.Array, start: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row_buffer, row_new, (0, start, 0)[: row_buffer.ndim])
@@ -134,10 +139,16 @@ def _written(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(head_buffer, head_new, (start, 0)[: head_buffer.ndim])
 
     if len(buffer) == 1:
-        # Mapped over one row alone, the update would become a plain one, which XLA's CPU backend computes anew in
-        # everything that reads the buffer: eight copies of it a layer.
-        return jax.vmap(head, (0, 0, None))(buffer[0], new[0], starts[0])[None]
+        # Mapped over one row or one start alone, the update would become a plain one, which XLA's CPU backend computes
+        # anew in everything that reads the buffer: several copies of it a layer.
+        return jax.vmap(head)(buffer[0], new[0], jnp.broadcast_to(starts, buffer.shape[1:2]))[None]
     return jax.vmap(row)(buffer, new, starts)
+
+
+def _selected(buffer: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
+    """`_mapped` of one position a row: to update a slice XLA's CPU backend widens a bfloat16 buffer to float32."""
+    here = jnp.arange(buffer.shape[2]) == starts[:, None]
+    return jnp.where(here[:, None, :, None], new, buffer)
 
 
 def fork(rows_of: T, sources: Sequence[int] | jax.Array) -> T:
