@@ -95,16 +95,23 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
     windows = np.lib.stride_tricks.sliding_window_view(buffer, WINDOW)[::HOP][:frames]
     features = np.empty((num_mel_bins, max_frames), np.float32)
     heard = features[:, :frames]
+    # Scratch in float64, as float32 is not near enough; kept, as memory that is fresh for every block costs more time
+    # than what is computed in it, above all in threads.
+    windowed, spectrum = np.empty((BLOCK, WINDOW)), np.zeros((BLOCK, WINDOW // 2 + 1), np.complex128)
+    power, mel_power = np.empty(spectrum.shape, np.float32), np.empty((BLOCK, num_mel_bins), np.float32)
     for start in range(0, frames, BLOCK):
-        spectrum = np.fft.rfft(windows[start : start + BLOCK] * hann_window())  # in float64: float32 is not near enough
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        mel_power = np.empty((len(power), num_mel_bins), np.float32)
+        rows = min(BLOCK, frames - start)
+        np.multiply(windows[start : start + rows], hann_window(), out=windowed[:rows])
+        np.fft.rfft(windowed[:rows], out=spectrum[:rows])
+        parts = spectrum.view(np.float64)  # real, imaginary, real, ...
+        np.square(parts, out=parts)
+        np.add(parts[:, ::2], parts[:, 1::2], out=power)
         for frequencies, filters, weights in filter_bands(num_mel_bins):
             np.matmul(power[:, frequencies], weights, out=mel_power[:, filters])
-        heard[:, start : start + BLOCK] = np.log10(np.maximum(mel_power, np.float32(FLOOR))).T
-    lowest = max(
-        heard.max() - np.float32(RANGE), np.float32(np.log10(FLOOR))
-    )  # the logarithm may round below the floor
+        np.maximum(mel_power, np.float32(FLOOR), out=mel_power)
+        heard[:, start : start + rows] = np.log10(mel_power, out=mel_power)[:rows].T
+    # The logarithm may round below the floor's.
+    lowest = max(heard.max() - np.float32(RANGE), np.float32(np.log10(FLOOR)))
     features[:, frames:] = lowest
     np.maximum(heard, lowest, out=heard)
     features += 4.0
