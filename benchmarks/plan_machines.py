@@ -45,6 +45,7 @@ ONE_PROMPT = {
 """A prompt of 780 tokens, 750 of them a clip of 30 s."""
 
 TRAINING = {
+    "v5e:2x2, LoRA": "--topology v5e:2x2 --train lora --batch 8",
     "v5e:2x4, LoRA": "--topology v5e:2x4 --train lora --batch 8",
     "v5p:2x2x2, full": "--topology v5p:2x2x2 --train full --batch 8",
 }
@@ -91,6 +92,7 @@ def dtypes(plan: dict) -> str:
 def machine_row(plan: dict) -> tuple[str, ...]:
     """One machine; rates are those of the batch that was planned for."""
     over, rates, job = plan["next_batch"], plan["roofline"], plan["job"]
+    speech = plan.get("transcription")
     failed = "-" if over is None else f"{over['rows']}: {over['stage']}, {gib(over['needed'])}"
     return (
         f"{plan['topology']} ({how(plan)})",
@@ -106,12 +108,13 @@ def machine_row(plan: dict) -> tuple[str, ...]:
         f"{rates['tokens_per_second']:.0f}" if rates else "-",
         f"{rates['clips_per_second']:.1f}" if rates else "-",
         f"{job['chip_hours_at_least']:.0f}" if job else "-",
+        f"{speech['times_real_time_at_most']:.0f}" if speech else "-",
     )
 
 
 MACHINE_HEAD = (
     *("machine", "data x model", "weights, cache", "rows", "weights", "cache", "temporaries", "peak", "most rows"),
-    *("next size fails in, needs", "tokens/s", "clips/s", "chip-hours"),
+    *("next size fails in, needs", "tokens/s", "clips/s", "chip-hours", "x real time"),
 )
 STAGE_HEAD = ("machine", "stage", "temporaries", "peak", "exchanges", "GFLOP a chip", "GB read a chip", "at best")
 TRAINING_HEAD = ("machine", "trains", "rows", "data x model", "state", "frozen weights", "temporaries", "peak", "fits")

@@ -70,7 +70,7 @@ class Asker:
         """A clip and its questions."""
         samples = self.rng.normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
         began = time.perf_counter()
-        heard = dict(self.extractor.features([samples]))
+        heard = dict(self.extractor([samples]))
         times = {"features": time.perf_counter() - began}
         vectors = token_count(int(heard["feature_attention_mask"].sum()))
         audio = np.full(vectors, self.model.config.audio_token_index)

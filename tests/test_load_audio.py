@@ -137,6 +137,17 @@ def test_import_needs_no_decoder():
     assert done.stdout.strip() == "[]"
 
 
+def test_hearing_a_file_needs_no_librosa(tmp_path):
+    (tmp_path / "sound.wav").write_bytes(sound_file("wav", rate=44_100))
+    program = (
+        "import sys; from qwen2audio_jax.audio import load_audio, log_mel; "
+        f"log_mel(load_audio({str(tmp_path / 'sound.wav')!r})); "
+        "print(sorted({'librosa', 'numba', 'scipy.signal', 'soxr'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['soxr']"
+
+
 # ---- Arrays
 
 
@@ -149,10 +160,15 @@ def test_arrays(convert):
     assert np.array_equal(loaded, samples)
 
 
-def test_array_at_another_rate():
-    samples = sounds.speech(22_050, rate=22_050)
-    expected = librosa.resample(samples, orig_sr=22_050, target_sr=16_000)
-    assert np.array_equal(load_audio(samples, sampling_rate=22_050), expected)
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000])
+def test_array_at_another_rate(rate):
+    """As librosa resamples, to the last bit, whatever the length rounds to."""
+    for length in (rate, rate + 1, rate // 3, rate // 7 + 2):
+        samples = sounds.speech(length, rate=rate)
+        expected = librosa.resample(samples, orig_sr=rate, target_sr=16_000, res_type="soxr_hq")
+        loaded = load_audio(samples, sampling_rate=rate)
+        assert loaded.dtype == expected.dtype == np.float32
+        assert np.array_equal(loaded, expected)
 
 
 def test_torch_tensors():

@@ -8,7 +8,7 @@ from processes import finish, free_port, start
 
 from qwen2audio_jax.cli import machine as facts
 from qwen2audio_jax.cli.machine import Machine
-from qwen2audio_jax.cli.machine_checks import CHECKS
+from qwen2audio_jax.cli.machine_checks import CHECKS, check_reserved
 from qwen2audio_jax.cli.main import main
 
 SOUND = {
@@ -57,12 +57,43 @@ def test_a_sound_machine_has_no_problems():
         ({"versions": {"jax": "0.12.0", "jaxlib": "0.10.2"}}, "jax 0.12.0 with jaxlib 0.10.2"),
         ({"decoders": {"soundfile": None}}, "no sound file can be read"),
         ({"cache_problem": "/cache cannot be written"}, "point QWEN2AUDIO_CACHE"),
+        (
+            {"platform": "gpu", "memory_fractions": {"XLA_PYTHON_CLIENT_MEM_FRACTION": "90%"}},
+            "XLA_PYTHON_CLIENT_MEM_FRACTION=90% is no share",
+        ),
+        (
+            {"platform": "gpu", "memory_fractions": dict.fromkeys(facts.MEMORY_FRACTIONS, "0.9")},
+            "XLA_CLIENT_MEM_FRACTION and XLA_PYTHON_CLIENT_MEM_FRACTION are both set",
+        ),
         ({"compiled": "/x", "compiled_problem": "/x cannot be written"}, "point QWEN2AUDIO_COMPILATION_CACHE"),
     ],
 )
 def test_a_trap_is_named(changed, said):
     found = problems(**changed)
     assert any(said in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"platform": "cpu"}, "nothing: none are used"),
+        ({}, "0.75 of each at once (XLA_PYTHON_CLIENT_PREALLOCATE=unset); device 0: 60.0 GB now"),
+        (
+            {"preallocate": "false"},
+            "what is used, as it is used, up to 0.75 of each (XLA_PYTHON_CLIENT_PREALLOCATE=false)",
+        ),
+        (
+            {"preallocate": "true", "memory_fractions": {"XLA_CLIENT_MEM_FRACTION": "0.9"}},
+            "0.9 of each at once (XLA_PYTHON_CLIENT_PREALLOCATE=true, XLA_CLIENT_MEM_FRACTION=0.9)",
+        ),
+    ],
+)
+def test_what_is_reserved_on_gpus_is_said(changed, said):
+    device = {"id": 0, "kind": "NVIDIA H100", "memory_bytes": 8 * 10**10, "reserved_bytes": 60 * 10**9}
+    gpu = {**SOUND, "platform": "gpu", "devices": [device], **changed}
+    found = check_reserved(Machine(**gpu))
+    assert said in found.found
+    assert found.problems == []
 
 
 def test_workers_of_a_pod():

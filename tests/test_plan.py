@@ -380,7 +380,7 @@ KEYS = {
         "weights_bytes_per_chip",
     ),
     *("cache_bytes_per_chip", "temporary_bytes_per_chip", "peak_bytes_per_chip", "refusal", "largest_batch"),
-    *("next_batch", "stages", "roofline", "assumptions"),
+    *("next_batch", "stages", "roofline", "transcription", "assumptions"),
 }
 
 
@@ -434,7 +434,7 @@ class TestGPUs:
     def test_what_does_not_fit_is_said(self):
         plan = plan_inference(request_for("l4"))
         got = report(plan, name="published", job=make_job(10, 10, longest=30))
-        assert (got["fits"], got["roofline"], got["job"]) == (False, None, None)
+        assert (got["fits"], got["roofline"], got["transcription"], got["job"]) == (False, None, None, None)
         assert got["refusal"]["rows"] == 8
         assert got["largest_batch"] < 8
         assert "does not fit" in inference_table(got)
@@ -458,6 +458,27 @@ class TestGPUs:
         assert job["seconds_a_batch_at_least"] == pytest.approx(encode + prefill + decode, rel=2e-3)
         assert job["chip_hours_at_least"] == pytest.approx((encode + prefill + decode) * 125 / 3600, rel=2e-3)
         assert job["chip_hours"] == 2 * job["chip_hours_at_least"]
+
+    def test_times_real_time_by_hand(self):
+        got = report(plan_inference(request_for("h100"), search=False), name="published")
+        speech, chip = got["transcription"], find_chip("h100")
+        # 20 s are 500 audio tokens beside the 30 of text: 2002 frames, 576 tokens, 640 positions of the 8 rows' cache.
+        assert (speech["clip_seconds"], speech["prompt_tokens"], speech["new_tokens"]) == (20, 530, 80)
+        encode = 8 * work.clip_flops(PUBLISHED, frames=2002) / chip.bf16_flops
+        prefill = 8 * work.prompt_flops(PUBLISHED, tokens=576) / chip.bf16_flops
+        decode = 79 * (14.23e9 + 2.5 * GIB) / chip.hbm_bandwidth
+        rate = 8 * 20 / (encode + prefill + decode)
+        assert speech["times_real_time_at_most"] == pytest.approx(rate, rel=2e-3)
+        assert speech["times_real_time"] == speech["times_real_time_at_most"] / 2
+        assert f"{'  times real time at best':34}{speech['times_real_time_at_most']:.0f}\n" in inference_table(got)
+
+    @pytest.mark.parametrize("room", [{"prompt": 20, "new": 1000}, {"prompt": 200}])
+    def test_no_transcription_without_room_for_one(self, room):
+        """Without a clip, or with a cache of fewer positions than a clip and its transcript take."""
+        got = report(plan_inference(request_for("h100", **room), search=False), name="published")
+        assert got["fits"]
+        assert got["transcription"] is None
+        assert "real time" not in inference_table(got)
 
     @pytest.mark.parametrize(("clips", "seconds"), [(0, 10), (10, 0), (10, 31), (10, math.nan)])
     def test_jobs_that_cannot_be(self, clips, seconds):

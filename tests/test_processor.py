@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from tiny_processor import CHAT_TEMPLATE, SPECIAL_TOKENS, write_processor_files
 
 from qwen2audio_jax.audio import AudioError
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE
+from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 RAW_PROMPTS = [
@@ -314,6 +316,39 @@ def test_placeholders_are_counted_per_text(processor):
             processor(text=text, audio=audio)
 
 
+def test_several_clips_are_heard_in_threads_and_in_order(processor, tmp_path, monkeypatch):
+    from qwen2audio_jax.processing import placeholders
+
+    paths = [tmp_path / f"{i}.flac" for i in range(12)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, sound(0.1 * (i + 1)), 44_100)
+    texts = ["<|AUDIO|>"] * len(paths)
+    alone = [processor(text="<|AUDIO|>", audio=path).input_features[0] for path in paths]
+    monkeypatch.setattr(placeholders.os, "cpu_count", lambda: 4)
+    names: set[str] = set()
+    load = Qwen2AudioFeatureExtractor.load
+    monkeypatch.setattr(
+        Qwen2AudioFeatureExtractor,
+        "load",
+        lambda self, source, **options: (
+            names.add(threading.current_thread().name),
+            load(self, source, **options),
+        )[1],
+    )
+    assert np.array_equal(processor(text=texts, audio=paths).input_features, np.stack(alone))
+    assert threading.current_thread().name not in names
+    names.clear()
+    files = [io.BytesIO(path.read_bytes()) for path in paths]
+    assert np.array_equal(processor(text=texts, audio=files).input_features, np.stack(alone))
+    processor(text="<|AUDIO|>", audio=paths[0])
+    assert names == {threading.current_thread().name}
+    paths[3].write_bytes(b"no sound")
+    paths[7].unlink()
+    with pytest.raises(AudioError, match=r"^audio\[3\]: ") as caught:
+        processor(text=texts, audio=paths)
+    assert caught.value.kind == "format"
+
+
 def test_clips_that_are_refused_are_named(processor, tmp_path):
     texts = ["<|AUDIO|>", "<|AUDIO|>"]
     nan = sound(0.1)
@@ -333,7 +368,9 @@ def test_clips_that_are_refused_are_named(processor, tmp_path):
         assert caught.value.kind == kind
     with pytest.raises(AudioError, match=r"^audio\[0\]\[0\]: .*missing\.wav"):
         processor(text=texts, audio=[[str(tmp_path / "missing.wav")], [sound(0.1)]])
-    with pytest.raises(AudioError, match=r"sampling_rate=44100, but the model hears 16000 .* librosa.load") as caught:
+    with pytest.raises(
+        AudioError, match=r"sampling_rate=44100, but the model hears 16000 .*load_audio\(samples"
+    ) as caught:
         processor(text="<|AUDIO|>", audio=sound(0.1), sampling_rate=44_100)
     assert caught.value.kind == "rate"
     cut = processor(text="<|AUDIO|>", audio=sound(30.5), truncation=True)

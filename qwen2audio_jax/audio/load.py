@@ -1,6 +1,7 @@
 """Audio loading: `load_audio`, the single entry point for clips from any source."""
 
 import io
+import math
 import os
 import stat
 from os import PathLike
@@ -160,10 +161,13 @@ def from_array(source: Any, *, sampling_rate: int | None, truncation: bool, limi
 
 
 def resample(sound: Sound) -> np.ndarray:
-    """Samples at 16 kHz, as `librosa.load` resamples them."""
+    """Samples at 16 kHz, as `librosa.load` resamples them: `librosa.resample` with `soxr_hq`, bit for bit."""
     if sound.rate == SAMPLING_RATE:
         return sound.samples
-    # Imported here: librosa takes long to import, and sound that is at 16 kHz already needs none of it.
-    import librosa
+    # Imported here: sound that is at 16 kHz already needs none of it.
+    import soxr
 
-    return librosa.resample(sound.samples, orig_sr=sound.rate, target_sr=SAMPLING_RATE, res_type="soxr_hq")
+    samples = soxr.resample(sound.samples, sound.rate, SAMPLING_RATE, quality="HQ")
+    # The resampler rounds the length to the nearest number of samples, librosa rounds it up.
+    wanted = math.ceil(len(sound.samples) * (SAMPLING_RATE / sound.rate))
+    return np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))

@@ -10,6 +10,7 @@ from typing import Any
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import one_line, say, write, write_answer
+from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 HELP = """\
@@ -28,10 +29,16 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: the options name no usable model.
     """
+    check_profile_folder(options.profile)
     processor, arguments = prepare(options)
     arguments["num_return_sequences"] = 1
     join(options)
     chat = Chat(load_model(options), processor, options=options, arguments=arguments)
+    with profiled(options.profile):
+        _converse(chat)
+
+
+def _converse(chat: "Chat") -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         say("/help lists the commands")

@@ -3,12 +3,15 @@
 import argparse
 import json
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 
+from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
 from qwen2audio_jax.cli.output import write, write_answer
+from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
@@ -20,10 +23,23 @@ def run(options: argparse.Namespace) -> None:
         ValueError: an input or option cannot be used.
     """
     prompt = _prompt(options)
+    check_profile_folder(options.profile)
     processor, arguments = prepare(options)
     inputs = _inputs(prompt, options=options, processor=processor)
     join(options)
     model = load_model(options)
+    with profiled(options.profile):
+        _answer(inputs, arguments, model=model, processor=processor, options=options)
+
+
+def _answer(
+    inputs: ProcessorOutput,
+    arguments: dict[str, Any],
+    *,
+    model: Qwen2AudioForConditionalGeneration,
+    processor: Qwen2AudioProcessor,
+    options: argparse.Namespace,
+) -> None:
     alone = jax.process_count() == 1
     if alone and not options.json and arguments["num_return_sequences"] == 1:
         write_answer(model.stream(**inputs, **arguments), written=[])

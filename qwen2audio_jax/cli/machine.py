@@ -18,6 +18,7 @@ from qwen2audio_jax.source import default_cache_dir
 PACKAGES = ("qwen2audio-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "libtpu", "libtpu-nightly")
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin")
 _ALPHABET_CHIPS = "0x1ae0"  # PCI vendor of TPUs
+MEMORY_FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 DEVICE_SECONDS = 60.0
 """Seconds that JAX's device discovery may take: on a single worker of a pod it never ends."""
 
@@ -29,7 +30,10 @@ class Machine:
     Attributes:
         versions: of packages and Python; those that are not installed are left out.
         platform: JAX's backend ("cpu", "gpu", "tpu"); None if unknown.
-        devices: of this process: kind, and total and used bytes of memory if the device reports them.
+        devices: of this process: kind, and if the device reports them total and used bytes of memory and the bytes
+            that JAX has taken from it, in use or kept for later.
+        preallocate: $XLA_PYTHON_CLIENT_PREALLOCATE.
+        memory_fractions: $XLA_CLIENT_MEM_FRACTION and its older name, $XLA_PYTHON_CLIENT_MEM_FRACTION, where set.
         device_error: the error of device discovery.
         asked_platforms: $JAX_PLATFORMS.
         tpu_chips: number of chips on the machine's PCI bus.
@@ -51,6 +55,8 @@ class Machine:
     versions: dict[str, str]
     platform: str | None = "cpu"
     devices: list[dict[str, Any]] = field(default_factory=list)
+    preallocate: str = ""
+    memory_fractions: dict[str, str] = field(default_factory=dict)
     device_error: str | None = None
     asked_platforms: str = ""
     tpu_chips: int = 0
@@ -87,6 +93,8 @@ def look(*, peers_missing: str | None = None) -> Machine:
     return Machine(
         versions=versions,
         **found,
+        preallocate=os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", ""),
+        memory_fractions={name: os.environ[name] for name in MEMORY_FRACTIONS if os.environ.get(name)},
         asked_platforms=os.environ.get("JAX_PLATFORMS", ""),
         tpu_chips=_tpu_chips(),
         tpu_holders=holders,
@@ -150,6 +158,7 @@ def _device(device: Any) -> dict[str, Any]:
         "kind": device.device_kind,
         "memory_bytes": stats.get("bytes_limit"),
         "used_bytes": stats.get("bytes_in_use"),
+        "reserved_bytes": stats.get("pool_bytes", stats.get("bytes_reserved")),
     }
 
 

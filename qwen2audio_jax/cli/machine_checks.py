@@ -1,9 +1,13 @@
 """Machine checks of `qwen2audio doctor`: one line for each, and its problems, each with the remedy."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen2audio_jax.cli.machine import PLUGINS, Machine
+
+DEFAULT_FRACTION = "0.75"
+"""XLA's share of a GPU's memory where no environment variable says another."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,30 @@ def check_devices(machine: Machine) -> Checked:
         kinds[kind] = kinds.get(kind, 0) + 1
     found = f"{machine.platform}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     return Checked("devices", found if machine.devices else "none", problems)
+
+
+def check_reserved(machine: Machine) -> Checked:
+    """Check how much of the GPUs' memory JAX takes at once, which other programs then lack."""
+    if machine.platform != "gpu":
+        return Checked("reserved on GPUs", "nothing: none are used", [])
+    problems = []
+    fractions = machine.memory_fractions
+    if len(fractions) > 1:
+        problems.append(f"{' and '.join(fractions)} are both set, which JAX refuses: unset one")
+    for name, value in fractions.items():
+        if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value):
+            problems.append(f"{name}={value} is no share of a GPU's memory: set it above 0 and up to 1, as in 0.9")
+    share = next(iter(fractions.values()), DEFAULT_FRACTION)
+    at_once = machine.preallocate not in ("0", "false", "False")
+    how = f"{share} of each at once" if at_once else f"what is used, as it is used, up to {share} of each"
+    settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": machine.preallocate or "unset", **fractions}
+    said = ", ".join(f"{name}={value}" for name, value in settings.items())
+    taken = [
+        f"; device {device['id']}: {device['reserved_bytes'] / 1e9:.1f} GB now"
+        for device in machine.devices
+        if device.get("reserved_bytes") is not None
+    ]
+    return Checked("reserved on GPUs", f"{how} ({said}){''.join(taken)}", problems)
 
 
 def check_fallback(machine: Machine) -> Checked:
@@ -154,6 +182,7 @@ def check_compiled(machine: Machine) -> Checked:
 CHECKS: tuple[Callable[[Machine], Checked], ...] = (
     check_versions,
     check_devices,
+    check_reserved,
     check_fallback,
     check_holders,
     check_processes,

@@ -66,6 +66,7 @@ def build_parser() -> Parser:
         add_model_options(command)
         add_input_options(command, single_prompt=command is generate)
         add_generation_options(command)
+        command.add_argument("--profile", metavar="DIR", help="write a trace of the computation there (jax.profiler)")
     add_output_options(generate)
     for name in ("generate", "train", "evaluate", "doctor"):
         add_process_options(commands.choices[name])

@@ -252,6 +252,7 @@ def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Arra
     return jnp.take_along_axis(ids, chosen, axis=-1)[:, 0]
 
 
+@jax.named_scope("sample")
 def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode) -> NextToken:
     """The next token of every row.
 

@@ -136,6 +136,7 @@ def encode(
     return bind(Encoder, cfg, params)(features, frames, attention=attention)
 
 
+@jax.named_scope("encode")
 def encode_audio(
     params: Params, features: jax.Array, frames: jax.Array, *, cfg: Qwen2AudioConfig, attention: str = XLA
 ) -> AudioFeatures:
@@ -177,6 +178,7 @@ def forward(params: Params, prompt: Prompt, *, cfg: Qwen2AudioConfig, attention:
     return decoder.logits(hidden)
 
 
+@jax.named_scope("prefill")
 def prefill(
     params: Params,
     prompt: Prompt,
@@ -209,6 +211,7 @@ def prefill(
     return decoder.logits(last), cache
 
 
+@jax.named_scope("decode_step")
 def decode_step(
     params: Params, tokens: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig
 ) -> tuple[jax.Array, KVCache]:

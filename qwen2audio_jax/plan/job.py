@@ -1,10 +1,10 @@
-"""Batch jobs: minimum chip-hours for one answer to each of a number of clips."""
+"""Batch jobs: minimum chip-hours for one answer to each of a number of clips, and how fast speech is transcribed."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwen2audio_jax.plan.inference import Plan
-from qwen2audio_jax.plan.request import FRAMES_A_SECOND, audio_tokens, shapes_of
+from qwen2audio_jax.plan.request import FRAMES_A_SECOND, TEXT_TOKENS, Shapes, audio_tokens, shapes_of
 from qwen2audio_jax.plan.roofline import bound_of
 from qwen2audio_jax.plan.topology import abstract_mesh
 from qwen2audio_jax.plan.work import work_of
@@ -43,6 +43,20 @@ def make_job(clips: int, mean_seconds: float, *, longest: float) -> Job:
     return Job(clips, mean_seconds)
 
 
+def batch_seconds(plan: Plan, shapes: Shapes, *, new_tokens: int) -> float:
+    """Least seconds of one batch of other shapes on the plan's machine, with the exchanges of the plan's programs."""
+    request, total = plan.request, 0.0
+    mesh = abstract_mesh(request.data, request.model)
+    for stage, measured in plan.stages.items():
+        work = work_of(stage, request.config, shapes, mesh=mesh, cache_dtype=request.cache, weights=request.stored)
+        # A prefill's communication grows with its tokens.
+        share = shapes.tokens / plan.shapes.tokens if stage == "prefill" else 1.0
+        bound = bound_of(work, measured.exchanges, chip=request.topology.chip)
+        seconds = max(bound.compute, bound.memory) + bound.communication * share
+        total += seconds * (new_tokens - 1 if stage == "decode" else 1)
+    return total
+
+
 def hours_of(job: Job, plan: Plan) -> dict[str, Any]:
     """Chip-hours of a job in batches of the plan's size: at the roofline, and at `REACHED` of it.
 
@@ -53,16 +67,8 @@ def hours_of(job: Job, plan: Plan) -> dict[str, Any]:
     shorter = replace(request, prompt_tokens=text + max(audio_tokens(job.mean_seconds), 1))
     mesh = abstract_mesh(request.data, request.model)
     shapes = shapes_of(shorter, rows=request.batch, mesh=mesh, frames=round(job.mean_seconds * FRAMES_A_SECOND))
-    chip, total = request.topology.chip, 0.0
-    for stage, measured in plan.stages.items():
-        of = plan.shapes if stage == "decode" else shapes
-        stored = {"cache_dtype": request.cache, "weights": request.stored}
-        work = work_of(stage, request.config, of, mesh=mesh, **stored)
-        # A prefill's communication grows with its tokens.
-        share = shapes.tokens / plan.shapes.tokens if stage == "prefill" else 1.0
-        bound = bound_of(work, measured.exchanges, chip=chip)
-        seconds = max(bound.compute, bound.memory) + bound.communication * share
-        total += seconds * (request.max_new_tokens - 1 if stage == "decode" else 1)
+    shapes = replace(shapes, capacity=plan.shapes.capacity)
+    total = batch_seconds(plan, shapes, new_tokens=request.max_new_tokens)
     batches = -(-job.clips // request.batch)
     hours = total * batches * request.topology.chips / 3600
     return {
@@ -73,4 +79,33 @@ def hours_of(job: Job, plan: Plan) -> dict[str, Any]:
         "chip_hours_at_least": hours,
         "reached_share_of_roofline": REACHED,
         "chip_hours": hours / REACHED,
+    }
+
+
+TRANSCRIBED_SECONDS, TRANSCRIPT_TOKENS = 20.0, 80
+"""Seconds of a clip of speech, and the tokens of what is said in it: 2 to 3 words a second."""
+
+
+def transcription(plan: Plan) -> dict[str, Any] | None:
+    """Seconds of speech that the machine transcribes in a second: at the roofline, and at `REACHED` of it.
+
+    The batch has the plan's rows. None if that does not fit, has no clips, or has a cache too small for a transcript.
+    """
+    seconds, vectors = TRANSCRIBED_SECONDS, audio_tokens(TRANSCRIBED_SECONDS)
+    prompt, config = TEXT_TOKENS + vectors, plan.request.config
+    request = replace(plan.request, prompt_tokens=prompt, max_new_tokens=TRANSCRIPT_TOKENS)
+    if vectors > config.audio_config.max_tokens or prompt > config.text_config.max_position_embeddings:
+        return None
+    mesh = abstract_mesh(request.data, request.model)
+    shapes = shapes_of(request, rows=request.batch, mesh=mesh, frames=round(seconds * FRAMES_A_SECOND))
+    if not plan.fits or not plan.shapes.clips or plan.shapes.capacity < shapes.capacity:
+        return None
+    rate = request.batch * seconds / batch_seconds(plan, shapes, new_tokens=TRANSCRIPT_TOKENS)
+    return {
+        "clip_seconds": seconds,
+        "prompt_tokens": prompt,
+        "new_tokens": TRANSCRIPT_TOKENS,
+        "times_real_time_at_most": rate,
+        "reached_share_of_roofline": REACHED,
+        "times_real_time": rate * REACHED,
     }

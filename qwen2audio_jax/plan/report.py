@@ -6,7 +6,7 @@ from typing import Any
 from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.plan import arithmetic
 from qwen2audio_jax.plan.inference import Plan
-from qwen2audio_jax.plan.job import Job, hours_of
+from qwen2audio_jax.plan.job import Job, hours_of, transcription
 from qwen2audio_jax.plan.program import summary
 from qwen2audio_jax.plan.request import clip_seconds
 from qwen2audio_jax.plan.roofline import ASSUMPTIONS, Bound, bound_of
@@ -116,6 +116,7 @@ def report(plan: Plan, *, name: str, job: Job | None = None) -> dict[str, Any]:
         "next_batch": None if largest is None else _refusal(largest.refusal),
         "stages": {stage: _stage(plan, stage, least[stage]) for stage in plan.stages},
         "roofline": roofline(plan),
+        "transcription": transcription(plan),
         "assumptions": _assumptions(plan),
     }
     if job is not None:

@@ -103,6 +103,14 @@ def inference_table(report: Mapping[str, Any]) -> str:
                 ]
             ),
         ]
+    if speech := report["transcription"]:
+        lines += _rows(
+            [
+                (f"clips of {speech['clip_seconds']:g} s, {speech['new_tokens']} new", ""),
+                ("  times real time at best", f"{speech['times_real_time_at_most']:.0f}"),
+                (f"  at {speech['reached_share_of_roofline']:.0%} of it", f"{speech['times_real_time']:.0f}"),
+            ]
+        )
     if job := report.get("job"):
         lines += _rows(
             [

@@ -158,25 +158,31 @@ class Qwen2AudioFeatureExtractor:
         self.check_sampling_rate(sampling_rate)
         if hasattr(clips, "ndim") and clips.ndim == 1:
             clips = [clips]
-        samples = [self.load(clip, truncation=truncation) for clip in clips]
-        return to_output(self.features(samples), return_tensors=return_tensors)
+        heard = [self.hear(clip, truncation=truncation) for clip in clips]
+        return to_output(self.stack(heard), return_tensors=return_tensors)
 
-    def features(self, samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The two feature arrays of clips that are already loaded and checked."""
-        frames = self.nb_max_frames
-        features = np.zeros((len(samples), self.feature_size, frames), np.float32)
-        mask = np.zeros((len(samples), frames), np.int32)
-        for i, clip in enumerate(samples):
-            features[i], valid = log_mel(clip, num_mel_bins=self.feature_size, max_frames=frames)
-            mask[i, :valid] = 1
-        return {"input_features": features, "feature_attention_mask": mask}
+    def hear(
+        self, source: Any, *, truncation: bool = False, allow_private_urls: bool = False
+    ) -> tuple[np.ndarray, int]:
+        """Load one clip from any source: its features [M, L] float32, and how many frames are sound."""
+        samples = self.load(source, truncation=truncation, allow_private_urls=allow_private_urls)
+        return log_mel(samples, num_mel_bins=self.feature_size, max_frames=self.nb_max_frames)
+
+    def stack(self, heard: Sequence[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+        """The two feature arrays of clips that are heard already."""
+        features = np.zeros((len(heard), self.feature_size, self.nb_max_frames), np.float32)
+        frames = np.array([count for _, count in heard], np.int32)
+        for row, (clip, _) in zip(features, heard, strict=True):
+            row[:] = clip
+        mask = np.arange(self.nb_max_frames) < frames[:, None]
+        return {"input_features": features, "feature_attention_mask": mask.astype(np.int32)}
 
     def check_sampling_rate(self, sampling_rate: int | None) -> None:
         """Raise AudioError "rate" if arrays are stated to have a sampling rate other than the model's."""
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise AudioError(
-                f"sampling_rate={sampling_rate!r}, but the model hears {self.sampling_rate} samples a second: load the "
-                f"sound with librosa.load(path, sr={self.sampling_rate}), or resample it with qwen2audio_jax.audio."
-                f"load_audio(samples, sampling_rate={sampling_rate!r})",
+                f"sampling_rate={sampling_rate!r}, but the model hears {self.sampling_rate} samples a second: pass the "
+                f"file's path instead, or resample the array with qwen2audio_jax.load_audio(samples, "
+                f"sampling_rate={sampling_rate!r})",
                 kind="rate",
             )

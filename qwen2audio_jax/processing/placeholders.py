@@ -1,14 +1,20 @@
 """Assignment of clips to texts: the processor's `audio` argument matched with the placeholders."""
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.conversation import ClipSource
-from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
+
+T = TypeVar("T")
+
+THREADS = 8
+"""Most clips that are loaded at a time: each may take the memory of `LIMITS.decoded_bytes`."""
 
 
 def assign_clips(
@@ -68,31 +74,34 @@ def assign_clips(
     return nested
 
 
-def load_clips(
-    clips: Sequence[ClipSource],
-    *,
-    extractor: Qwen2AudioFeatureExtractor,
-    truncation: bool = False,
-    allow_private_urls: bool = False,
-) -> list[np.ndarray]:
-    """The samples of clips, each [n] float32 at 16 kHz, in order.
+def load_clips(clips: Sequence[ClipSource], load: Callable[[Any], T]) -> list[T]:
+    """What `load` makes of the clips' sources, in order; several are loaded at a time.
+
+    Decoding, resampling and log-mel release Python's lock, and a URL is mostly waited for. File objects are read one
+    after another in the caller's thread: two clips may be the same one.
 
     Raises:
-        AudioError: a clip cannot be used; the message begins with its position and the kind is `load_audio`'s.
+        AudioError: a clip cannot be used; the message begins with its position and the kind is `load_audio`'s. Of
+            several such clips the first is named.
         ValueError: a clip has no source.
     """
-    samples = []
-    for clip in clips:
+
+    def load_one(clip: ClipSource) -> T:
         if clip.source is None:
             raise ValueError(
                 f"{clip.where} names no sound; give its path, URL, bytes or samples under 'audio', or use "
                 f"tokenize=False and pass the clips to the processor"
             )
         try:
-            samples.append(extractor.load(clip.source, truncation=truncation, allow_private_urls=allow_private_urls))
+            return load(clip.source)
         except AudioError as error:
             raise AudioError(f"{clip.where}: {error}", kind=error.kind) from error
-    return samples
+
+    threads = min(len(clips), os.cpu_count() or 1, THREADS)
+    if threads < 2 or any(hasattr(clip.source, "read") for clip in clips):
+        return [load_one(clip) for clip in clips]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(load_one, clips))
 
 
 def _split(

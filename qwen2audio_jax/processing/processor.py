@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -174,14 +175,10 @@ class Qwen2AudioProcessor:
         rows = [np.asarray(self.tokenizer.encode(prompt), np.int32) for prompt in texts]
         counts = [int((row == self.audio_token_id).sum()) for row in rows]
         clips = assign_clips(audio, texts=texts, counts=counts, audio_token=self.audio_token)
-        samples = load_clips(
-            [clip for row in clips for clip in row],
-            extractor=self.feature_extractor,
-            truncation=truncation,
-            allow_private_urls=allow_private_urls,
-        )
+        hear = partial(self.feature_extractor.hear, truncation=truncation, allow_private_urls=allow_private_urls)
+        heard = load_clips([clip for row in clips for clip in row], hear)
         options = dict(zip(PADDING_OPTIONS, (padding, padding_side, max_length, pad_to_multiple_of), strict=True))
-        return self._assemble(rows, samples, padding_options=options, return_tensors=return_tensors)
+        return self._assemble(rows, heard, padding_options=options, return_tensors=return_tensors)
 
     def apply_chat_template(
         self,
@@ -265,11 +262,10 @@ class Qwen2AudioProcessor:
             clips += chat.clips
         if not tokenize:
             return rows if is_batch(conversation) else rows[0]
-        samples = load_clips(
-            clips, extractor=self.feature_extractor, truncation=truncation, allow_private_urls=allow_private_urls
-        )
+        hear = partial(self.feature_extractor.hear, truncation=truncation, allow_private_urls=allow_private_urls)
+        heard = load_clips(clips, hear)
         options = dict(zip(PADDING_OPTIONS, (padding, padding_side, max_length, pad_to_multiple_of), strict=True))
-        output = self._assemble(rows, samples, padding_options=options, return_tensors=return_tensors)
+        output = self._assemble(rows, heard, padding_options=options, return_tensors=return_tensors)
         return output if return_dict else output.input_ids
 
     def load_conversation_clips(
@@ -284,9 +280,8 @@ class Qwen2AudioProcessor:
             AudioError, ValueError: as `apply_chat_template`.
         """
         clips = [clip for _, chat in self._read(conversation) for clip in chat.clips]
-        return load_clips(
-            clips, extractor=self.feature_extractor, truncation=truncation, allow_private_urls=allow_private_urls
-        )
+        load = partial(self.feature_extractor.load, truncation=truncation, allow_private_urls=allow_private_urls)
+        return load_clips(clips, load)
 
     def decode(
         self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
@@ -314,15 +309,14 @@ class Qwen2AudioProcessor:
     def _assemble(
         self,
         rows: Sequence[np.ndarray],
-        samples: Sequence[np.ndarray],
+        heard: Sequence[tuple[np.ndarray, int]],
         *,
         padding_options: Mapping[str, Any],
         return_tensors: str | None,
     ) -> ProcessorOutput:
-        """Assemble the model's inputs from rows with one placeholder per clip, and the clips."""
-        features = self.feature_extractor.features(samples) if samples else {}
-        frames = features["feature_attention_mask"].sum(-1) if samples else np.zeros(0, np.int32)
-        tokens, start, expanded = token_count(frames), 0, []
+        """Assemble the model's inputs from rows with one placeholder per clip, and the clips as they are heard."""
+        features = self.feature_extractor.stack(heard) if heard else {}
+        tokens, start, expanded = token_count(np.array([frames for _, frames in heard], np.int32)), 0, []
         for row in rows:
             is_clip = row == self.audio_token_id
             copies = np.ones(len(row), np.int64)

@@ -109,9 +109,7 @@ class Dataset:
         steps = grain.MapDataset.range(start, max(start, stop)).map(read).to_iter_dataset(options)
         if workers:
             _parse_flags()
-            steps = steps.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _one_thread_for_products
-            )
+            steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
         return _closing(iter(steps), copy=workers > 0)
 
     def _plan(self, epoch: int) -> list[Step]:
@@ -325,23 +323,13 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _one_thread_for_products(worker: int = 0, workers: int = 1) -> Any:
-    """Keep BLAS from spreading the small products of log-mel over all cores.
-
-    Its threads spin while they wait for each other: a clip took 7 ms of 2 cores instead of 2 ms of one.
-    """
-    return import_extra("threadpoolctl").threadpool_limits(limits=1, user_api="blas")
-
-
 def _closing(steps: Any, *, copy: bool) -> Iterator[tuple[TrainBatch, list[str]]]:
     """The same items; the threads and processes behind them end with the loop that reads them.
 
     With `copy`, they are not in memory shared with a worker process, which lives as long as its array.
     """
-    limits = _one_thread_for_products()
     try:
         for batch, ids in steps:
             yield (jax.tree.map(np.array, batch) if copy else batch), ids
     finally:
         steps.close()
-        limits.restore_original_limits()
