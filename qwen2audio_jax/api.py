@@ -21,6 +21,7 @@ from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.generation.call import Arguments, check_memory, check_one_row, check_positions, prepare_call
 from qwen2audio_jax.generation.decoding import Progress
+from qwen2audio_jax.generation.encoding import encode_and_place, encode_clips
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.inputs import (
     CheckedInputs,
@@ -31,7 +32,7 @@ from qwen2audio_jax.generation.inputs import (
     label_rows,
 )
 from qwen2audio_jax.generation.outputs import ModelOutput, collect, pieces
-from qwen2audio_jax.generation.run import encode_and_place, encode_clips, forward, steps
+from qwen2audio_jax.generation.run import forward, steps
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.session import Session
 from qwen2audio_jax.generation.stopping import Tokenizer

@@ -12,8 +12,8 @@ from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
 from qwen2audio_jax.checkpoint.reader import restore_params
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.embedded import EMBEDDED
+from qwen2audio_jax.generation.encoding import encode
 from qwen2audio_jax.generation.inputs import ClipFeatures, check_clips, clips_to_mesh
-from qwen2audio_jax.generation.run import encode
 from qwen2audio_jax.model.attention import check_attention, choose_attention
 from qwen2audio_jax.model.qwen2_audio import sharded_specs
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays

@@ -19,7 +19,7 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcess
 from qwen2audio_jax.cli import chat as chat_module
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import convert
-from qwen2audio_jax.generation import run
+from qwen2audio_jax.generation import encoding, run
 from qwen2audio_jax.generation.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -434,11 +434,15 @@ def test_chat_computes_each_turn_once(checkpoint, clips, capsys, monkeypatch):
     """Later turns read what is new alone, and encode the clip that they add; the answers are those from scratch."""
     model = Qwen2AudioForConditionalGeneration.from_pretrained(checkpoint)
     read, encoded, answered = [], [], []
-    prefill, encode, stream = run.prefill, run.encode_audio, Session.stream
+    prefill, append, encode, stream = run.prefill, run.append, encoding.encode_audio, Session.stream
 
-    def counting_prefill(params, prompt, *arguments, **more):
-        read.append(int(prompt.lengths[0]))
-        return prefill(params, prompt, *arguments, **more)
+    def counting_prefill(params, embeddings, lengths, **more):
+        read.append(int(lengths[0]))
+        return prefill(params, embeddings, lengths, **more)
+
+    def counting_append(*arguments, counts, **more):
+        read.append(int(counts[0]))
+        return append(*arguments, counts=counts, **more)
 
     def counting_encode(params, features, frames, **more):
         encoded.append(int((frames > 0).sum()))
@@ -450,7 +454,8 @@ def test_chat_computes_each_turn_once(checkpoint, clips, capsys, monkeypatch):
         return text
 
     monkeypatch.setattr(run, "prefill", counting_prefill)
-    monkeypatch.setattr(run, "encode_audio", counting_encode)
+    monkeypatch.setattr(run, "append", counting_append)
+    monkeypatch.setattr(encoding, "encode_audio", counting_encode)
     monkeypatch.setattr(Session, "stream", seen)
     monkeypatch.setattr(chat_module, "load_model", lambda options: model)
     questions = [("what is it?", "wav"), ("hello", None), ("what the", "mp3")]

@@ -7,7 +7,7 @@ from judge import in_float64, relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
 from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
-from qwen2audio_jax.generation import decoding, run
+from qwen2audio_jax.generation import decoding, encoding, run
 
 NAMES = tuple(tiny.CONFIGS)
 
@@ -154,7 +154,7 @@ def test_stop_strings_end_each_row_by_itself(load, monkeypatch):
         assert length == min(end, 20)
         np.testing.assert_array_equal(output.sequences[row, width : width + length], free[row, :length])
         assert (output.sequences[row, width + length :] == tiny.END_OF_TEXT).all()
-    monkeypatch.setattr(run, "encode_audio", lambda *a, **k: pytest.fail("computed"))
+    monkeypatch.setattr(encoding, "encode_audio", lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(ValueError, match="tokenizer="):
         model.generate(**inputs, stop_strings=["x"])
 
@@ -214,12 +214,10 @@ def test_a_second_call_of_the_same_shapes_compiles_nothing(load):
 
 def test_the_cache_is_donated(load):
     from qwen2audio_jax.model.kv_cache import empty_cache
-    from qwen2audio_jax.model.qwen2_audio import Prompt
 
     model = load("gqa")
     cache = empty_cache(model.config.text_config, rows=2, capacity=16, dtype=np.float32)
-    prompt = Prompt(np.ones((2, 4), np.int32), np.array([4, 2], np.int32), None, None)
-    run.prefill(model.params, prompt, cache, cfg=model.config)
+    run.append(model.params, np.zeros((2, 4, 48), np.float32), cache, counts=np.array([4, 2]), cfg=model.config)
     assert all(buffer.is_deleted() for buffer in (*cache.keys, *cache.values))
 
 
@@ -247,7 +245,7 @@ def test_the_cache_is_donated(load):
 )
 def test_bad_input_is_an_error_before_any_compute(load, monkeypatch, change, error, message):
     model = load("gqa")
-    for module, name in ((run, "encode_audio"), (run, "prefill"), (decoding, "next_step")):
+    for module, name in ((encoding, "encode_audio"), (run, "prefill"), (decoding, "next_step")):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("computed"))
     with pytest.raises(error, match=message):
         model.generate(**(random_inputs("gqa") | {"max_new_tokens": 4} | change))

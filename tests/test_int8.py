@@ -31,12 +31,13 @@ from qwen2audio_jax.model.lora import merge_adapter
 from qwen2audio_jax.model.quantization import channel_axis, quantize, scale_name
 from qwen2audio_jax.model.qwen2_audio import (
     Prompt,
+    append,
     decode_step,
+    embed,
     forward,
     init_params,
     parameter_axes,
     parameter_specs,
-    prefill,
 )
 from qwen2audio_jax.parallel.sharding import partition_spec
 
@@ -274,7 +275,8 @@ def step_logits(params, config, *, dtype, prompt):
     """Logits after the prompts and after two more tokens, through a cache of a dtype."""
     rows = len(prompt.ids)
     cache = empty_cache(config.text_config, rows=rows, capacity=32, dtype=jnp.dtype(dtype))
-    logits, cache = jax.jit(prefill, static_argnames="cfg")(params, prompt, cache, cfg=config)
+    embeddings = embed(params, prompt, cfg=config)
+    logits, cache = jax.jit(append, static_argnames="cfg")(params, embeddings, cache, counts=prompt.lengths, cfg=config)
     found = [logits]
     for token in (5, 9):
         tokens = jnp.full((rows,), token, jnp.int32)

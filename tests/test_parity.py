@@ -16,16 +16,16 @@ from judge import assert_as_close, assert_as_close_as_the_reference, judge, rela
 from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.generation.encoding import encode_and_place
 from qwen2audio_jax.generation.inputs import check_inputs
-from qwen2audio_jax.generation.run import encode_and_place
-from qwen2audio_jax.generation.run import prefill as jitted_prefill
+from qwen2audio_jax.generation.run import append as jitted_append
 from qwen2audio_jax.model import encoder
 from qwen2audio_jax.model.binding import bind
 from qwen2audio_jax.model.encoder import Encoder
 from qwen2audio_jax.model.kv_cache import empty_cache
 from qwen2audio_jax.model.layers import LayerNorm
 from qwen2audio_jax.model.lengths import conv_length, token_count
-from qwen2audio_jax.model.qwen2_audio import Prompt, decode_step, embed, forward, prefill
+from qwen2audio_jax.model.qwen2_audio import Prompt, append, decode_step, embed, forward
 
 NAMES = tuple(tiny.CONFIGS)
 TOLERANCE = 1e-5
@@ -284,15 +284,17 @@ def test_prefill_and_decode_equal_the_full_forward(load, name):
     full = forward(model.params, Prompt(ids, jnp.asarray(lengths), None, None), cfg=cfg)
     cache = empty_cache(cfg.text_config, rows=2, capacity=40, dtype=jnp.float32)
     first = np.array([9, 4], np.int32)
-    logits, cache = jitted_prefill(
-        model.params, Prompt(jnp.asarray(ids[:, :9]), jnp.asarray(first), None, None), cache, cfg=cfg, window=9
+
+    def embedded(ids):
+        return embed(model.params, Prompt(jnp.asarray(ids), jnp.zeros(2, jnp.int32), None, None), cfg=cfg)
+
+    logits, cache = jitted_append(
+        model.params, embedded(ids[:, :9]), cache, counts=jnp.asarray(first), cfg=cfg, window=9
     )
     for row in range(2):
         assert relative_error(logits[row], full[row, first[row] - 1]) < TOLERANCE
     second = np.stack([ids[row, first[row] : first[row] + 8] for row in range(2)])
-    logits, cache = prefill(
-        model.params, Prompt(jnp.asarray(second), jnp.array([8, 8]), None, None), cache, cfg=cfg, window=20
-    )
+    logits, cache = append(model.params, embedded(second), cache, counts=jnp.array([8, 8]), cfg=cfg, window=20)
     step = jax.jit(decode_step, static_argnames="cfg")
     for position in range(5):
         at = first + 8 + position

@@ -33,10 +33,14 @@ step = jax.jit(sampling.next_token, static_argnames="mode")
 
 
 def start(prompt, *, mask=None, seeds=0, vocab_size=320):
-    prompt = jnp.asarray(prompt, jnp.int32)
-    mask = jnp.ones_like(prompt) if mask is None else jnp.asarray(mask)
-    seeds = sampling.row_seeds(seeds, rows=prompt.shape[0])
-    return sampling.init_state(prompt, mask, seeds, vocab_size=vocab_size)
+    prompt = np.asarray(prompt, np.int32)
+    mask = np.ones_like(prompt) if mask is None else np.asarray(mask)
+    seeds = sampling.row_seeds(seeds, rows=len(prompt))
+    return sampling.init_state(unpadded(prompt, mask), seeds, vocab_size=vocab_size)
+
+
+def unpadded(prompt, mask):
+    return [row[kept != 0] for row, kept in zip(prompt, mask, strict=True)]
 
 
 def reference_scores(config, prompt, mask, logits, *, new_tokens):
@@ -94,7 +98,7 @@ def test_distribution_is_the_reference_s(options):
         logits = (rng.standard_normal((3, vocab_size)) * (1 + seed)).astype(np.float32)
         logits[0, 300:303] += 5
         logits[2, rng.integers(0, vocab_size, 30)] = -np.inf
-        state = sampling.init_state(jnp.asarray(prompt), jnp.asarray(mask), np.arange(3), vocab_size=vocab_size)
+        state = sampling.init_state(unpadded(prompt, mask), np.arange(3), vocab_size=vocab_size)
         state = replace(state, step=state.step + new_tokens)
         expected = reference_probabilities(config, prompt, mask, logits, new_tokens=new_tokens)
         for count in {vocab_size, min(vocab_size, params.candidate_count or vocab_size)}:

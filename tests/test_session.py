@@ -13,7 +13,7 @@ from prompts import as_torch
 from test_generate import Letters, drained
 
 from qwen2audio_jax import make_mesh
-from qwen2audio_jax.generation import decoding, memory, run
+from qwen2audio_jax.generation import decoding, encoding, memory
 from qwen2audio_jax.generation import session as session_module
 from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.prefix import common_prefix_length, row_tokens
@@ -68,8 +68,10 @@ def talk():
 @pytest.fixture
 def encoded(monkeypatch):
     """How many clips each call of the encoder has been given since, those that pad it included."""
-    counts, encode = [], run.encode_audio
-    monkeypatch.setattr(run, "encode_audio", lambda p, f, *a, **k: (counts.append(len(f)), encode(p, f, *a, **k))[1])
+    counts, encode = [], encoding.encode_audio
+    monkeypatch.setattr(
+        encoding, "encode_audio", lambda p, f, *a, **k: (counts.append(len(f)), encode(p, f, *a, **k))[1]
+    )
     return counts
 
 
@@ -82,7 +84,7 @@ def test_questions_equal_the_references(load, reference, talk, encoded, penalty)
     """Two clips in what is kept; questions of different lengths, the third with a clip of its own."""
     model, (start, third) = load("gqa"), talk
     session = model.session(**batch([*start, text(3, seed=5)]))
-    assert encoded == [2]
+    assert encoded == [1, 1]
     kept = length_of(start) + 3
     np.testing.assert_array_equal(session.input_ids, batch([*start, text(3, seed=5)])["input_ids"][0])
     options = SETTINGS | {"max_new_tokens": NEW, "repetition_penalty": penalty}
@@ -223,7 +225,7 @@ def test_a_ragged_batch_of_questions(load, talk, encoded, options, started):
         expected[1] = length_of(start[:2])
     assert session.reused.tolist() == expected
     # Without a session the same clips are encoded in every row.
-    assert encoded == ([] if started else [2, 1])
+    assert sum(encoded) == (0 if started else 3)
     assert len(session.input_ids) == length_of(start)
     np.testing.assert_array_equal(session.generate(**inputs, **options), wanted)
 
@@ -291,7 +293,7 @@ def test_capacity_grows_and_shrinks(load, talk):
         model.generate(**inputs, **SETTINGS, max_new_tokens=NEW),
     )
     capacities.append(session._held.cache.capacity)
-    assert capacities == [128, 192, 384, 128]
+    assert capacities == [128, 256, 384, 128]
 
 
 def test_at_the_last_positions(load, encoded):

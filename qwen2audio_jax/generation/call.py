@@ -10,12 +10,14 @@ import numpy as np
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
-from qwen2audio_jax.generation.memory import check_fits
-from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
+from qwen2audio_jax.generation.memory import cache_bytes, check_fits
+from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count, prompt_groups
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import SamplingParams, row_seeds, sampling_params
 from qwen2audio_jax.generation.stopping import StopMatcher, Tokenizer, stop_matchers
+from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, share_of
+from qwen2audio_jax.parallel.sharding import round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +142,34 @@ def cache_capacity(runtime: Runtime, call: Call) -> int:
     return padded_capacity(call.sizes.tokens + call.sizes.budget - 1, config=runtime.config)
 
 
-def check_memory(runtime: Runtime, call: Call, *, spare: int = 0) -> None:
-    """Raise a `ValueError` if a call's cache is beyond the devices' memory; `spare` bytes of each will be freed."""
+def check_memory(runtime: Runtime, call: Call) -> None:
+    """Raise a `ValueError` if a call's cache is beyond the devices' memory."""
+    share = share_of(runtime.mesh)
     padded = partial(padded_row_count, mesh=runtime.mesh, dtype=runtime.config.dtype)
-    decoded = padded(call.sizes.rows * call.copies) if call.copies > 1 else 0
-    # A forked cache exists beside the one that it is copied from; rows are counted over all processes.
-    held = (padded(call.sizes.rows) + decoded) * share_of(runtime.mesh).groups
+    rows = padded(call.sizes.rows * call.copies)
+    if not share.alone and call.copies > 1:
+        rows += padded(call.sizes.rows)  # the cache that the copies are made from
     check_fits(
         runtime.config.text_config,
-        rows=held,
+        rows=rows * share.groups,
         capacity=cache_capacity(runtime, call),
         dtype=np.dtype(runtime.cache_dtype),
         mesh=runtime.mesh,
-        spare=spare,
+        spare=-prefill_bytes(runtime, call.inputs, call.sizes),
+    )
+
+
+def prefill_bytes(runtime: Runtime, inputs: CheckedInputs, sizes: Sizes) -> int:
+    """Bytes on each device of the keys and values that one prefill gives, before they are in the call's cache."""
+    mesh, dtype = runtime.mesh, np.dtype(runtime.cache_dtype)
+    groups = prompt_groups(inputs.rows.lengths.tolist(), config=runtime.config, mesh=mesh, sizes=sizes)
+    return max(
+        cache_bytes(
+            runtime.config.text_config,
+            rows=group.count * share_of(mesh).groups,
+            capacity=round_up(group.width, PIECE),
+            dtype=dtype,
+            mesh=mesh,
+        )
+        for group in groups
     )

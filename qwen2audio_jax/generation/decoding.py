@@ -18,11 +18,10 @@ from qwen2audio_jax.generation.padded_shapes import padded_row_count
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, SamplingParams, next_token
 from qwen2audio_jax.model import qwen2_audio
-from qwen2audio_jax.model.kv_cache import KVCache, fork
-from qwen2audio_jax.parallel.process_rows import everywhere, global_rows, own_rows, share_of, to_mesh
+from qwen2audio_jax.model.kv_cache import KVCache
+from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh
 
 first_token = jax.jit(next_token, static_argnames="mode")
-_fork = jax.jit(fork)
 
 
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
@@ -37,7 +36,7 @@ def next_step(
 
 
 class Prompted(NamedTuple):
-    """Prompts that have been prefilled, one a row.
+    """Prompts that have been prefilled, a row for every continuation.
 
     Attributes:
         logits: [B, V] float32 after each row's last token.
@@ -129,16 +128,9 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
 
 
 def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress) -> tuple[NextToken, KVCache]:
-    """The first tokens, and the cache after the prompts: a row for every continuation."""
+    """The first tokens, and the cache after the prompts."""
     mesh, (logits, cache, state) = runtime.mesh, prompted
     decoded = len(progress.stopped)
-    if call.copies > 1:
-        # Rows that only pad the batch copy the first prompt.
-        sources = np.zeros(decoded, np.int32)
-        sources[: call.rows] = np.repeat(np.arange(call.prompts), call.copies)
-        padded = padded_row_count(call.sizes.rows, mesh=mesh, dtype=runtime.config.dtype)
-        sources = global_rows(mesh, sources, size=padded).astype(np.int32)
-        logits, cache, state = _fork((logits, cache, state), to_mesh(mesh, sources, "batch"))
     seeds = np.zeros(decoded, np.uint32)
     seeds[: call.rows] = call.seeds
     stopped = to_mesh(mesh, progress.stopped.copy(), "batch")

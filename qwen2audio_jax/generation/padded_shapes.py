@@ -4,10 +4,15 @@ Padding never changes a result (rows are left-aligned, masked and independent); 
 programs.
 """
 
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
-from qwen2audio_jax.parallel.process_rows import data_indices_per_group
+from qwen2audio_jax.generation.grouping import Group, plan_groups
+from qwen2audio_jax.model.cache_pieces import PIECE
+from qwen2audio_jax.model.lengths import conv_length
+from qwen2audio_jax.parallel.process_rows import Sizes, data_indices_per_group, share_of
 from qwen2audio_jax.parallel.sharding import round_up
 
 FRAMES = (*range(22, 203, 20), 252, *range(302, 3000, 100), 3000)
@@ -20,14 +25,19 @@ TOKENS = (
 )
 """Prompt tokens of a prefill: at most a quarter more than the one before from 32 on."""
 
-CAPACITIES = (
-    *(16, 32, 64, 128, 192, 256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048),
-    *(2560, 3072, 4096, 6144, 8192),
-)
-"""Positions of a cache. Each compiles its own decoding step, the program that takes longest to compile."""
+CAPACITIES = (*range(128, 1025, 128), 1280, 1536, 1792, 2048, 2560, 3072, 4096, 6144, 8192)
+"""Positions of a cache, multiples of `PIECE`. Each compiles its own decoding step, the program that takes longest to
+compile."""
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 """Rows of a batch; beyond them multiples of 32."""
+
+GROUPS = (1, 2, 4, 8, 16, 32)
+"""Rows of a prefill and clips of an encoder call, times the parts that these are split over: see `grouping`."""
+
+CALL_POSITIONS = {"cpu": 32}
+CALL_POSITIONS_ELSEWHERE = 256
+"""What another call costs, in positions: see `grouping.plan_groups`."""
 
 
 def _padded(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
@@ -46,8 +56,8 @@ def padded_tokens(tokens: int, *, config: Qwen2AudioConfig) -> int:
 
 
 def padded_capacity(tokens: int, *, config: Qwen2AudioConfig) -> int:
-    """Positions of a cache whose longest row will hold `tokens`; never more than the model has."""
-    return _padded(tokens, CAPACITIES, limit=config.text_config.max_position_embeddings)
+    """Positions of a cache whose longest row will hold `tokens`: as many as the model has at most, in whole pieces."""
+    return round_up(_padded(tokens, CAPACITIES, limit=config.text_config.max_position_embeddings), PIECE)
 
 
 def padded_row_count(rows: int, *, mesh: Mesh, dtype: str) -> int:
@@ -68,3 +78,37 @@ def _power_of_two(count: int) -> int:
 def padded_clip_count(clips: int, *, mesh: Mesh) -> int:
     """Clips of a process's encoder call: a power of two, divisible by the number of its devices."""
     return round_up(_power_of_two(clips), data_indices_per_group(mesh) * mesh.shape["model"])
+
+
+def prompt_groups(
+    lengths: Sequence[int], *, config: Qwen2AudioConfig, mesh: Mesh, sizes: Sizes | None = None
+) -> list[Group]:
+    """How prompts of so many tokens are prefilled; over several processes in one call, whose `sizes` are agreed."""
+    if not share_of(mesh).alone:
+        assert sizes is not None
+        rows = padded_row_count(sizes.rows, mesh=mesh, dtype=config.dtype)
+        return [Group(tuple(range(len(lengths))), rows, padded_tokens(sizes.tokens, config=config))]
+    widths = [padded_tokens(int(length), config=config) for length in lengths]
+    return plan_groups(widths, counts=_counts(data_indices_per_group(mesh)), call=_call_positions(mesh))
+
+
+def prefill_rows(rows: int, *, mesh: Mesh) -> int:
+    """The most rows of one prefill of a batch of `rows` (padded) rows of equal length."""
+    return max(count for count in _counts(data_indices_per_group(mesh)) if count <= rows)
+
+
+def clip_groups(frames: Sequence[int], *, config: Qwen2AudioEncoderConfig, mesh: Mesh) -> list[Group]:
+    """How clips of so many valid frames are encoded, in one process; widths are frames."""
+    padded = [padded_frames(int(count), config=config) for count in frames]
+    # The encoder computes a position for two frames.
+    positions = [conv_length(count) for count in padded]
+    groups = plan_groups(positions, counts=_counts(mesh.size), call=_call_positions(mesh))
+    return [Group(group.members, group.count, max(padded[clip] for clip in group.members)) for group in groups]
+
+
+def _counts(parts: int) -> tuple[int, ...]:
+    return tuple(parts * count for count in GROUPS)
+
+
+def _call_positions(mesh: Mesh) -> int:
+    return CALL_POSITIONS.get(mesh.devices.flat[0].platform, CALL_POSITIONS_ELSEWHERE)

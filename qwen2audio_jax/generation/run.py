@@ -1,13 +1,16 @@
-"""Running one call, from top to bottom: encode and place, prefill, decode.
+"""Running one call, from top to bottom: encode, embed, prefill, decode.
 
     call = prepare_call(runtime, arguments, defaults=...)   # on the host: errors before anything is computed
     for step in steps(runtime, call, progress): ...         # computes nothing before the first step is asked for
 
-A session puts `extend_prefix` in the place of `prefill_prompts` where it holds the beginning of a prompt.
+Prompts of similar length are prefilled together (`grouping`), each group apart from the call's cache, which takes their
+keys and values piece by piece (`model.cache_pieces`). A session puts `extend_prefix` in the place of `prefill_prompts`
+where it holds the beginning of a prompt.
 """
 
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,84 +21,164 @@ from jax.sharding import Mesh
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.call import Call, cache_capacity
 from qwen2audio_jax.generation.decoding import Progress, Prompted, Step, decode
-from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, clips_to_mesh, pad_prompts
-from qwen2audio_jax.generation.padded_shapes import padded_tokens
+from qwen2audio_jax.generation.encoding import Embedded, embed_group, embed_together, hear
+from qwen2audio_jax.generation.grouping import Group
+from qwen2audio_jax.generation.inputs import CheckedInputs
+from qwen2audio_jax.generation.padded_shapes import padded_row_count, padded_tokens, prompt_groups
 from qwen2audio_jax.generation.prefix import Prefix, without_prefix
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import SamplerState, init_state
-from qwen2audio_jax.model import qwen2_audio
-from qwen2audio_jax.model.kv_cache import KVCache, cache_specs, empty_cache
-from qwen2audio_jax.model.qwen2_audio import AudioFeatures, Prompt
-from qwen2audio_jax.parallel.process_rows import Sizes, to_mesh
+from qwen2audio_jax.model import cache_pieces, qwen2_audio
+from qwen2audio_jax.model.cache_pieces import PIECE, Piece
+from qwen2audio_jax.model.kv_cache import KVCache, cache_specs, empty_cache, fork
+from qwen2audio_jax.parallel.process_rows import Sizes, global_rows, share_of, to_mesh
+from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
-encode = jax.jit(qwen2_audio.encode, static_argnames=("cfg", "dtype", "attention"))
-encode_audio = jax.jit(qwen2_audio.encode_audio, static_argnames=("cfg", "attention"))
 forward = jax.jit(qwen2_audio.forward, static_argnames=("cfg", "attention"))
-prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "window", "attention"), donate_argnames="cache")
-_initial_state = jax.jit(init_state, static_argnames="vocab_size")
+prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
+append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window", "attention"), donate_argnames="cache")
+insert_row = jax.jit(cache_pieces.insert_row, donate_argnames="cache")
+insert_rows = jax.jit(cache_pieces.insert_rows, donate_argnames="cache")
+_fork = jax.jit(fork)
+
+
+@partial(jax.jit, donate_argnames="logits")
+def insert_logits(logits: jax.Array, new: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    """Write row `source` of `new` [b, V] into row `target` of the logits [B, V], which are donated."""
+    row = jax.lax.dynamic_slice_in_dim(new, source, 1, axis=0)
+    return constrain(jax.lax.dynamic_update_slice_in_dim(logits, row, target, axis=0), "batch", "vocab")
 
 
 def steps(runtime: Runtime, call: Call, progress: Progress) -> Generator[Step, None, None]:
     """The steps of a call; nothing is computed before the first is asked for."""
     capacity = cache_capacity(runtime, call)
-    yield from decode(runtime, call, prefill_prompts(runtime, call.inputs, call.sizes, capacity=capacity), progress)
+    if share_of(runtime.mesh).alone:
+        prompted = prefill_prompts(runtime, call.inputs, call.sizes, capacity=capacity, copies=call.copies)
+    else:
+        prompted = forked(runtime, call, prefill_prompts(runtime, call.inputs, call.sizes, capacity=capacity))
+    yield from decode(runtime, call, prompted, progress)
 
 
-def encode_clips(runtime: Runtime, clips: ClipFeatures | None, sizes: Sizes) -> AudioFeatures:
-    """Clips placed on the mesh and encoded; None where only other processes have some."""
-    features, frames = clips_to_mesh(clips, config=runtime.config.audio_config, mesh=runtime.mesh, sizes=sizes)
-    with jax.set_mesh(runtime.mesh):
-        return encode_audio(runtime.params, features, frames, cfg=runtime.config, attention=runtime.attention)
+def prefill_prompts(
+    runtime: Runtime, inputs: CheckedInputs, sizes: Sizes, *, capacity: int, copies: int = 1
+) -> Prompted:
+    """Whole prompts prefilled into a new cache of `capacity` positions.
+
+    In one process each prompt can have several rows, its `copies`, next to each other; it is computed once.
+    """
+    mesh, alone = runtime.mesh, share_of(runtime.mesh).alone
+    assert alone or copies == 1
+    rows = padded_row_count(sizes.rows * copies, mesh=mesh, dtype=runtime.config.dtype)
+    groups = prompt_groups(inputs.rows.lengths.tolist(), config=runtime.config, mesh=mesh, sizes=sizes)
+    # A padding row has one token, so that nothing in it is undefined.
+    lengths = np.ones(rows, np.int32)
+    lengths[: len(inputs.rows.ids) * copies] = np.repeat(inputs.rows.lengths, copies)
+    cache = new_cache(runtime, rows, capacity)
+    if not alone:
+        logits, cache = _prefill_all(runtime, embed_together(runtime, inputs, sizes), cache, longest=sizes.tokens)
+    else:
+        vectors = hear(runtime, inputs.clips)
+        if len(groups) == copies == 1 and groups[0].count == rows:
+            embedded = embed_group(runtime, inputs, vectors, group=groups[0])
+            logits, cache = _prefill_all(runtime, embedded, cache, longest=sizes.tokens)
+        else:
+            logits = _empty_logits(runtime.mesh, rows, _logit_count(runtime))()
+            for group in groups:
+                embedded = embed_group(runtime, inputs, vectors, group=group)
+                targets = [range(prompt * copies, (prompt + 1) * copies) for prompt in group.members]
+                logits, cache = _prefill_some(runtime, embedded, logits, cache, targets=targets)
+    cache = replace(cache, lengths=to_mesh(mesh, lengths, "batch"))
+    ids = [row for row in inputs.rows.ids for _ in range(copies)]
+    return Prompted(logits, cache, sampler_state(runtime, ids, rows=rows))
 
 
-def encode_and_place(runtime: Runtime, inputs: CheckedInputs, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
-    """The prompts on the mesh with their clips encoded, and the padded rows' lengths [B] on the host."""
-    audio = encode_clips(runtime, inputs.clips, sizes).projected if sizes.clips else None
-    vectors = 0 if audio is None else audio.shape[1]
-    mesh = runtime.mesh
-    padded = pad_prompts(inputs, vectors=vectors, config=runtime.config, mesh=mesh, sizes=sizes)
-    prompt = Prompt(
-        ids=to_mesh(mesh, padded.ids, "batch", "token"),
-        lengths=to_mesh(mesh, padded.lengths, "batch"),
-        audio=audio,
-        slots=None if audio is None else to_mesh(mesh, padded.slots, "batch", "token"),
+def _prefill(runtime: Runtime, embedded: Embedded) -> tuple[jax.Array, tuple[Piece, ...]]:
+    return prefill(
+        runtime.params,
+        embedded.embeddings,
+        embedded.lengths,
+        cfg=runtime.config,
+        cache_dtype=runtime.cache_dtype,
+        attention=runtime.attention,
     )
-    return prompt, padded.lengths
 
 
-def prefill_prompts(runtime: Runtime, inputs: CheckedInputs, sizes: Sizes, *, capacity: int) -> Prompted:
-    """Whole prompts prefilled into a new cache of `capacity` positions."""
-    prompt, lengths = encode_and_place(runtime, inputs, sizes)
-    rows, _ = prompt.ids.shape
+def _prefill_all(runtime: Runtime, embedded: Embedded, cache: KVCache, *, longest: int) -> tuple[jax.Array, KVCache]:
+    """Prompts that are the whole batch, in its order."""
     with jax.set_mesh(runtime.mesh):
-        empty = new_cache(runtime, rows, capacity)
-        logits, cache = prefill(runtime.params, prompt, empty, cfg=runtime.config, attention=runtime.attention)
-        state = sampler_state(runtime, prompt.ids, lengths, vocab_size=logits.shape[-1])
-    return Prompted(logits, cache, state)
+        logits, parts = _prefill(runtime, embedded)
+        for start, part in zip(range(0, longest, PIECE), parts, strict=False):
+            cache = insert_rows(cache, part, np.int32(start))
+    return logits, cache
+
+
+def _prefill_some(
+    runtime: Runtime, embedded: Embedded, logits: jax.Array, cache: KVCache, *, targets: Sequence[Sequence[int]]
+) -> tuple[jax.Array, KVCache]:
+    """Prompts of which each goes into its own rows of the batch, its `targets`."""
+    with jax.set_mesh(runtime.mesh):
+        new, parts = _prefill(runtime, embedded)
+        for source, rows in enumerate(targets):
+            for target in rows:
+                logits = insert_logits(logits, new, np.int32(source), np.int32(target))
+                for start, part in zip(range(0, embedded.host_lengths[source], PIECE), parts, strict=False):
+                    cache = insert_row(cache, part, np.int32(source), np.int32(target), np.int32(start))
+    return logits, cache
 
 
 def extend_prefix(runtime: Runtime, inputs: CheckedInputs, prefix: Prefix) -> Prompted:
     """Prompts of which the first `prefix.starts` tokens are in `prefix.cache` already; the rest is prefilled."""
-    rest, mesh = without_prefix(inputs, prefix.starts), runtime.mesh
-    prompt, rest_lengths = encode_and_place(runtime, rest, rest.sizes)
+    rest, rows = without_prefix(inputs, prefix.starts), len(prefix.cache.lengths)
+    width = padded_tokens(rest.sizes.tokens, config=runtime.config)
+    group = Group(tuple(range(len(rest.rows.ids))), rows, width)
+    embedded = embed_group(runtime, rest, hear(runtime, rest.clips), group=group)
+    with jax.set_mesh(runtime.mesh):
+        logits, cache = append(
+            runtime.params,
+            embedded.embeddings,
+            prefix.cache,
+            counts=embedded.lengths,
+            cfg=runtime.config,
+            window=prefix.cache.capacity,
+        )
     # The repetition penalty counts the whole prompts.
-    ids = np.zeros((len(rest_lengths), padded_tokens(inputs.sizes.tokens, config=runtime.config)), np.int32)
-    for whole, row in zip(ids, inputs.rows.ids, strict=False):
-        whole[: len(row)] = row
-    lengths = rest_lengths.copy()
-    lengths[: len(prefix.starts)] += prefix.starts
-    with jax.set_mesh(mesh):
-        logits, cache = prefill(runtime.params, prompt, prefix.cache, cfg=runtime.config, window=prefix.cache.capacity)
-        whole_ids = to_mesh(mesh, ids, "batch", "token")
-        state = sampler_state(runtime, whole_ids, lengths, vocab_size=logits.shape[-1])
-    return Prompted(logits, cache, state)
+    return Prompted(logits, cache, sampler_state(runtime, inputs.rows.ids, rows=rows))
 
 
-def sampler_state(runtime: Runtime, ids: jax.Array, lengths: np.ndarray, *, vocab_size: int) -> SamplerState:
-    """The sampler's state after prompts: left-aligned ids [B, T] on the mesh, lengths [B] on the host."""
-    rows, width = ids.shape
-    present = to_mesh(runtime.mesh, np.arange(width) < lengths[:, None], "batch", "token")
-    return _initial_state(ids, present, np.zeros(rows, np.uint32), vocab_size=vocab_size)
+def forked(runtime: Runtime, call: Call, prompted: Prompted) -> Prompted:
+    """A row for every continuation, of rows for every prompt."""
+    if call.copies == 1:
+        return prompted
+    padded = partial(padded_row_count, mesh=runtime.mesh, dtype=runtime.config.dtype)
+    # Rows that only pad the batch copy the first prompt.
+    sources = np.zeros(padded(call.sizes.rows * call.copies), np.int32)
+    sources[: call.rows] = np.repeat(np.arange(call.prompts), call.copies)
+    sources = global_rows(runtime.mesh, sources, size=padded(call.sizes.rows)).astype(np.int32)
+    with jax.set_mesh(runtime.mesh):
+        return _fork(prompted, to_mesh(runtime.mesh, sources, "batch"))
+
+
+def sampler_state(runtime: Runtime, prompts: Sequence[np.ndarray], *, rows: int) -> SamplerState:
+    """The sampler's state after prompts of these ids; `rows` of them, those that pad the batch included."""
+    state, mesh = init_state(prompts, np.zeros(rows, np.uint32), vocab_size=_logit_count(runtime)), runtime.mesh
+    return SamplerState(
+        seen=to_mesh(mesh, np.asarray(state.seen), "batch", "vocab"),
+        step=to_mesh(mesh, np.asarray(state.step), "batch"),
+        seeds=to_mesh(mesh, np.asarray(state.seeds), "batch"),
+        finished=to_mesh(mesh, np.asarray(state.finished), "batch"),
+    )
+
+
+def _logit_count(runtime: Runtime) -> int:
+    """V, the padding for the mesh included."""
+    return len(runtime.params["decoder"]["embed_tokens"]["embedding"])
+
+
+@functools.cache
+def _empty_logits(mesh: Mesh, rows: int, vocab_size: int) -> Callable[[], jax.Array]:
+    """A compiled function that makes logits to be written row by row."""
+    sharding = named_sharding(mesh, "batch", "vocab")
+    return jax.jit(lambda: jnp.zeros((rows, vocab_size), jnp.float32), out_shardings=sharding)
 
 
 def new_cache(runtime: Runtime, rows: int, capacity: int) -> KVCache:

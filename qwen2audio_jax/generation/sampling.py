@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,32 +146,23 @@ def _seed(value: object) -> int:
     return number
 
 
-def init_state(
-    prompt_ids: jax.Array, prompt_mask: jax.Array, seeds: jax.Array | np.ndarray, *, vocab_size: int
-) -> SamplerState:
-    """The state before the first token.
+def init_state(prompts: Sequence[np.ndarray], seeds: np.ndarray, *, vocab_size: int) -> SamplerState:
+    """The state before the first token, on the host.
 
     Padding on either side is not marked as seen, so it changes nothing. The reference also excludes padding on the left
     since it uses the mask (transformers 5); earlier releases penalised the padding id in the padded rows of a batch,
     and with it the end-of-text token, which has the same id.
 
     Args:
-        prompt_ids: [B, T] int32.
-        prompt_mask: [B, T], nonzero where `prompt_ids` holds a token of the prompt.
-        seeds: [B] uint32, from `row_seeds`.
+        prompts: the ids [T] of each prompt, without padding.
+        seeds: [B] uint32, from `row_seeds`; rows beyond the prompts only pad the batch.
         vocab_size: V, the last dimension of the logits (padded, if those are).
     """
-    rows = prompt_ids.shape[0]
-    # The scatter drops ids past the end.
-    ids = jnp.where(prompt_mask != 0, prompt_ids, vocab_size)
-    seen = jnp.zeros((rows, vocab_size), bool).at[jnp.arange(rows)[:, None], ids].set(True, mode="drop")
-    state = SamplerState(
-        seen=seen,
-        step=jnp.zeros(rows, jnp.int32),
-        seeds=jnp.asarray(seeds, jnp.uint32),
-        finished=jnp.zeros(rows, bool),
-    )
-    return _constrained(state)
+    seen = np.zeros((len(seeds), vocab_size), bool)
+    for row, ids in zip(seen, prompts, strict=False):
+        row[ids] = True
+    arrays: Any = (seen, np.zeros(len(seeds), np.int32), np.asarray(seeds, np.uint32), np.zeros(len(seeds), bool))
+    return SamplerState(*arrays)
 
 
 def _constrained(state: SamplerState) -> SamplerState:

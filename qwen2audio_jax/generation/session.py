@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen2audio_jax.config import Qwen2AudioTextConfig
 from qwen2audio_jax.generation.call import (
     Arguments,
     Call,
     cache_capacity,
-    check_memory,
     check_one_row,
     check_positions,
+    prefill_bytes,
     prepare_call,
 )
 from qwen2audio_jax.generation.decoding import Progress, Prompted, Step, decode
@@ -37,7 +38,7 @@ from qwen2audio_jax.generation.prefix import (
     row_tokens,
     text_tokens,
 )
-from qwen2audio_jax.generation.run import extend_prefix, prefill_prompts
+from qwen2audio_jax.generation.run import extend_prefix, forked, prefill_prompts
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.stopping import Tokenizer
 from qwen2audio_jax.generation.text_stream import TextStream
@@ -191,8 +192,12 @@ class Session:
     def _prepare(self, arguments: Arguments) -> tuple[Call, Progress]:
         self._check_open()
         call = prepare_call(self._runtime, arguments, defaults=self._generation_config)
+        padded = partial(padded_row_count, mesh=self._runtime.mesh, dtype=self._runtime.config.dtype)
+        # Several answers to one prompt take a cache beside the one that they are copied from.
+        rows = padded(call.prompts) + (padded(call.rows) if call.copies > 1 else 0)
+        size = self._size(rows=rows, capacity=cache_capacity(self._runtime, call))
         # The memory of what is held becomes that of the one prompt that takes its place.
-        check_memory(self._runtime, call, spare=self._bytes_held() if call.prompts == 1 else 0)
+        check_fits(self._config, **size, spare=self._bytes_held() if call.prompts == 1 else 0)
         return call, Progress.of(self._runtime, call)
 
     def _steps(self, call: Call, progress: Progress) -> Generator[Step, None, None]:
@@ -200,12 +205,13 @@ class Session:
         self._check_open()  # a stream may begin after it was closed
         capacity = cache_capacity(self._runtime, call)
         if call.prompts > 1:
-            yield from decode(self._runtime, call, self._prompts(call.inputs, call.sizes, capacity=capacity), progress)
+            prompted = self._prompts(call.inputs, call.sizes, capacity=capacity)
+            yield from decode(self._runtime, call, forked(self._runtime, call, prompted), progress)
             return
         prompted = self._prompts(call.inputs, call.sizes, capacity=capacity)
         prompt = CachedPrefix(row_tokens(call.inputs)[0], prompted.cache)
         try:
-            yield from decode(self._runtime, call, prompted, progress)
+            yield from decode(self._runtime, call, forked(self._runtime, call, prompted), progress)
         finally:
             self._keep(_with_answer(prompt, progress) if call.rows == 1 else prompt)
 
@@ -221,9 +227,12 @@ class Session:
             self._read_common(inputs, rows)
         plan = plan_continuation(rows, self._held, capacity=capacity, config=config)
         self.reused = plan.starts
+        rows_padded = padded_row_count(sizes.rows, mesh=self._runtime.mesh, dtype=config.dtype)
         if self._held is not None and plan.starts.any():
-            rows_padded = padded_row_count(sizes.rows, mesh=self._runtime.mesh, dtype=config.dtype)
             return extend_prefix(self._runtime, inputs, self._take(self._held, plan, rows=rows_padded))
+        size = self._size(rows=rows_padded, capacity=capacity)
+        freed = self._bytes_held() if len(rows) == 1 else 0
+        check_fits(self._config, **size, spare=freed - prefill_bytes(self._runtime, inputs, sizes))
         if len(rows) == 1:
             self._held = None
         return prefill_prompts(self._runtime, inputs, sizes, capacity=capacity)
@@ -240,9 +249,6 @@ class Session:
 
     def _read(self, inputs: CheckedInputs) -> None:
         capacity = padded_capacity(inputs.sizes.tokens, config=self._runtime.config)
-        rows = padded_row_count(1, mesh=self._runtime.mesh, dtype=self._runtime.config.dtype)
-        size = self._size(rows=rows, capacity=capacity)
-        check_fits(self._runtime.config.text_config, **size, spare=self._bytes_held())
         prompted = self._prompts(inputs, inputs.sizes, capacity=capacity)
         self._held = CachedPrefix(row_tokens(inputs)[0], prompted.cache)
 
@@ -254,7 +260,7 @@ class Session:
         if one and not held.shared and held.cache.capacity == plan.capacity:
             self._held = None
             return Prefix(replace(held.cache, lengths=to_mesh(runtime.mesh, starts, "batch")), plan.starts)
-        check_fits(runtime.config.text_config, **self._size(rows=rows, capacity=plan.capacity))
+        check_fits(self._config, **self._size(rows=rows, capacity=plan.capacity))
         with jax.set_mesh(runtime.mesh):
             cache = copy_prefix(held, starts, capacity=plan.capacity, mesh=runtime.mesh)
         if one:
@@ -266,7 +272,11 @@ class Session:
             return 0
         cache = self._held.cache
         size = self._size(rows=len(cache.lengths), capacity=cache.capacity)
-        return cache_bytes(self._runtime.config.text_config, **size)
+        return cache_bytes(self._config, **size)
+
+    @property
+    def _config(self) -> Qwen2AudioTextConfig:
+        return self._runtime.config.text_config
 
     def _size(self, *, rows: int, capacity: int) -> dict[str, Any]:
         """A cache of the model's, as `cache_bytes` and `check_fits` take it."""

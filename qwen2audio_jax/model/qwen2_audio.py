@@ -1,8 +1,8 @@
 """The whole model as pure functions of its weights: encode audio, merge it into the text, prefill, decode.
 
-Data flow: log-mel -> `encode_audio` -> projected audio vectors; these and token ids -> `prefill`, which fills the cache
-and returns the first logits -> `decode_step` returns the next ones. Every function takes the weights first, is pure,
-and is meant to be jitted with `cfg` static. Rows are left-aligned: padding follows a row's tokens.
+Data flow: log-mel -> `encode_audio` -> projected audio vectors; these and token ids -> `embed` -> `prefill`, which
+computes the first logits, keys and values -> `decode_step` returns the next logits. Every function takes the weights
+first, is pure, and is meant to be jitted with `cfg` static. Rows are left-aligned: padding follows a row's tokens.
 
 Source: Qwen2-Audio (arXiv 2407.10759); `Qwen2AudioForConditionalGeneration`.
 """
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig
 from qwen2audio_jax.model.attention import XLA
 from qwen2audio_jax.model.binding import bind, declared_axes, declared_shapes, initial_params
+from qwen2audio_jax.model.cache_pieces import PIECE, Piece, pieces
 from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
 from qwen2audio_jax.model.kv_cache import KVCache, empty_cache
@@ -178,22 +179,47 @@ def forward(params: Params, prompt: Prompt, *, cfg: Qwen2AudioConfig, attention:
     return decoder.logits(hidden)
 
 
-@jax.named_scope("prefill")
-def prefill(
+def clip_vectors(projected: jax.Array, *, width: int) -> tuple[jax.Array, ...]:
+    """The vectors of each clip by themselves: A arrays [width, D] of [A, W, D], W at most `width` (static).
+
+    What comes after does not depend on the shape that clips were encoded in.
+    """
+    padded = jnp.pad(projected, ((0, 0), (0, width - projected.shape[1]), (0, 0)))
+    return tuple(constrain(vectors, "position", "width") for vectors in padded)
+
+
+def place_clip(embeddings: jax.Array, vectors: jax.Array, row: jax.Array, index: jax.Array) -> jax.Array:
+    """Put the vectors of a clip into their places in one row of embeddings.
+
+    Args:
+        embeddings: [B, T, D]. Donate it.
+        vectors: [W, D], of `clip_vectors`.
+        row: [] int32.
+        index: [T] int32, the vector of each of the row's positions; -1 where it stays as it is.
+    """
+    before = jax.lax.dynamic_slice_in_dim(embeddings, row, 1, axis=0)
+    heard = vectors[jnp.maximum(index, 0)].astype(embeddings.dtype)
+    after = jnp.where(index[None, :, None] >= 0, heard, before)
+    return constrain(jax.lax.dynamic_update_slice_in_dim(embeddings, after, row, axis=0), "batch", "token", "width")
+
+
+def append(
     params: Params,
-    prompt: Prompt,
+    embeddings: jax.Array,
     cache: KVCache,
     *,
+    counts: jax.Array,
     cfg: Qwen2AudioConfig,
     window: int | None = None,
     attention: str = XLA,
 ) -> tuple[jax.Array, KVCache]:
-    """Append prompts to the cache's rows.
+    """Append embedded tokens to the cache's rows.
 
     Args:
         params: the weights; only `decoder` is read.
-        prompt: T tokens a row; tokens past a row's length are ignored.
+        embeddings: [B, T, D], of `embed`.
         cache: with room for T more positions in every row. Donate it.
+        counts: [B] int32, tokens of each row; what follows them is ignored.
         cfg: static.
         window: static, cache positions to attend to: at least the longest row after the call. None: the cache is
             empty, and the prompts attend to themselves directly; codes of an int8 cache are then read only by later
@@ -204,11 +230,40 @@ def prefill(
         float32 logits [B, V] after each row's last token, and the cache.
     """
     decoder = bind(Decoder, cfg.text_config, params["decoder"])
-    embeddings = embed(params, prompt, cfg=cfg)
-    hidden, cache = decoder(embeddings, cache=cache, counts=prompt.lengths, window=window, attention=attention)
+    hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=window, attention=attention)
     # The head has 0.6 B weights: it runs on one position per row, not on all of them.
-    last = jnp.take_along_axis(hidden, jnp.maximum(prompt.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     return decoder.logits(last), cache
+
+
+@jax.named_scope("prefill")
+def prefill(
+    params: Params,
+    embeddings: jax.Array,
+    lengths: jax.Array,
+    *,
+    cfg: Qwen2AudioConfig,
+    cache_dtype: str,
+    attention: str = XLA,
+) -> tuple[jax.Array, tuple[Piece, ...]]:
+    """Logits, keys and values of whole prompts: `append` to empty rows of their own, cut into pieces.
+
+    Args:
+        params: the weights; only `decoder` is read.
+        embeddings: [B, T, D], of `embed`.
+        lengths: [B] int32, tokens of each row.
+        cfg: static.
+        cache_dtype: static, of keys and values.
+        attention: static.
+
+    Returns:
+        float32 logits [B, V] after each row's last token, and pieces with at least T positions in all.
+    """
+    rows, tokens, _ = embeddings.shape
+    size = {"rows": rows, "capacity": round_up(tokens, PIECE)}
+    cache = empty_cache(cfg.text_config, **size, dtype=jnp.dtype(cache_dtype))
+    logits, cache = append(params, embeddings, cache, counts=lengths, cfg=cfg, attention=attention)
+    return logits, pieces(cache)
 
 
 @jax.named_scope("decode_step")
@@ -216,5 +271,6 @@ def decode_step(
     params: Params, tokens: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig
 ) -> tuple[jax.Array, KVCache]:
     """Append one token to every row: tokens [B] int32 -> float32 logits [B, V] and the cache. Donate the cache."""
-    prompt = Prompt(ids=tokens[:, None], lengths=jnp.ones_like(tokens), audio=None, slots=None)
-    return prefill(params, prompt, cache, cfg=cfg, window=cache.capacity)
+    counts = jnp.ones_like(tokens)
+    embeddings = embed(params, Prompt(ids=tokens[:, None], lengths=counts, audio=None, slots=None), cfg=cfg)
+    return append(params, embeddings, cache, counts=counts, cfg=cfg, window=cache.capacity)

@@ -17,10 +17,12 @@ from jax.sharding import Mesh
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation import decoding
 from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.padded_shapes import prefill_rows
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, sampling_params
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.attention import AUTO, choose_attention
+from qwen2audio_jax.model.cache_pieces import Piece
 from qwen2audio_jax.model.kv_cache import KVCache, cache_specs
 from qwen2audio_jax.model.layers import Params
 from qwen2audio_jax.parallel.sharding import named_sharding
@@ -97,8 +99,22 @@ def encode_beside(
     return qwen2_audio.encode_audio(params, features, frames, cfg=cfg, attention=attention)
 
 
+def prefill_beside(
+    params: Params,
+    embeddings: jax.Array,
+    lengths: jax.Array,
+    cache: KVCache,
+    *,
+    cfg: Qwen2AudioConfig,
+    cache_dtype: str,
+    attention: str,
+) -> tuple[jax.Array, tuple[Piece, ...]]:
+    """`model.prefill` beside the cache that its pieces are for."""
+    return qwen2_audio.prefill(params, embeddings, lengths, cfg=cfg, cache_dtype=cache_dtype, attention=attention)
+
+
 _encode = jax.jit(encode_beside, static_argnames=("cfg", "attention"), keep_unused=True)
-_prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "attention"), donate_argnames="cache", keep_unused=True)
+_prefill = jax.jit(prefill_beside, static_argnames=("cfg", "cache_dtype", "attention"), keep_unused=True)
 _next_step = jax.jit(
     inspect.unwrap(decoding.next_step), static_argnames="mode", donate_argnames="cache", keep_unused=True
 )
@@ -115,18 +131,19 @@ def lower_encode(batch: Batch) -> jax.stages.Lowered:
 
 
 def lower_prefill(batch: Batch) -> jax.stages.Lowered:
-    """Lower the prefill of all rows, each with one clip if there are clips."""
+    """Lower the prefill of as many rows as are computed at once."""
     shapes, config = batch.shapes, batch.config
-    ids = batch.spec((shapes.rows, shapes.tokens), jnp.int32, "batch", "token")
-    vectors = (shapes.clips, shapes.frames // 4, config.text_config.hidden_size)
-    prompt: dict[str, Any] = {
-        "ids": ids,
-        "lengths": batch.spec((shapes.rows,), jnp.int32, "batch"),
-        "audio": batch.spec(vectors, jnp.dtype(config.dtype), "clip", "position", "width") if shapes.clips else None,
-        "slots": ids if shapes.clips else None,
-    }
+    rows = prefill_rows(shapes.rows, mesh=batch.mesh)
     return _prefill.lower(
-        batch.params, qwen2_audio.Prompt(**prompt), batch.cache, cfg=config, attention=batch.chosen_attention
+        batch.params,
+        batch.spec(
+            (rows, shapes.tokens, config.text_config.hidden_size), jnp.dtype(config.dtype), "batch", "token", "width"
+        ),
+        batch.spec((rows,), jnp.int32, "batch"),
+        batch.cache,
+        cfg=config,
+        cache_dtype=batch.cache_dtype,
+        attention=batch.chosen_attention,
     )
 
 
