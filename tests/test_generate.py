@@ -7,7 +7,7 @@ from judge import in_float64, relative_error
 from prompts import RAGGED, as_torch, random_inputs, row_alone
 from record_reference import NEW_TOKENS, PENALTIES, RECORD, SETTINGS, greedy_tokens, last_logits
 
-from qwen2audio_jax.generation import decoding, encoding, run
+from qwen2audio_jax.generation import call, decoding, encoding, run
 
 NAMES = tuple(tiny.CONFIGS)
 
@@ -64,6 +64,33 @@ def test_greedy_tokens_equal_the_references_padded_batch(reference, load, name, 
     np.testing.assert_array_equal(
         load(name).generate(**inputs, **options), reference(name).generate(**as_torch(inputs), **options).numpy()
     )
+
+
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
+def test_a_cache_that_grows_changes_no_token(load, monkeypatch, cache_dtype):
+    """Begun with room for one more token, and for all."""
+    same, inputs = load("gqa"), random_inputs("gqa")
+    model = type(same)(same.config, same.params, cache_dtype=cache_dtype)
+    capacities = []
+    step = decoding.next_step
+
+    def counted(runtime, last, cache, stopped, sampling, *, mode):
+        capacities.append(cache.capacity)
+        return step(runtime, last, cache, stopped, sampling, mode=mode)
+
+    monkeypatch.setattr(decoding, "next_step", counted)
+    options = {"max_new_tokens": 300, **SETTINGS, "eos_token_id": []}
+    monkeypatch.setattr(call, "ROOM", 1000)
+    whole = model.generate(**inputs, **options)
+    fixed = sorted(set(capacities))
+    capacities.clear()
+    monkeypatch.setattr(call, "ROOM", 1)
+    np.testing.assert_array_equal(model.generate(**inputs, **options), whole)
+    assert len(fixed) == 1
+    assert sorted(set(capacities)) == [*range(128, fixed[0] + 1, 128)]
+    assert capacities == sorted(capacities)
+    tokens = inputs["attention_mask"].sum(1).max()
+    assert all(tokens + index + 1 <= capacity < tokens + index + 1 + 128 for index, capacity in enumerate(capacities))
 
 
 def test_stop_ids_and_padding_of_finished_rows(reference, load):

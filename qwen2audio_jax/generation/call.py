@@ -19,6 +19,9 @@ from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, share_of
 from qwen2audio_jax.parallel.sharding import round_up
 
+ROOM = 256
+"""New tokens that a cache has room for at first. Every larger capacity is another program to compile."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -135,6 +138,15 @@ def check_one_row(call: Call) -> None:
             f"stream takes one prompt and returns one text, not {call.prompts} x {call.copies}: call it once for each, "
             "or use generate"
         )
+
+
+def first_capacity(runtime: Runtime, call: Call) -> int:
+    """Cache positions that a call begins with: `cache_capacity`, or less where that is far beyond its prompts.
+
+    A step reads the whole cache, so answers that may be long and seldom are would be paid for from the first token on.
+    """
+    tokens = call.sizes.tokens + min(call.sizes.budget - 1, ROOM)
+    return padded_capacity(tokens, config=runtime.config)
 
 
 def cache_capacity(runtime: Runtime, call: Call) -> int:

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.generation.call import Call
-from qwen2audio_jax.generation.padded_shapes import padded_row_count
+from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, SamplingParams, next_token
 from qwen2audio_jax.model import qwen2_audio
-from qwen2audio_jax.model.kv_cache import KVCache
+from qwen2audio_jax.model.kv_cache import KVCache, enlarge
 from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh
 
 first_token = jax.jit(next_token, static_argnames="mode")
+_enlarged = jax.jit(enlarge, static_argnames="capacity")
 
 
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
@@ -104,6 +105,7 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
     for left in reversed(range(call.sizes.budget)):
         arriving = issued
         if left:
+            make_room(runtime, call, progress)
             stopped = to_mesh(mesh, progress.stopped.copy(), "batch")
             with jax.set_mesh(mesh):
                 issued, progress.cache = next_step(runtime, arriving, progress.cache, stopped, call.sampling, mode=mode)
@@ -125,6 +127,23 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             progress.stopped[:] = True
         if everywhere(mesh, arriving.state.finished):
             return
+
+
+def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:
+    """Give a full cache the next listed capacity, a layer at a time, so that no second cache is in memory."""
+    cache, progress.cache = progress.cache, None
+    assert cache is not None
+    needed = call.sizes.tokens + progress.appended + 1
+    if needed > cache.capacity:
+        capacity = padded_capacity(needed, config=runtime.config)
+        layers, lengths = [*cache.keys, *cache.values], cache.lengths
+        del cache
+        with jax.set_mesh(runtime.mesh):
+            for index, buffer in enumerate(layers):
+                layers[index] = _enlarged(buffer, capacity=capacity)
+        half = len(layers) // 2
+        cache = KVCache(tuple(layers[:half]), tuple(layers[half:]), lengths)
+    progress.cache = cache
 
 
 def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress) -> tuple[NextToken, KVCache]:

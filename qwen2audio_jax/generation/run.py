@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.generation.call import Call, cache_capacity
+from qwen2audio_jax.generation.call import Call, first_capacity
 from qwen2audio_jax.generation.decoding import Progress, Prompted, Step, decode
 from qwen2audio_jax.generation.encoding import Embedded, embed_group, embed_together, hear
 from qwen2audio_jax.generation.grouping import Group
@@ -51,7 +51,7 @@ def insert_logits(logits: jax.Array, new: jax.Array, source: jax.Array, target: 
 
 def steps(runtime: Runtime, call: Call, progress: Progress) -> Generator[Step, None, None]:
     """The steps of a call; nothing is computed before the first is asked for."""
-    capacity = cache_capacity(runtime, call)
+    capacity = first_capacity(runtime, call)
     if share_of(runtime.mesh).alone:
         prompted = prefill_prompts(runtime, call.inputs, call.sizes, capacity=capacity, copies=call.copies)
     else:

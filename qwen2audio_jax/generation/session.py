@@ -18,6 +18,7 @@ from qwen2audio_jax.generation.call import (
     cache_capacity,
     check_one_row,
     check_positions,
+    first_capacity,
     prefill_bytes,
     prepare_call,
 )
@@ -203,7 +204,7 @@ class Session:
     def _steps(self, call: Call, progress: Progress) -> Generator[Step, None, None]:
         """`run.steps` from where the prompts part from what the session holds when the first step is asked for."""
         self._check_open()  # a stream may begin after it was closed
-        capacity = cache_capacity(self._runtime, call)
+        capacity = first_capacity(self._runtime, call)
         if call.prompts > 1:
             prompted = self._prompts(call.inputs, call.sizes, capacity=capacity)
             yield from decode(self._runtime, call, forked(self._runtime, call, prompted), progress)

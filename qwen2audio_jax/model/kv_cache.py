@@ -160,6 +160,15 @@ def fork(rows_of: T, sources: Sequence[int] | jax.Array) -> T:
     return jax.tree.map(lambda array: jnp.take(array, index, axis=0), rows_of)
 
 
+def enlarge(buffer: Buffer, *, capacity: int) -> Buffer:
+    """A layer's buffer with room for `capacity` (static) positions, its own first."""
+
+    def resized(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, [(0, capacity - size if axis == 2 else 0) for axis, size in enumerate(array.shape)])
+
+    return constrain_buffer(jax.tree.map(resized, buffer))
+
+
 def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: int) -> KVCache:
     """Copy row prefixes into a new cache, whose numbers of rows and positions may differ from the given one's.
 
