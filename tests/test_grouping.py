@@ -13,9 +13,10 @@ from prompts import RAGGED, random_inputs, row_alone
 from qwen2audio_jax import make_mesh
 from qwen2audio_jax.generation import encoding, memory, run
 from qwen2audio_jax.generation.call import prefill_bytes
-from qwen2audio_jax.generation.grouping import plan_groups
+from qwen2audio_jax.generation.grouping import STARTING, plan_groups
 from qwen2audio_jax.generation.inputs import check_inputs
-from qwen2audio_jax.generation.padded_shapes import CALL_POSITIONS, padded_tokens
+from qwen2audio_jax.generation.padded_shapes import padded_tokens
+from qwen2audio_jax.model import cache_pieces
 from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.model.kv_cache import cache_specs
 from qwen2audio_jax.parallel.sharding import named_sharding
@@ -25,8 +26,8 @@ SETTINGS = {"pad_token_id": tiny.END_OF_TEXT, "eos_token_id": tiny.IM_END, "do_s
 MIXED = ([4, "100", 3], [40], [5, "all", 2], [7, "100", 3, "90", 4], [6], [3, "all", 2])
 
 
-def cost(groups, *, parts, call):
-    return sum(group.count // parts * group.width + call for group in groups)
+def cost(count, width, *, parts, reading):
+    return max(count // parts * width, reading) + STARTING
 
 
 def partitions(rows):
@@ -41,36 +42,36 @@ def partitions(rows):
                 yield [(first, *others), *more]
 
 
-@pytest.mark.parametrize("call", [0, 32, 256])
+@pytest.mark.parametrize("reading", [0, 24, 256])
 @pytest.mark.parametrize("counts", [(1, 2, 4), (2, 4, 8)])
-def test_no_partition_is_cheaper(call, counts):
-    rng = np.random.default_rng(call)
+def test_no_partition_is_cheaper(reading, counts):
+    rng, price = np.random.default_rng(reading), partial(cost, parts=counts[0], reading=reading)
     for _ in range(12):
         widths = rng.choice([16, 32, 64, 320, 832], rng.integers(1, 7)).tolist()
-        groups = plan_groups(widths, counts=counts, call=call)
+        groups = plan_groups(widths, counts=counts, reading=reading)
         assert sorted(row for group in groups for row in group.members) == list(range(len(widths)))
-        best = min(
+        cheapest = min(
             sum(
-                next(count for count in counts if count >= len(part)) // counts[0] * max(widths[row] for row in part)
-                + call
+                price(next(count for count in counts if count >= len(part)), max(widths[row] for row in part))
                 for part in parts
             )
             for parts in partitions(list(range(len(widths))))
             if all(len(part) <= counts[-1] for part in parts)
         )
-        assert cost(groups, parts=counts[0], call=call) == best
+        assert sum(price(group.count, group.width) for group in groups) == cheapest
         for group in groups:
             assert group.count in counts
             assert group.width == max(widths[row] for row in group.members)
             assert list(group.members) == sorted(group.members)
 
 
-def test_a_call_is_worth_its_price():
-    apart = partial(plan_groups, [16, 832], counts=(1, 2, 4))
-    assert [group.members for group in apart(call=32)] == [(0,), (1,)]
-    assert [group.members for group in apart(call=1000)] == [(0, 1)]
-    many = plan_groups([320] * 100, counts=(1, 2, 4, 8, 16, 32), call=32)
-    assert sorted(group.count for group in many) == [4, 32, 32, 32]
+def test_short_rows_share_the_reading_of_the_weights():
+    apart = partial(plan_groups, counts=(1, 2, 4, 8, 16, 32))
+    assert [group.members for group in apart([16, 832], reading=256)] == [(0,), (1,)]
+    assert [group.members for group in apart([16, 832, 112], reading=24)] == [(0,), (2,), (1,)]
+    assert [group.members for group in apart([16, 832, 112], reading=256)] == [(0, 2), (1,)]
+    assert sorted(group.count for group in apart([320] * 100, reading=24)) == [4, 32, 32, 32]
+    assert apart([], reading=24) == []
 
 
 @pytest.fixture
@@ -99,8 +100,8 @@ def test_a_ragged_batch_equals_its_rows_alone(load, computed):
     batch = model.generate(**inputs, **SETTINGS)[:, width:]
     frames, lengths = inputs["feature_attention_mask"].sum(1), inputs["attention_mask"].sum(1)
     # Everything together would have been 8 x 3000 frames and 6 x 768 tokens.
-    assert sum(map(np.prod, clips)) <= 1.1 * (frames.sum() + 2 * len(frames)) + 64 * len(clips)
-    assert sum(map(np.prod, rows)) <= 1.1 * lengths.sum() + CALL_POSITIONS["cpu"] * len(rows)
+    assert sum(map(np.prod, clips)) <= 1.1 * (frames.sum() + 2 * len(frames)) + 2 * STARTING * len(clips)
+    assert sum(map(np.prod, rows)) <= 1.1 * lengths.sum() + STARTING * len(rows)
     assert len(clips) <= 3
     for row in range(len(MIXED)):
         alone = row_alone("base", row, MIXED)
@@ -140,13 +141,10 @@ def test_insertion_copies_no_cache(load, dtype, mesh):
     config = load("gqa").config.text_config
     specs = partial(cache_specs, config, dtype=np.dtype(dtype), mesh=mesh)
     cache = specs(rows=64, capacity=1024)
-    rows = {"one": specs(rows=4, capacity=PIECE), "all": specs(rows=64, capacity=PIECE)}
-    scalar = jax.ShapeDtypeStruct((), np.int32)
+    piece, scalar = specs(rows=64, capacity=PIECE), jax.ShapeDtypeStruct((), np.int32)
     with jax.set_mesh(mesh):
-        lowered = (
-            run.insert_row.lower(cache, (rows["one"].keys, rows["one"].values), scalar, scalar, scalar),
-            run.insert_rows.lower(cache, (rows["all"].keys, rows["all"].values), scalar),
-        )
+        one = jax.eval_shape(cache_pieces.row_of, (piece.keys, piece.values), scalar)
+        lowered = [run.insert.lower(cache, new, scalar, scalar) for new in ((piece.keys, piece.values), one)]
     size = memory.cache_bytes(config, rows=64, capacity=1024, dtype=np.dtype(dtype), mesh=mesh)
     for program in lowered:
         found = program.compile().memory_analysis()
@@ -160,7 +158,7 @@ def test_the_cache_is_the_same_memory(load):
     before = [buffer.unsafe_buffer_pointer() for buffer in (*cache.keys, *cache.values)]
     piece = run.new_cache(model.runtime, 2, PIECE)
     ones = jax.tree.map(lambda array: array + 1, (piece.keys, piece.values))
-    after = run.insert_row(cache, ones, np.int32(1), np.int32(2), np.int32(PIECE))
+    after = run.insert(cache, run.row_of(ones, np.int32(1)), np.int32(2), np.int32(PIECE))
     assert cache.keys[0].is_deleted()
     assert [buffer.unsafe_buffer_pointer() for buffer in (*after.keys, *after.values)] == before
     for buffer in (*after.keys, *after.values):

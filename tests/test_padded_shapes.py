@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -12,38 +13,63 @@ from qwen2audio_jax import Qwen2AudioConfig, make_mesh
 from qwen2audio_jax.generation.padded_shapes import (
     CAPACITIES,
     FRAMES,
+    GROUPS,
     ROWS,
     TOKENS,
-    padded_frames,
+    clip_groups,
     padded_row_count,
-    padded_tokens,
+    prompt_groups,
 )
+from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.model.lengths import token_count
 
 CONFIG = Qwen2AudioConfig.from_name("qwen2-audio-7b")
-RNG = np.random.default_rng(0)
-UTTERANCES = RNG.uniform(1, 20, 2000)
+DISTRIBUTIONS = {
+    "utterances": lambda rng, count: rng.uniform(1, 20, count),
+    "10 s": lambda rng, count: np.full(count, 10.0),
+    "30 s": lambda rng, count: np.full(count, 30.0),
+}
 
 
-@pytest.mark.parametrize("seconds", [UTTERANCES, np.full(200, 10.0), np.full(200, 30.0)], ids=["1 to 20 s", "10", "30"])
-def test_one_prompt_with_a_clip_computes_little_that_it_does_not_need(seconds):
-    frames = np.ceil(100 * seconds).astype(int)
-    text = RNG.integers(5, 301, len(frames))
-    tokens = token_count(frames) + text
-    computed_frames = np.array([padded_frames(int(count), config=CONFIG.audio_config) for count in frames])
-    computed_tokens = np.array([padded_tokens(int(count), config=CONFIG) for count in tokens])
-    for computed, needed in ((computed_frames, frames), (computed_tokens, tokens)):
+class Chip(types.SimpleNamespace):
+    """A mesh of one device of a platform that is not here."""
+
+    shape = types.MappingProxyType({"data": 1, "model": 1})
+    size = 1
+    __hash__ = object.__hash__
+
+    def __init__(self, platform):
+        super().__init__(devices=np.array([[types.SimpleNamespace(platform=platform)]]))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("batch", [1, 4, 8])
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_little_is_computed_that_is_not_needed(name, batch, platform):
+    """Of requests with a clip and 5 to 300 text tokens a row: frames encoded, and positions prefilled."""
+    rng, mesh = np.random.default_rng(0), Chip(platform)
+    sums = np.zeros((2, 2))
+    for _ in range(2000 // batch // batch):
+        frames = np.ceil(100 * DISTRIBUTIONS[name](rng, batch)).astype(int)
+        tokens = token_count(frames) + rng.integers(5, 301, batch)
+        clips = clip_groups(frames.tolist(), config=CONFIG.audio_config, mesh=mesh)
+        rows = prompt_groups(tokens.tolist(), config=CONFIG, mesh=mesh)
+        computed = np.array([sum(group.count * group.width for group in groups) for groups in (clips, rows)])
+        needed = np.array([frames.sum(), tokens.sum()])
         assert (computed >= needed).all()
-        assert computed.sum() / needed.sum() <= 1.12
         assert (computed / needed).max() <= 1.35
-    assert (computed_frames % 2 == 0).all()
-    assert (computed_frames >= np.minimum(frames + 2, 3000)).all()
+        sums += computed, needed
+        for group in clips:
+            assert group.width % 2 == 0
+            assert group.width >= min(max(frames[list(group.members)]) + 2, 3000)
+    assert (sums[0] / sums[1]).max() <= 1.12
 
 
 def test_the_lists_are_bounded():
-    for sizes in (FRAMES, TOKENS, CAPACITIES, ROWS):
+    for sizes in (FRAMES, TOKENS, CAPACITIES, ROWS, GROUPS):
         assert list(sizes) == sorted(set(sizes))
         assert len(sizes) < 50
+    assert not any(size % PIECE for size in CAPACITIES)
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 1), ("bfloat16", 2), ("float16", 2)])

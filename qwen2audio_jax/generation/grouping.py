@@ -8,6 +8,9 @@ Pure Python on the host; what the sizes are and how they are padded is the calle
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+STARTING = 32
+"""What starting a call costs, in positions of the model that it computes."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -24,14 +27,14 @@ class Group:
     width: int
 
 
-def plan_groups(widths: Sequence[int], *, counts: Sequence[int], call: int) -> list[Group]:
+def plan_groups(widths: Sequence[int], *, counts: Sequence[int], reading: int) -> list[Group]:
     """The cheapest partition of rows into calls.
 
-    A call of `count` rows costs what its devices compute, count / counts[0] x width positions, and `call` positions
-    more for reading the weights. Of a weight of two bytes a position makes two FLOPs, so that reading it takes as long
-    as computing so many positions as the device makes FLOPs while it reads a byte: some 200 to 250 on accelerators (an
-    H200: 989 TFLOP/s by 4.8 TB/s; a TPU v5e: 197 by 0.82), some 10 to 25 on CPUs, where starting a call costs about as
-    much again.
+    A call of `count` rows takes the longer of two times, and `STARTING` positions for its start. One is what its
+    devices compute, count / counts[0] x width positions; the other that of reading the weights once, `reading`
+    positions. Of a weight of two bytes a position makes two FLOPs, so that reading it takes as long as computing so
+    many positions as the device makes FLOPs while it reads a byte: some 200 to 250 on accelerators (an H200: 989
+    TFLOP/s by 4.8 TB/s; a TPU v5e: 197 by 0.82), some 10 to 25 on CPUs.
 
     The rows are taken in order of width, so that every group is a range of them: exchanging two rows between groups
     never makes either narrower. A dynamic programme over the ranges finds the minimum; among equal ones the fewest
@@ -41,7 +44,7 @@ def plan_groups(widths: Sequence[int], *, counts: Sequence[int], call: int) -> l
         widths: positions of each row, padded as they will be computed.
         counts: rows that a call may have, ascending; the first is the number of parts that rows are split over, and
             divides the others.
-        call: see above.
+        reading: see above.
 
     Returns:
         The groups by ascending width; every row is in one.
@@ -54,7 +57,8 @@ def plan_groups(widths: Sequence[int], *, counts: Sequence[int], call: int) -> l
         for rows in range(1, min(end, counts[-1]) + 1):
             count = next(count for count in counts if count >= rows)
             before = best[end - rows]
-            choices.append((before[0] + count // counts[0] * width + call, before[1] + 1, rows))
+            cost = max(count // counts[0] * width, reading) + STARTING
+            choices.append((before[0] + cost, before[1] + 1, rows))
         best.append(min(choices))
     groups, end = [], len(order)
     while end:

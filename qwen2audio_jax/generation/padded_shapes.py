@@ -35,9 +35,9 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 
 GROUPS = (1, 2, 4, 8, 16, 32)
 """Rows of a prefill and clips of an encoder call, times the parts that these are split over: see `grouping`."""
 
-CALL_POSITIONS = {"cpu": 32}
-CALL_POSITIONS_ELSEWHERE = 256
-"""What another call costs, in positions: see `grouping.plan_groups`."""
+READING = {"cpu": 24}
+READING_ELSEWHERE = 256
+"""Positions that take as long as reading the weights, by platform: see `grouping.plan_groups`."""
 
 
 def _padded(count: int, sizes: tuple[int, ...], *, limit: int) -> int:
@@ -89,7 +89,7 @@ def prompt_groups(
         rows = padded_row_count(sizes.rows, mesh=mesh, dtype=config.dtype)
         return [Group(tuple(range(len(lengths))), rows, padded_tokens(sizes.tokens, config=config))]
     widths = [padded_tokens(int(length), config=config) for length in lengths]
-    return plan_groups(widths, counts=_counts(data_indices_per_group(mesh)), call=_call_positions(mesh))
+    return plan_groups(widths, counts=_counts(data_indices_per_group(mesh)), reading=_reading(mesh))
 
 
 def prefill_rows(rows: int, *, mesh: Mesh) -> int:
@@ -102,7 +102,7 @@ def clip_groups(frames: Sequence[int], *, config: Qwen2AudioEncoderConfig, mesh:
     padded = [padded_frames(int(count), config=config) for count in frames]
     # The encoder computes a position for two frames.
     positions = [conv_length(count) for count in padded]
-    groups = plan_groups(positions, counts=_counts(mesh.size), call=_call_positions(mesh))
+    groups = plan_groups(positions, counts=_counts(mesh.size), reading=_reading(mesh))
     return [Group(group.members, group.count, max(padded[clip] for clip in group.members)) for group in groups]
 
 
@@ -110,5 +110,5 @@ def _counts(parts: int) -> tuple[int, ...]:
     return tuple(parts * count for count in GROUPS)
 
 
-def _call_positions(mesh: Mesh) -> int:
-    return CALL_POSITIONS.get(mesh.devices.flat[0].platform, CALL_POSITIONS_ELSEWHERE)
+def _reading(mesh: Mesh) -> int:
+    return READING.get(mesh.devices.flat[0].platform, READING_ELSEWHERE)

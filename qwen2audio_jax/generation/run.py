@@ -37,16 +37,21 @@ from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 forward = jax.jit(qwen2_audio.forward, static_argnames=("cfg", "attention"))
 prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
 append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window", "attention"), donate_argnames="cache")
-insert_row = jax.jit(cache_pieces.insert_row, donate_argnames="cache")
-insert_rows = jax.jit(cache_pieces.insert_rows, donate_argnames="cache")
+row_of = jax.jit(cache_pieces.row_of)
+insert = jax.jit(cache_pieces.insert, donate_argnames="cache")
 _fork = jax.jit(fork)
 
 
+@jax.jit
+def logits_of(logits: jax.Array, row: jax.Array) -> jax.Array:
+    """One row [1, V] of logits [b, V]."""
+    return constrain(jax.lax.dynamic_slice_in_dim(logits, row, 1, axis=0), None, "vocab")
+
+
 @partial(jax.jit, donate_argnames="logits")
-def insert_logits(logits: jax.Array, new: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Write row `source` of `new` [b, V] into row `target` of the logits [B, V], which are donated."""
-    row = jax.lax.dynamic_slice_in_dim(new, source, 1, axis=0)
-    return constrain(jax.lax.dynamic_update_slice_in_dim(logits, row, target, axis=0), "batch", "vocab")
+def insert_logits(logits: jax.Array, new: jax.Array, row: jax.Array) -> jax.Array:
+    """Write one row of logits [1, V] into `row` of logits [B, V], which are donated."""
+    return constrain(jax.lax.dynamic_update_slice_in_dim(logits, new, row, axis=0), "batch", "vocab")
 
 
 def steps(runtime: Runtime, call: Call, progress: Progress) -> Generator[Step, None, None]:
@@ -108,7 +113,7 @@ def _prefill_all(runtime: Runtime, embedded: Embedded, cache: KVCache, *, longes
     with jax.set_mesh(runtime.mesh):
         logits, parts = _prefill(runtime, embedded)
         for start, part in zip(range(0, longest, PIECE), parts, strict=False):
-            cache = insert_rows(cache, part, np.int32(start))
+            cache = insert(cache, part, np.int32(0), np.int32(start))
     return logits, cache
 
 
@@ -119,10 +124,15 @@ def _prefill_some(
     with jax.set_mesh(runtime.mesh):
         new, parts = _prefill(runtime, embedded)
         for source, rows in enumerate(targets):
-            for target in rows:
-                logits = insert_logits(logits, new, np.int32(source), np.int32(target))
-                for start, part in zip(range(0, embedded.host_lengths[source], PIECE), parts, strict=False):
-                    cache = insert_row(cache, part, np.int32(source), np.int32(target), np.int32(start))
+            needed = parts[: -(-int(embedded.host_lengths[source]) // PIECE)]
+            row_logits, row_parts = (
+                logits_of(new, np.int32(source)),
+                [row_of(part, np.int32(source)) for part in needed],
+            )
+            for target in map(np.int32, rows):
+                logits = insert_logits(logits, row_logits, target)
+                for index, part in enumerate(row_parts):
+                    cache = insert(cache, part, target, np.int32(index * PIECE))
     return logits, cache
 
 

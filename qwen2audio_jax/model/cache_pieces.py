@@ -8,7 +8,8 @@ pairs of them.
 
 import jax
 
-from qwen2audio_jax.model.kv_cache import Buffer, KVCache, constrain_buffer
+from qwen2audio_jax.model.kv_cache import CACHE_AXES, Buffer, KVCache, constrain_buffer
+from qwen2audio_jax.parallel.sharding import constrain
 
 PIECE = 128
 """Positions of a piece. The capacity of a cache with inserted rows is a multiple of it."""
@@ -29,36 +30,31 @@ def pieces(cache: KVCache) -> tuple[Piece, ...]:
     )
 
 
-def insert_row(cache: KVCache, piece: Piece, source: jax.Array, target: jax.Array, start: jax.Array) -> KVCache:
-    """Write one row of a piece into one row of a cache.
+def row_of(piece: Piece, row: jax.Array) -> Piece:
+    """One row of a piece by itself, [1, K, PIECE, H] buffers; `row` [] int32."""
+
+    def take(array: jax.Array) -> jax.Array:
+        taken = jax.lax.dynamic_slice_in_dim(array, row, 1, axis=0)
+        return constrain(taken, None, *CACHE_AXES[1 : array.ndim])
+
+    return jax.tree.map(take, piece)
+
+
+def insert(cache: KVCache, piece: Piece, row: jax.Array, start: jax.Array) -> KVCache:
+    """Write a piece into a cache.
 
     Args:
-        cache: [B', K, S, H] buffers. Donate it: nothing but the written positions changes, and none is copied.
-        piece: [B, K, PIECE, H] buffers.
-        source: [] int32, the row of the piece.
-        target: [] int32, the row of the cache.
-        start: [] int32, the first position there.
+        cache: [B, K, S, H] buffers. Donate it: nothing but the written positions changes, and none is copied.
+        piece: [R, K, PIECE, H] buffers, of one row or of all.
+        row: [] int32, the first row of the cache that is written.
+        start: [] int32, the first position.
 
     Returns:
         The cache; its `lengths` are as before.
     """
 
     def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        row = jax.lax.dynamic_slice_in_dim(new, source, 1, axis=0)
-        return jax.lax.dynamic_update_slice(array, row, (target, 0, start, 0)[: array.ndim])
+        return jax.lax.dynamic_update_slice(array, new, (row, 0, start, 0)[: array.ndim])
 
-    return _written(cache, jax.tree.map(put, (cache.keys, cache.values), piece))
-
-
-def insert_rows(cache: KVCache, piece: Piece, start: jax.Array) -> KVCache:
-    """Write all rows of a piece into a cache of as many rows, in their order; as `insert_row` otherwise."""
-
-    def put(array: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(array, new, (0, 0, start, 0)[: array.ndim])
-
-    return _written(cache, jax.tree.map(put, (cache.keys, cache.values), piece))
-
-
-def _written(cache: KVCache, buffers: Piece) -> KVCache:
-    keys, values = buffers
+    keys, values = jax.tree.map(put, (cache.keys, cache.values), piece)
     return KVCache(tuple(map(constrain_buffer, keys)), tuple(map(constrain_buffer, values)), cache.lengths)
