@@ -77,11 +77,13 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
         features [M, max_frames] float32, and the number of valid frames, ceil(n / 160).
 
     Raises:
-        ValueError: `samples` is not one-dimensional or longer than `max_frames` hold.
+        ValueError: `samples` is not one-dimensional or longer than `max_frames` hold, or that is below 2.
     """
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1:
         raise ValueError(f"samples of shape {samples.shape}: pass one clip [n]; mix channels down with their mean")
+    if max_frames < 2:
+        raise ValueError(f"max_frames={max_frames}: at least 2, as a window reaches over two frames")
     if len(samples) > max_frames * HOP:
         raise ValueError(
             f"{len(samples)} samples are more than the {max_frames * HOP} that {max_frames} frames hold: cut the clip"
@@ -89,10 +91,12 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
     # Beyond the sound every frame is silence, whose value is known. Four hops of zeros behind the sound are enough for
     # the last window that touches it (200 samples past its centre) and for the reflection behind it to hold zeros only.
     frames = min(max_frames, -(-len(samples) // HOP) + 4)
-    buffer = np.zeros(frames * HOP, np.float32)
-    buffer[: len(samples)] = samples
-    buffer = np.pad(buffer, WINDOW // 2, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(buffer, WINDOW)[::HOP][:frames]
+    half = WINDOW // 2
+    padded = np.zeros(frames * HOP + WINDOW, np.float32)
+    padded[half : half + len(samples)] = samples
+    padded[:half] = padded[WINDOW:half:-1]  # reflected, as numpy.pad does it more slowly
+    padded[-half:] = padded[-half - 2 : -WINDOW - 2 : -1]
+    windows = np.ndarray((frames, WINDOW), np.float32, buffer=padded, strides=(HOP * 4, 4))
     features = np.empty((num_mel_bins, max_frames), np.float32)
     heard = features[:, :frames]
     # Scratch in float64, as float32 is not near enough; kept, as memory that is fresh for every block costs more time
@@ -112,10 +116,10 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
         heard[:, start : start + rows] = np.log10(mel_power, out=mel_power)[:rows].T
     # The logarithm may round below the floor's.
     lowest = max(heard.max() - np.float32(RANGE), np.float32(np.log10(FLOOR)))
-    features[:, frames:] = lowest
     np.maximum(heard, lowest, out=heard)
-    features += 4.0
-    features *= 0.25
+    heard += 4.0
+    heard *= 0.25
+    features[:, frames:] = (lowest + np.float32(4)) * np.float32(0.25)
     return features, -(-len(samples) // HOP)
 
 

@@ -1,0 +1,221 @@
+"""How much of a batch keeps its tokens in bfloat16: rows whose greedy tokens equal those of the same row alone.
+
+    python benchmarks/bf16_rows.py --model embedded --clips 500 --tokens 40
+    python benchmarks/bf16_rows.py --model mid-size --clips 500 --tokens 8
+
+In float32 every row keeps its tokens; in bfloat16 rounding differs with the shapes, so close calls fall either way.
+Counted for batches of 1, 8 and 32 on one device and on two meshes of 8 fake ones, beside the same count for
+transformers on the same weights and clips: each against its own tokens at batch 1. `embedded` is the trained model of
+the package with cuts of its clips in noise, 0.3 to 5 s long; a configuration's name is a random model, whose closest
+calls are many. Needs the extra `test`. A run that was stopped goes on where it was (--state); --seconds stops one.
+Writes results/bf16_rows_MODEL.json and .md.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import numpy as np
+import torch
+import transformers
+from side_by_side import machine
+
+from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, make_mesh
+from qwen2audio_jax.audio import load_audio
+from qwen2audio_jax.embedded import examples, model_folder
+from qwen2audio_jax.model.lengths import token_count
+
+RESULTS = Path(__file__).resolve().parent / "results"
+QUESTIONS = ("Which digits are spoken?", "Is it a high voice or a low one?", "What do you hear?")
+THEIRS = "transformers"
+BATCHES = (1, 8, 32)
+
+Row = tuple[np.ndarray, np.ndarray, int]
+"""Token ids [T], features [M, max_frames] and valid frames of one clip and its question."""
+Generate = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def embedded_row(number: int, processor: Qwen2AudioProcessor) -> Row:
+    """A cut of a clip of the package, quieter or louder, in noise."""
+    rng = np.random.default_rng(number)
+    clips = examples()
+    samples = load_audio(clips[number % len(clips)])
+    length = int(rng.uniform(0.3, 1) * len(samples))
+    start = int(rng.integers(0, len(samples) - length + 1))
+    silence = np.zeros(int(rng.uniform(0, 2) * 16_000), np.float32)
+    heard = np.concatenate([samples[start : start + length], silence]) * 10 ** rng.uniform(-1, 0)
+    heard += rng.normal(0, 10 ** rng.uniform(-4, -2), len(heard))
+    content = [{"type": "audio", "audio": heard.astype(np.float32)}]
+    content.append({"type": "text", "text": QUESTIONS[int(rng.integers(len(QUESTIONS)))]})
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True
+    )
+    return inputs.input_ids[0], inputs.input_features[0], int(inputs.feature_attention_mask.sum())
+
+
+def random_row(number: int, config: Qwen2AudioConfig) -> Row:
+    """A random clip of 0.5 to 10 s and 30 random tokens."""
+    rng, audio = np.random.default_rng(number), config.audio_config
+    frames = int(rng.integers(50, 1000))
+    features = np.zeros((audio.num_mel_bins, audio.max_frames), np.float32)
+    features[:, :frames] = rng.normal(size=(audio.num_mel_bins, frames))
+    clip = np.full(token_count(frames), config.audio_token_index)
+    return np.concatenate([clip, rng.integers(0, 200, 30)]), features, frames
+
+
+def batch_of(rows: list[Row]) -> dict[str, np.ndarray]:
+    """The inputs of rows, padded on the left."""
+    width = max(len(ids) for ids, *_ in rows)
+    features = np.stack([clip for _, clip, _ in rows])
+    frames = np.array([count for *_, count in rows])
+    return {
+        "input_ids": np.stack([np.pad(ids, (width - len(ids), 0)) for ids, *_ in rows]).astype(np.int64),
+        "attention_mask": np.stack([np.arange(width) >= width - len(ids) for ids, *_ in rows]).astype(np.int64),
+        "input_features": features,
+        "feature_attention_mask": (np.arange(features.shape[-1]) < frames[:, None]).astype(np.int64),
+    }
+
+
+def our_generate(folder: Path, *, data: int, model: int, tokens: int, cache: Path) -> Generate:
+    """Greedy tokens of this package on a mesh of fake devices; one device alone is the default one."""
+    mesh = make_mesh(data=data, model=model) if data * model > 1 else None
+    loaded = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype="bfloat16", mesh=mesh, cache_dir=cache)
+    return lambda inputs: np.asarray(loaded.generate(**inputs, do_sample=False, max_new_tokens=tokens, pad_token_id=0))
+
+
+def their_generate(folder: Path, *, tokens: int) -> Generate:
+    """Greedy tokens of transformers."""
+    loaded = transformers.Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+    @torch.inference_mode()
+    def generate(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        tensors["input_features"] = tensors["input_features"].to(torch.bfloat16)
+        return loaded.generate(**tensors, do_sample=False, max_new_tokens=tokens, pad_token_id=0).numpy()
+
+    return generate
+
+
+def runs(
+    folder: Path, config: Qwen2AudioConfig, *, tokens: int, cache: Path
+) -> Iterator[tuple[str, int, Callable[[], Generate]]]:
+    """(by whom and on what, batch, what loads it)."""
+    text = config.text_config
+    split = next(size for size in (4, 2, 1) if text.num_attention_heads % size == text.num_key_value_heads % size == 0)
+    meshes = [(1, 1, BATCHES), (8 // split, split, BATCHES[1:]), (8, 1, BATCHES[1:])]
+    for data, model, batches in meshes:
+        load = partial(our_generate, folder, data=data, model=model, tokens=tokens, cache=cache)
+        yield from ((f"{data} x {model}", batch, load) for batch in batches)
+    for batch in BATCHES:
+        yield THEIRS, batch, partial(their_generate, folder, tokens=tokens)
+
+
+def share(alone: dict[int, list[int]], found: dict[int, list[int]]) -> dict[str, Any]:
+    """How many rows are equal, and after how many tokens the others part."""
+    both = sorted(alone.keys() & found.keys())
+    parted = [
+        next(step for step, (a, b) in enumerate(zip(alone[i], found[i], strict=True)) if a != b)
+        for i in both
+        if alone[i] != found[i]
+    ]
+    equal = len(both) - len(parted)
+    return {
+        "rows": len(both),
+        "equal": equal,
+        "share": equal / len(both) if both else None,
+        "median_equal_tokens_of_others": float(np.median(parted)) if parted else None,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    facts = report["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines = [
+        f"`{report['command']}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}, {versions}; "
+        f"{report['model']} in bfloat16, {report['tokens']} new tokens at most",
+        "",
+        "| by, on a mesh (data x model) | batch | rows | with the tokens of batch 1 | the others part after |",
+        "|---|---|---|---|---|",
+    ]
+    for one in report["runs"]:
+        if one["batch"] == 1:
+            continue
+        who = one["by"] if one["by"] == THEIRS else f"qwen2audio_jax, {one['by']}"
+        part = one["median_equal_tokens_of_others"]
+        said = "-" if part is None else f"{part:g} tokens (median)"
+        lines.append(f"| {who} | {one['batch']} | {one['rows']} | {one['share']:.1%} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="embedded, or a configuration of the package")
+    parser.add_argument("--clips", type=int, default=500)
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, between two batches")
+    parser.add_argument("--state", type=Path, help="tokens so far (default: bf16_rows_MODEL.jsonl here)")
+    parser.add_argument("--output", type=Path, help="default: results/bf16_rows_MODEL")
+    arguments = parser.parse_args()
+    name, began = arguments.model, time.monotonic()
+    state = arguments.state or Path(f"bf16_rows_{name}_{arguments.tokens}.jsonl")
+    output = arguments.output or RESULTS / f"bf16_rows_{name}"
+    found: dict[tuple[str, int], dict[int, list[int]]] = {}
+    for line in state.read_text().splitlines() if state.exists() else []:
+        by, batch, first, rows = json.loads(line)
+        found.setdefault((by, batch), {}).update({first + i: row for i, row in enumerate(rows)})
+    with tempfile.TemporaryDirectory() as scratch:
+        if name == "embedded":
+            folder, config = model_folder(), Qwen2AudioConfig.from_pretrained(model_folder())
+            processor = Qwen2AudioProcessor.from_pretrained(folder)
+        else:
+            folder, config = Path(scratch) / "hf", Qwen2AudioConfig.from_name(name)
+            torch.manual_seed(0)
+            theirs = transformers.Qwen2AudioConfig.from_dict(config.to_dict())
+            transformers.Qwen2AudioForConditionalGeneration(theirs).to(torch.bfloat16).save_pretrained(folder)
+        for by, batch, load in runs(folder, config, tokens=arguments.tokens, cache=Path(scratch) / "orbax"):
+            done, generate = found.setdefault((by, batch), {}), None
+            for first in range(0, arguments.clips, batch):
+                numbers = range(first, min(first + batch, arguments.clips))
+                if all(number in done for number in numbers):
+                    continue
+                if time.monotonic() - began > arguments.seconds:
+                    print(f"stopped in {by}, batch {batch}, at clip {first}; the same command goes on", file=sys.stderr)
+                    return
+                generate = generate or load()
+                rows = [embedded_row(i, processor) if name == "embedded" else random_row(i, config) for i in numbers]
+                inputs = batch_of(rows)
+                new = generate(inputs)[:, inputs["input_ids"].shape[1] :]
+                new = np.pad(new, ((0, 0), (0, arguments.tokens - new.shape[1])))
+                done.update(zip(numbers, new.tolist(), strict=True))
+                with state.open("a") as file:
+                    file.write(json.dumps([by, batch, first, new.tolist()]) + "\n")
+            print(by, batch, share(found[by if by == THEIRS else "1 x 1", 1], done), flush=True)
+    report = {
+        "command": " ".join(["python", "benchmarks/bf16_rows.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "model": name,
+        "tokens": arguments.tokens,
+        "clips": arguments.clips,
+        "runs": [
+            {"by": by, "batch": batch, **share(found[by if by == THEIRS else "1 x 1", 1], rows)}
+            for (by, batch), rows in found.items()
+        ],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    output.with_suffix(".md").write_text(table(report))
+
+
+if __name__ == "__main__":
+    main()
