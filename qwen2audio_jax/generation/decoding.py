@@ -101,14 +101,17 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
     with jax.set_mesh(mesh):
         issued, progress.cache = _first_tokens(runtime, call, prompted, progress)
     del prompted
-    over = False
+    over, stopped = False, progress.stopped.copy()
+    placed = to_mesh(mesh, stopped, "batch")
     for left in reversed(range(call.sizes.budget)):
         arriving = issued
         if left:
             make_room(runtime, call, progress)
-            stopped = to_mesh(mesh, progress.stopped.copy(), "batch")
+            if not np.array_equal(stopped, progress.stopped):
+                stopped = progress.stopped.copy()
+                placed = to_mesh(mesh, stopped, "batch")
             with jax.set_mesh(mesh):
-                issued, progress.cache = next_step(runtime, arriving, progress.cache, stopped, call.sampling, mode=mode)
+                issued, progress.cache = next_step(runtime, arriving, progress.cache, placed, call.sampling, mode=mode)
             progress.appended += 1
         tokens, log_probs, finished = own_rows(mesh, (arriving.tokens, arriving.log_probs, arriving.state.finished))
         if not over:

@@ -90,15 +90,17 @@ def empty_cache(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype
 
 
 def cache_specs(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
-    """An `empty_cache` on a mesh, as `jax.ShapeDtypeStruct`s with their shardings."""
-    axes = {4: CACHE_AXES, 3: SCALE_AXES, 1: ("batch",)}
+    """An `empty_cache` on a mesh, as `jax.ShapeDtypeStruct`s with their shardings; nothing is traced."""
+    shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
 
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, *axes[leaf.ndim]))
+    def array(shape: tuple[int, ...], dtype: Any, axes: tuple[str, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, *axes))
 
-    return jax.tree.map(
-        place, jax.eval_shape(partial(empty_cache, config, rows=rows, capacity=capacity, dtype=jnp.dtype(dtype)))
-    )
+    buffer: Any = array(shape, dtype, CACHE_AXES)
+    if dtype == jnp.int8:
+        buffer = Int8Buffer(buffer, array(shape[:3], jnp.float32, SCALE_AXES))  # type: ignore[arg-type]
+    layers = (buffer,) * config.num_hidden_layers
+    return KVCache(layers, layers, array((rows,), jnp.int32, ("batch",)))  # type: ignore[arg-type]
 
 
 def first(buffer: Buffer, window: int) -> Buffer:
