@@ -92,7 +92,7 @@ def dtypes(plan: dict) -> str:
 def machine_row(plan: dict) -> tuple[str, ...]:
     """One machine; rates are those of the batch that was planned for."""
     over, rates, job = plan["next_batch"], plan["roofline"], plan["job"]
-    speech = plan.get("transcription")
+    speech = plan["transcription"]
     failed = "-" if over is None else f"{over['rows']}: {over['stage']}, {gib(over['needed'])}"
     return (
         f"{plan['topology']} ({how(plan)})",
