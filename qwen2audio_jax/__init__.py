@@ -7,23 +7,54 @@ One alphabet of dimension letters is used everywhere, in einsums and in shape co
 
     B batch rows    T query tokens   S cache positions   D width   F ffn     V vocabulary
     N query heads   K key/value heads   H head dim       A clips   M mels    L mel frames
+
+A name is imported when it is first used, so that what needs no accelerator does not load JAX.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from qwen2audio_jax._version import __version__
-from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.audio import AudioError, load_audio
-from qwen2audio_jax.audio_encoder import EncoderOutput, Qwen2AudioEncoder
-from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
-from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.outputs import GenerateOutput, ModelOutput
-from qwen2audio_jax.generation.session import Session
-from qwen2audio_jax.model.qwen2_audio import AudioFeatures
-from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
-from qwen2audio_jax.parallel.sharding import make_mesh
-from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
-from qwen2audio_jax.processing.output import ProcessorOutput
-from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
-from qwen2audio_jax.processing.tokenizer import Qwen2AudioTokenizer
+
+if TYPE_CHECKING:
+    from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+    from qwen2audio_jax.audio import AudioError, load_audio
+    from qwen2audio_jax.audio_encoder import EncoderOutput, Qwen2AudioEncoder
+    from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
+    from qwen2audio_jax.generation.generation_config import GenerationConfig
+    from qwen2audio_jax.generation.outputs import GenerateOutput, ModelOutput
+    from qwen2audio_jax.generation.session import Session
+    from qwen2audio_jax.model.qwen2_audio import AudioFeatures
+    from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
+    from qwen2audio_jax.parallel.sharding import make_mesh
+    from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
+    from qwen2audio_jax.processing.output import ProcessorOutput
+    from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+    from qwen2audio_jax.processing.tokenizer import Qwen2AudioTokenizer
+
+_PLACES = {
+    "AudioError": "audio",
+    "AudioFeatures": "model.qwen2_audio",
+    "EncoderOutput": "audio_encoder",
+    "GenerateOutput": "generation.outputs",
+    "GenerationConfig": "generation.generation_config",
+    "ModelOutput": "generation.outputs",
+    "ProcessorOutput": "processing.output",
+    "Qwen2AudioConfig": "config",
+    "Qwen2AudioEncoder": "audio_encoder",
+    "Qwen2AudioEncoderConfig": "config",
+    "Qwen2AudioFeatureExtractor": "processing.feature_extractor",
+    "Qwen2AudioForConditionalGeneration": "api",
+    "Qwen2AudioProcessor": "processing.processor",
+    "Qwen2AudioTextConfig": "config",
+    "Qwen2AudioTokenizer": "processing.tokenizer",
+    "Session": "generation.session",
+    "load_audio": "audio",
+    "load_mesh_preset": "parallel.mesh_presets",
+    "make_mesh": "parallel.sharding",
+}
+_ROOMS = ("audio", "checkpoint", "config", "embedded", "generation", "model", "parallel", "processing", "storage")
+"""Folders that an `import qwen2audio_jax` alone gives access to."""
 
 __all__ = [
     "AudioError",
@@ -47,3 +78,17 @@ __all__ = [
     "load_mesh_preset",
     "make_mesh",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        value = getattr(import_module(f"qwen2audio_jax.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return import_module(f"qwen2audio_jax.{name}")
+    raise AttributeError(f"module 'qwen2audio_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from qwen2audio_jax.audio.load import load_audio
+from qwen2audio_jax.processing.json_lines import read_lines
 from qwen2audio_jax.speech import espeak, synthesis, voices
 from qwen2audio_jax.speech.__main__ import main
 from qwen2audio_jax.speech.dataset import clips_in_both, write_dataset
 from qwen2audio_jax.speech.package_clips import EXAMPLES
 from qwen2audio_jax.speech.tasks import PAIR, TASKS, counted, example
-from qwen2audio_jax.train.records import read_lines, read_record
+from qwen2audio_jax.train.records import read_record
 
 try:
     espeak.version()

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio.mel import HOP
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.processing.json_lines import read_lines
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.train.encoding import ExampleEncoder, Segment
-from qwen2audio_jax.train.records import Record, read_lines, read_record
+from qwen2audio_jax.train.records import Record, read_record
 
 VERSION = 1
 """Version of the index file; other versions are not read."""

@@ -1,16 +1,15 @@
 """Training records: JSONL lines, checked, with their conversation or prompt, answers and clip files."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import Conversation, read_conversation
+from qwen2audio_jax.processing.json_lines import parse_line
 
 MARKER = "<audio>"
 """Placeholder for the next of a record's `audios` in a content that is a string."""
@@ -42,21 +41,6 @@ class Record:
     clips: tuple[str, ...]
 
 
-def read_lines(path: str | PathLike[str]) -> Iterator[tuple[str, bytes]]:
-    """The lines of a JSONL file that are not blank, each with its "file:line".
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line
-    except OSError as error:
-        raise ValueError(f"cannot read the records {path}: {error.strerror}") from None
-
-
 def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
     """Read one line of a JSONL file as a record.
 
@@ -83,16 +67,7 @@ def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], pre
 
 
 def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
-    if len(line) > LIMITS.json_bytes:
-        raise ValueError(f"the line has {len(line)} bytes; the limit is {LIMITS.json_bytes}. Split the record")
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is no UTF-8; write the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON at character {error.pos}: {error.msg}; write one object a line") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deep; write a flat record") from None
+    value = parse_line(line)
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
     if unknown := [key for key in value if key not in KEYS]:
