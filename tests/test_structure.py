@@ -24,6 +24,7 @@ FLOORS = (
     ("convert",),
     ("source",),
     ("processing", "api", "audio_encoder"),
+    ("batch",),
     ("train",),
     ("speech", "plan"),
     ("cli", "__main__", "__init__"),

@@ -1,7 +1,7 @@
 """The command `qwen2audio`: parses the arguments, runs a subcommand, and turns errors into an exit code.
 
-Exit codes: 0 done; 1 failed; 2 bad input, with one line on stderr that states the problem. QWEN2AUDIO_DEBUG=1 shows the
-traceback of an error.
+Exit codes: 0 done; 1 failed; 2 bad input, with one line on stderr that states the problem; 3 a batch job that was
+stopped and can go on. QWEN2AUDIO_DEBUG=1 shows the traceback of an error.
 """
 
 import io
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from qwen2audio_jax._version import __version__
 from qwen2audio_jax.cli.options import (
     Parser,
+    add_batch_options,
     add_doctor_options,
     add_evaluate_options,
     add_generation_options,
@@ -44,6 +45,10 @@ PLAN = """\
 Say what a model takes on a machine that need not be there: memory of a chip, whether it fits and with how many rows at
 most, what the chips send each other, and how fast it could be at best. For TPUs the real programs are compiled (extra:
 pip install 'qwen2audio-jax[plan]'; minutes, on a CPU); for GPUs it is arithmetic. Says on stderr how far it is."""
+BATCH = """\
+Answer every record of a manifest into a folder of part files, each complete or absent. A job that was stopped or killed
+goes on when the same command is given again; several hosts share one by --shard, or as their scheduler says. Exit code
+3: stopped by a signal, or other hosts' shards are missing. docs/batch.md has the forms of records and of rows."""
 CONVERT = "Convert a Hugging Face checkpoint to an Orbax checkpoint."
 
 
@@ -55,6 +60,10 @@ def build_parser() -> Parser:
     generate = commands.add_parser("generate", help="answer one prompt", description=GENERATE)
     generate.add_argument("prompt", nargs="?", help="the text; - reads it from stdin, without its last line break")
     chat = commands.add_parser("chat", help="hold a conversation", description=CHAT)
+    batch = commands.add_parser("batch", help="answer many prompts", description=BATCH)
+    add_batch_options(batch)
+    add_model_options(batch)
+    add_generation_options(batch)
     add_train_options(commands.add_parser("train", help="fine-tune a model", description=TRAIN))
     evaluate = commands.add_parser("evaluate", help="score a model on spoken digits", description=EVALUATE)
     add_model_options(evaluate)
@@ -87,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: --help and --version need neither.
     if options.command == "generate":
         from qwen2audio_jax.cli.generate import run
+    elif options.command == "batch":
+        from qwen2audio_jax.cli.batch import batch
     elif options.command == "doctor":
         from qwen2audio_jax.cli.doctor import examine
     elif options.command == "plan":
@@ -106,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = examine(options)
         elif options.command == "plan":
             code = plan(options, arguments)
+        elif options.command == "batch":
+            code = batch(options)
         else:
             run(options)
         sys.stdout.flush()

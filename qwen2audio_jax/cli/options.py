@@ -135,6 +135,45 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `batch`; those of the model and of generation are added like those of `generate`."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="JSONL (also .gz), a tar in WebDataset's layout, a folder of sound files, a pattern, a bucket's URL, or - "
+        "for JSONL on stdin",
+    )
+    group = parser.add_argument_group("job")
+    group.add_argument("--output", metavar="DIR", required=True, help="folder or bucket URL of the answers")
+    group.add_argument("--prompt", metavar="TEXT", help="of records that state none (default: the clip is the message)")
+    group.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
+    group.add_argument("--merge", metavar="FILE", help="when all is done write all rows there, in input order")
+    group.add_argument(
+        "--shard", metavar="I/N", help="this is host I of N, from 0 (default: the scheduler's variables, else alone)"
+    )
+    group.add_argument(
+        "--peer-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=60.0,
+        help="wait so long for a trace of the other hosts in the folder (default: %(default)g); 0: do not take over "
+        "their shards",
+    )
+    group.add_argument("--rows", type=int, metavar="N", default=16, help="prompts at a time (default: %(default)s)")
+    group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
+    group.add_argument(
+        "--retry-suspect", action="store_true", help="ask once more, drawing, where an answer is suspect"
+    )
+    group.add_argument("--suspect", metavar="FILE", help="thresholds, instead of those in configs/batch-suspect.toml")
+    group.add_argument("--token-ids", action="store_true", help="put the answers' token ids into the rows")
+    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    group.add_argument("--allow-special", action="store_true", help="let messages write control tokens")
+    group.add_argument("--metrics", metavar="FILE", help="figures: JSON lines if it ends with .jsonl, else Prometheus'")
+    group.add_argument("--dry-run", action="store_true", help="count, listen to some records, and answer nothing")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+
+
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     parser.add_argument("config", metavar="CONFIG", help="training configuration: a TOML file")

@@ -21,6 +21,9 @@ from typing import Any, TypeVar
 RETRY_SECONDS = (1.0, 4.0, 16.0)
 """Seconds between the attempts of one request."""
 
+PIECE_BYTES = 16 << 20
+"""Bytes of one request of `BucketPath.pieces`."""
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/:]")
 _GLUED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _NO_BUCKETS = {
@@ -130,6 +133,22 @@ class BucketPath:
         """The whole content; its length is that of `stat`."""
         self._object()
         return self._try("cannot be read", lambda: self._fs.cat_file(self._path))
+
+    def pieces(self, *, most: int) -> Iterator[bytes]:
+        """The whole content in pieces, found by its name alone: its folder, which may be vast, is not listed.
+
+        Raises:
+            ValueError: it has more than `most` bytes, or changed while it was read.
+        """
+        info = self._try("cannot be asked for", self._fresh_info)
+        if info is None or info.get("type") != "file":
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+        if info["size"] > most:
+            raise ValueError(f"{self}: has {info['size']} bytes, and {most} are read at most: split it")
+        for start in range(0, info["size"], PIECE_BYTES):
+            piece = memoryview(bytearray(min(PIECE_BYTES, info["size"] - start)))
+            self.read_into(piece, start)
+            yield bytes(piece)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The whole content as text."""

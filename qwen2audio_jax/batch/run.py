@@ -1,0 +1,302 @@
+"""A batch job's run on one host: shards -> records -> answers -> parts. No jax here: that is the answerer's."""
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from qwen2audio_jax.batch.clips import open_clip
+from qwen2audio_jax.batch.job import Job
+from qwen2audio_jax.batch.manifest import Manifest
+from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared
+from qwen2audio_jax.batch.progress import OnProgress, Progress
+from qwen2audio_jax.batch.quality import Thresholds
+from qwen2audio_jax.batch.records import Record
+from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.storage.bucket import PathOrUrl
+
+VERSION = 1
+"""Version of the parts: a folder of another one is refused."""
+GROUP = 64
+"""Records that are answered at a time, unless a number is given."""
+_SAMPLED = 32
+
+
+class Answers(Protocol):
+    """What answers records: a callable without memory.
+
+    A row is {"id", "text", "finish_reason", "audio_seconds", "tokens", "mean_log_prob", ...} or {"id", "error":
+    {"kind", "message"}}, in the order of the records, and depends on its record and `settings` alone.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Plain data, whatever changes an answer: it goes into the job's fingerprint."""
+
+    def __call__(self, records: Sequence[Record]) -> list[Row]:
+        """The rows of some records."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run.
+
+    Attributes:
+        state: "finished" (every record of the job has its row), "unfinished" (stopped by a signal, or other hosts'
+            shards are missing; the same call goes on), "too_many_errors" or "dry_run".
+        figures: counts and rates as plain data.
+    """
+
+    state: str
+    figures: Mapping[str, Any]
+
+
+@dataclass
+class _Open:
+    """A shard in the works: its rows by position, and how many are awaited."""
+
+    shard: int
+    size: int
+    rows: dict[int, Row]
+
+
+def run_batch(
+    inputs: Sequence[str],
+    *,
+    output: PathOrUrl,
+    answerer: Answers,
+    prompt: str | None = None,
+    shard: str | None = None,
+    group: int = GROUP,
+    thresholds: Thresholds | None = None,
+    retry_suspect: bool = False,
+    max_errors: int | None = None,
+    merge: str | PathLike[str] | None = None,
+    peer_timeout: float = 60.0,
+    metrics: str | PathLike[str] | None = None,
+    on_progress: OnProgress | None = None,
+    quiet: bool = False,
+    dry_run: bool = False,
+) -> Summary:
+    """Answer every record of the inputs, into part files that are each whole or absent; a stopped run goes on.
+
+    The first SIGTERM or SIGINT ends the run after the group in work, a second one at once (in the main thread).
+
+    Args:
+        inputs: see `line_files`.
+        output: folder or bucket URL; all hosts of a job give the same.
+        answerer: such as `Answerer`.
+        prompt: of records that have none.
+        shard: "I/N", this host's place among N; None: as the scheduler's variables say, else alone.
+        group: records that the answerer gets at a time.
+        thresholds: of suspect answers; None: the package's.
+        retry_suspect: ask once more, with the options that the thresholds name, where an answer is suspect, and keep
+            the less suspect one.
+        max_errors: stop when more records of this run than that have no answer.
+        merge: a local file for all rows in input order, written when all are there.
+        peer_timeout: seconds to wait for a trace of the other hosts; 0: do only this host's shards, unless others have
+            left a trace.
+        metrics: see `Progress`.
+        on_progress: see `Progress`.
+        quiet: show no progress.
+        dry_run: only count, listen to the lengths of some records, and write nothing.
+
+    Raises:
+        ValueError: inputs that cannot be used, a folder that is another job's or is not shared, a wrong `shard`.
+        OSError: the disk or bucket fails.
+    """
+    if group < 1:
+        raise ValueError(f"group={group}: at least one record is answered at a time")
+    thresholds = Thresholds.read() if thresholds is None else thresholds
+    host = find_host(shard, os.environ)
+    with Manifest(inputs, prompt=prompt) as manifest:
+        shards = Shards(manifest.hashes, count=shard_count(len(manifest)))
+        job = Job(
+            {
+                "version": VERSION,
+                "manifest": {"records": len(manifest), "sha256": manifest.sha256},
+                "shards": shards.count,
+                "prompt": prompt,
+                "suspect": {**thresholds.to_dict(), "retried": retry_suspect},
+                **answerer.settings,
+            }
+        )
+        place = Output(output)
+        parts = Parts(place, fingerprint=job.fingerprint, shards=shards)
+        if dry_run:
+            job.check(place)
+            return Summary("dry_run", _count(manifest, shards, parts, host))
+        job.claim(place)
+        shared = prove_shared(place, host, fingerprint=job.fingerprint, timeout=peer_timeout)
+        left = int(shards.sizes().sum() - shards.sizes()[sorted(parts.done())].sum())
+        progress = Progress(
+            left=left if shared else left // host.count,
+            quiet=quiet,
+            metrics=None if metrics is None else Path(metrics),
+            on_progress=on_progress,
+        )
+        work = _Work(manifest, shards, parts, job, progress, answerer, thresholds, retry_suspect)
+        with _draining() as stop:
+            order = order_of_work(shards.count, host, fingerprint=job.fingerprint, others=shared)
+            state = work.do(order, group=group, stop=stop, max_errors=max_errors)
+        progress.finish()
+        missing = shards.count - len(parts.done())
+        state = state or ("unfinished" if missing else "finished")
+        if merge is not None and state == "finished":
+            parts.merge(Path(merge), manifest=manifest)
+        figures = {"job": job.fingerprint, "of": len(manifest), "missing_shards": missing, **progress.figures()}
+        return Summary(state, figures)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run works with."""
+
+    manifest: Manifest
+    shards: Shards
+    parts: Parts
+    job: Job
+    progress: Progress
+    answerer: Answers
+    thresholds: Thresholds
+    retry: bool
+
+    def do(self, order: Iterator[int], *, group: int, stop: threading.Event, max_errors: int | None) -> str | None:
+        """Answer the shards in their order; groups reach over the shards' ends. The state, if it ends early."""
+        tasks = self._tasks(order)
+        while chunk := list(itertools.islice(tasks, group)):
+            rows = self._answer([self._record(position) for _, position in chunk])
+            for (part, position), row in zip(chunk, rows, strict=True):
+                part.rows[position] = row
+            self.progress.add(rows)
+            if max_errors is not None and self.progress.errors > max_errors:
+                return "too_many_errors"
+            for part in {id(part): part for part, _ in chunk}.values():
+                if len(part.rows) == part.size:
+                    self.parts.write(part.shard, [part.rows[position] for position in sorted(part.rows)])
+            if stop.is_set():
+                return "unfinished"
+        return None
+
+    def _tasks(self, order: Iterator[int]) -> Iterator[tuple[_Open, int]]:
+        for shard in order:
+            if shard in self.parts.done(within=LISTING_SECONDS):
+                continue
+            positions = self.shards.positions(shard).tolist()
+            part = _Open(shard, len(positions), {})
+            yield from ((part, position) for position in positions)
+
+    def _record(self, position: int) -> Record:
+        record = self.manifest.record(position)
+        return replace(record, seed=self.job.seed(record.id))
+
+    def _answer(self, records: Sequence[Record]) -> list[Row]:
+        """The rows of a group, judged; suspect ones asked again where that is wanted."""
+        rows: list[Row] = [self._error(record) for record in records]
+        good = [index for index, record in enumerate(records) if record.problem is None]
+        for index, row in zip(good, self._judged([records[index] for index in good]), strict=True):
+            rows[index] = row
+        again = [index for index in good if self.retry and rows[index].get("suspect")]
+        options = self.thresholds.retry
+        second = self._judged(
+            [replace(records[index], options={**records[index].options, **options}) for index in again]
+        )
+        for index, row in zip(again, second, strict=True):
+            if "error" not in row and len(row["suspect"]) < len(rows[index]["suspect"]):
+                rows[index] = {**row, "retried": True}
+        return rows
+
+    def _judged(self, records: Sequence[Record]) -> list[Row]:
+        if not records:
+            return []
+        rows = []
+        for record, row in zip(records, self.answerer(records), strict=True):
+            if "error" in row:
+                row = {**row, "where": record.where}
+            else:
+                row = {
+                    **row,
+                    **self.thresholds.judge(
+                        row["text"],
+                        audio_seconds=row.get("audio_seconds", 0.0),
+                        finish_reason=row.get("finish_reason", ""),
+                    ),
+                }
+            rows.append(_named(record, row))
+        return rows
+
+    @staticmethod
+    def _error(record: Record) -> Row:
+        problem = record.problem
+        error = {} if problem is None else {"error": {"kind": problem.kind, "message": problem.message}}
+        return _named(record, {**error, "where": record.where})
+
+
+def _named(record: Record, row: Row) -> Row:
+    """The row with its id first and the record's `meta` last."""
+    meta = {} if record.meta is None else {"meta": record.meta}
+    return {"id": record.id, **{name: value for name, value in row.items() if name != "id"}, **meta}
+
+
+def _count(manifest: Manifest, shards: Shards, parts: Parts, host: Host) -> dict[str, Any]:
+    """The figures of a dry run."""
+    from qwen2audio_jax.audio import AudioError, load_audio
+
+    done, sizes = parts.done(), shards.sizes()
+    left = int(sizes.sum() - sizes[sorted(done)].sum())
+    seconds, problems = [], []
+    for position in np.unique(np.linspace(0, len(manifest) - 1, _SAMPLED).astype(int)).tolist():
+        record = manifest.record(position)
+        try:
+            if record.problem is not None:
+                raise ValueError(record.problem.message)
+            clips = [load_audio(open_clip(clip), truncation=True) for clip in record.clips]
+            seconds.append(sum(map(len, clips)) / 16_000)
+        except ValueError as error:
+            kind = error.kind if isinstance(error, AudioError) else "record"
+            problems.append({"id": record.id, "kind": kind, "message": str(error)})
+    mean = float(np.mean(seconds)) if seconds else None
+    return {
+        "of": len(manifest),
+        "left": left,
+        "shards": shards.count,
+        "missing_shards": shards.count - len(done),
+        "host": f"{host.index}/{host.count}, {host.told_by}",
+        "sampled": len(seconds) + len(problems),
+        "mean_seconds": None if mean is None else round(mean, 2),
+        "audio_hours_left": None if mean is None else round(left * mean / 3600, 3),
+        "problems": problems,
+    }
+
+
+@contextmanager
+def _draining() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one has its usual effect, at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        stop.set()
+        print("stopping after the records in work; the same signal again stops at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""`qwen2audio batch`: a manifest of prompts and clips, answered into an output folder."""
+
+import argparse
+import json
+import os
+import sys
+
+from qwen2audio_jax.batch.answerer import Answerer
+from qwen2audio_jax.batch.quality import Thresholds
+from qwen2audio_jax.batch.run import run_batch
+from qwen2audio_jax.batch.shards import find_host
+from qwen2audio_jax.cli.from_options import prepare
+from qwen2audio_jax.cli.options import mesh_arguments
+from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
+
+CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
+"""Exit codes of a run's states."""
+
+
+def batch(options: argparse.Namespace) -> int:
+    """Run the job, print its summary as JSON, and return the exit code.
+
+    Raises:
+        ValueError: an input or option cannot be used.
+    """
+    find_host(options.shard, os.environ)  # before anything that takes time
+    thresholds = Thresholds.read(options.suspect)
+    _, arguments = prepare(options)
+    arguments = {name: value for name, value in arguments.items() if name not in ("seed", "tokenizer")}
+    if arguments.pop("num_return_sequences") != 1:
+        raise ValueError("the checkpoint asks for several answers a prompt, and a record has one: use generate")
+    mesh = None if options.mesh is None else mesh_arguments(options.mesh)
+    dtype = options.dtype
+    if dtype == "auto" and mesh is not None and "preset" in mesh:
+        dtype = load_mesh_preset(mesh["preset"]).dtype
+    answerer = Answerer(
+        options.model,
+        system=options.system,
+        options=arguments,
+        seed=options.seed,
+        truncation=options.truncation,
+        allow_special=options.allow_special,
+        token_ids=options.token_ids,
+        rows=options.rows,
+        mesh=mesh,
+        revision=options.revision,
+        adapter=options.adapter,
+        dtype=dtype,
+        cache_dir=options.cache_dir,
+        weights_dtype=options.weights,
+        cache_dtype=options.cache,
+        attention=options.attention,
+    )
+    summary = run_batch(
+        options.inputs,
+        output=options.output,
+        answerer=answerer,
+        prompt=options.prompt,
+        shard=options.shard,
+        group=4 * options.rows,
+        thresholds=thresholds,
+        retry_suspect=options.retry_suspect,
+        max_errors=options.max_errors,
+        merge=options.merge,
+        peer_timeout=options.peer_timeout,
+        metrics=options.metrics,
+        quiet=options.quiet,
+        dry_run=options.dry_run,
+    )
+    write(json.dumps({"state": summary.state, **summary.figures}, ensure_ascii=not sys.stdout.isatty()) + "\n")
+    if summary.state == "unfinished":
+        say("unfinished: the same command goes on")
+    elif summary.state == "too_many_errors":
+        say(f"stopped: more than {options.max_errors} errors; the same command goes on with the rest")
+    return CODES[summary.state]

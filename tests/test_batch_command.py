@@ -1,0 +1,163 @@
+"""`qwen2audio batch` as a user types it, with the embedded model: its texts, named errors, and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import sounds
+
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from qwen2audio_jax.batch.answerer import Answerer
+from qwen2audio_jax.batch.records import Record
+from qwen2audio_jax.cli.main import main
+from qwen2audio_jax.embedded import example
+
+QUESTION = "Which digits are spoken?"
+RAW = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QWEN2AUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(cache):
+    return Qwen2AudioForConditionalGeneration.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Qwen2AudioProcessor.from_pretrained()
+
+
+def refusal(capsys, *arguments) -> str:
+    code = main([str(argument) for argument in ("batch", *arguments)])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    return err.splitlines()[-1]
+
+
+def alone(record: dict, *, model, processor) -> str:
+    """The text by the calls that the README shows, for this record by itself."""
+    clips = record["audio"] if isinstance(record["audio"], list) else [record["audio"]]
+    if "<|AUDIO|>" in record.get("prompt", ""):
+        inputs = processor(text=record["prompt"], audio=clips)
+    else:
+        content = [{"type": "audio", "audio": clip} for clip in clips]
+        content += [{"type": "text", "text": record["prompt"]}] if "prompt" in record else []
+        messages = [{"role": "user", "content": content}]
+        inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    ids = model.generate(**inputs, **record.get("options", {}))
+    return processor.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_good_records_get_the_text_of_generate_and_bad_files_named_errors(tmp_path, capsys, model, processor):
+    good = [
+        {"id": "digits", "audio": str(example("digits-4719")), "prompt": QUESTION},
+        {
+            "id": "cut short",
+            "audio": str(example("high-voice-306")),
+            "prompt": QUESTION,
+            "options": {"max_new_tokens": 4},
+        },
+        {"id": "raw", "audio": str(example("low-voice-58")), "prompt": RAW},
+        {"id": "two", "audio": [str(example("tone")), str(example("low-voice-58"))], "prompt": "Which one is a tone?"},
+        {"id": "voice chat", "audio": str(example("sum-two-plus-three"))},
+    ]
+    whole = sounds.encode("wav", sounds.speech(16_000), 16_000)
+    flac = sounds.encode("flac", sounds.speech(16_000), 16_000)
+    files = {
+        "corrupt": (flac[:400] + bytes(400) + flac[800:], "corrupt"),
+        "empty": (b"", "empty"),
+        "not a number": (sounds.encode("wavfloat", np.full(16_000, np.nan, np.float32), 16_000), "not_finite"),
+        "wrong type": (b"%PDF-1.7 no sound here" * 9, "format"),
+        "cut": (whole[: len(whole) // 2], "truncated"),
+        "long": (sounds.encode("wav", np.full(31 * 16_000, 0.01, np.float32), 16_000), "too_long"),
+        "missing": (None, "missing"),
+    }
+    bad = []
+    for name, (content, _) in files.items():
+        bad.append({"id": name, "audio": f"{name}.wav"})
+        if content is not None:
+            (tmp_path / f"{name}.wav").write_bytes(content)
+    bad.append({"id": "options", "audio": str(example("tone")), "options": {"temperatur": 1}})
+    bad.append({"id": "places", "audio": str(example("tone")), "prompt": RAW * 2})
+    bad.append({"id": "budget", "audio": str(example("tone")), "options": {"max_new_tokens": 9000}})
+    mixed = sorted([*good, *bad], key=lambda record: record["id"])
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, mixed)))
+    command = ["batch", str(tmp_path / "m.jsonl"), "--output", str(tmp_path / "out"), "--token-ids"]
+    assert main([*command, "--merge", str(tmp_path / "all.jsonl")]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["state"], summary["errors"]) == ("finished", len(bad))
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())}
+    assert len(rows) == len(good) + len(bad)
+    for record in good:
+        row = rows[record["id"]]
+        assert row["text"] == alone(record, model=model, processor=processor), row
+        assert row["tokens"] == len(row["token_ids"])
+    assert rows["digits"]["text"] == "The digits are 4 7 1 9."
+    assert rows["cut short"]["suspect"] == ["cut"]
+    assert rows["digits"]["audio_seconds"] == pytest.approx(2.52)
+    for name, (_, kind) in files.items():
+        assert rows[name]["error"]["kind"] == kind, rows[name]
+        assert "0x" not in rows[name]["error"]["message"]
+    for name, words in (("options", "'temperatur'"), ("places", "placeholders"), ("budget", "9000")):
+        assert rows[name]["error"]["kind"] == "input", rows[name]
+        assert words in rows[name]["error"]["message"]
+    # Other settings are another job.
+    assert "options.max_new_tokens is 3 and was null" in refusal(capsys, *command[1:], "--max-new-tokens", 3)
+
+
+def test_draws_do_not_depend_on_the_group(cache, model):
+    options = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6}
+    records = [Record(f"r{i}", "", prompt="Hello", seed=100 + i) for i in range(4)]
+    together = Answerer(options=options, rows=4)(records)
+    again = [row for record in records[::-1] for row in Answerer(options=options, rows=1)([record])][::-1]
+    assert [row["text"] for row in together] == [row["text"] for row in again]
+    assert len({row["text"] for row in together}) > 1
+
+
+def test_a_failing_call_costs_the_record_that_fails(cache, monkeypatch):
+    original = Qwen2AudioForConditionalGeneration.generate
+    calls = []
+
+    def generate(self, *, seed, **arguments):
+        calls.append(len(seed))
+        if 2 in seed or len(calls) > 9:
+            raise RuntimeError("RESOURCE_EXHAUSTED at 0x7f0011223344")
+        return original(self, seed=seed, **arguments)
+
+    monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "generate", generate)
+    answerer = Answerer(options={"max_new_tokens": 2}, rows=4)
+    records = [Record(f"r{i}", "", prompt="Hello", seed=i) for i in range(4)]
+    rows = answerer(records)
+    assert calls == [4, 1, 1, 1, 1]
+    assert ["error" in row for row in rows] == [False, False, True, False]
+    assert rows[2]["error"] == {"kind": "failed", "message": "the processor or the model failed (RuntimeError)"}
+    answerer(records)
+    with pytest.raises(RuntimeError, match="the model fails on every record"):
+        answerer(records)
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    manifest, output = tmp_path / "m.jsonl", ("--output", tmp_path / "out")
+    assert "there is no such file or folder" in refusal(capsys, manifest, *output)
+    manifest.write_text('{"id": "a", "audio": "a.wav"}')
+    assert "of three: 0/3" in refusal(capsys, manifest, *output, "--shard", "3/3")
+    assert "no such folder" in refusal(capsys, manifest, *output, "--model", tmp_path / "none")
+    assert "cannot be read (No such file" in refusal(capsys, manifest, *output, "--suspect", tmp_path / "none")
+    assert "at least one prompt" in refusal(capsys, manifest, *output, "--rows", 0)
+    assert "--mesh" in refusal(capsys, manifest, *output, "--mesh", "2by4")
+    manifest.write_text('{"id": "a", "audioo": "a.wav"}')
+    assert "no record can be used" in refusal(capsys, manifest, *output)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_needs_no_model(tmp_path, capsys):
+    code = main(["batch", str(example("tone").parent), "--output", str(tmp_path / "out"), "--dry-run"])
+    found = json.loads(capsys.readouterr().out)
+    assert (code, found["state"], found["left"], found["problems"]) == (0, "dry_run", 6, [])
+    assert not (tmp_path / "out").exists()
