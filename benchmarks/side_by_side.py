@@ -87,7 +87,12 @@ def inputs_of(config: Qwen2AudioConfig, seconds: tuple[float, ...], text: int) -
     audio = config.audio_config
     frames = [round(100 * each) for each in seconds]
     rows = [
-        np.concatenate([np.full(token_count(count), config.audio_token_index), rng.integers(0, min(1000, config.audio_token_index), text)])
+        np.concatenate(
+            [
+                np.full(token_count(count), config.audio_token_index),
+                rng.integers(0, min(1000, config.audio_token_index), text),
+            ]
+        )
         for count in frames
     ]
     width = max(map(len, rows))

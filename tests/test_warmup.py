@@ -11,7 +11,7 @@ import tiny
 from prompts import random_inputs
 
 from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, make_mesh
-from qwen2audio_jax.generation import warmup
+from qwen2audio_jax.generation import call, warmup
 from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
 from qwen2audio_jax.model.qwen2_audio import init_params, sharded_specs
@@ -108,6 +108,11 @@ def check(model, made, *, count, rows, tokens, seconds, new_tokens):
 
 def test_nothing_is_compiled_afterwards(made):
     check(make_model(), made, count=25, rows=2, tokens=40, seconds=0.4, new_tokens=9)
+
+
+def test_nothing_is_compiled_where_a_cache_grows(made, monkeypatch):
+    monkeypatch.setattr(call, "ROOM", 1)
+    check(make_model(), made, count=6, rows=1, tokens=120, seconds=0.4, new_tokens=60)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from qwen2audio_jax.generation.padded_shapes import (
 )
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, SamplerState, SamplingParams, sampling_params
+from qwen2audio_jax.model.kv_cache import KVCache
 from qwen2audio_jax.model.qwen2_audio import Prompt
 from qwen2audio_jax.parallel.process_rows import share_of
 from qwen2audio_jax.parallel.sharding import named_sharding
@@ -297,7 +298,22 @@ class _Warming:
                 last, cache = state
                 return _compiled(decoding.next_step, runtime, last, cache, stopped, sampling, mode=mode)
 
-            _settled(step, [(last, cache) for last in starts for cache in caches])
+            after = _settled(step, [(last, cache) for last in starts for cache in caches])
+            larger = self._larger(capacity)
+            if larger:
+                _settled(step, [(last, self._enlarged(cache, larger)) for last, cache in after])
+
+    def _larger(self, capacity: int) -> int | None:
+        """The capacity that a full cache grows to; None where no call within the bounds needs more."""
+        if capacity >= self.bounds.tokens + self.bounds.new_tokens - 1:
+            return None
+        return padded_capacity(capacity + 1, config=self.runtime.config)
+
+    def _enlarged(self, cache: KVCache, capacity: int) -> KVCache:
+        def grown(buffers: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(_compiled(decoding.enlarged, buffer, capacity=capacity) for buffer in buffers)
+
+        return replace(cache, keys=grown(cache.keys), values=grown(cache.values))
 
     def _rows(self) -> tuple[Any, Any]:
         """One row of logits and of a piece, out of prefills of every number of rows."""
