@@ -5,7 +5,8 @@
 Needs the extra `test` (torch and transformers) and about 12 GB of memory for the mid-size configuration. Both run in
 one process, one after the other, each case `--rounds` times; a first token is that of a process of its own, loading
 included, with the compilation cache empty (cold) and full (warm). The table gives medians in milliseconds and the time
-of the reference divided by ours. Writes OUTPUT.json, OUTPUT.md and OUTPUT.png.
+of the reference divided by ours. Writes OUTPUT.json, OUTPUT.md and OUTPUT.png; cases that OUTPUT.json holds from
+another run on the same machine and versions stay in it unless they are measured again.
 """
 
 import argparse
@@ -244,18 +245,26 @@ def machine() -> dict[str, Any]:
     }
 
 
+def kept(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """An earlier report, if it is of the same machine, versions, configuration and dtype; else an empty one."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    same = all(earlier.get(name) == report[name] for name in ("machine", "config", "dtype"))
+    return earlier if same else {}
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     facts = report["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines = [
         f"`{report['command']}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}, {versions}; "
-        f"{report['config']} in {report['dtype']}, medians of {report['rounds']} rounds",
+        f"{report['config']} in {report['dtype']}, medians",
         "",
-        "| case | transformers, ms | qwen2audio_jax, ms | ratio |",
-        "|---|---|---|---|",
+        "| case | rounds | transformers, ms | qwen2audio_jax, ms | ratio |",
+        "|---|---|---|---|---|",
     ]
-    lines += [f"| {name} | {a:.1f} | {b:.1f} | {a / b:.2f} |" for name, (a, b) in report["medians_ms"].items()]
+    for name, (a, b) in report["medians_ms"].items():
+        lines.append(f"| {name} | {report['rounds'][name]} | {a:.1f} | {b:.1f} | {a / b:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -291,16 +300,19 @@ def main() -> None:
             "machine": machine(),
             "config": arguments.config,
             "dtype": arguments.dtype,
-            "rounds": arguments.rounds,
+            "rounds": {},
             "medians_ms": {},
         }
+        earlier = kept(arguments.output.with_suffix(".json"), report)
+        report["rounds"] |= earlier.get("rounds", {})
+        report["medians_ms"] |= earlier.get("medians_ms", {})
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         for name, prepare_case in cases(theirs, ours, Path(scratch), arguments.dtype).items():
             if not re.search(arguments.only, name):
                 continue
             rounds = min(arguments.rounds, 3) if name == "first token, cold" else arguments.rounds
             medians = [1000 * statistics.median(times) for times in measure(prepare_case(), rounds)]
-            report["medians_ms"][name] = medians
+            report["medians_ms"][name], report["rounds"][name] = medians, rounds
             print(f"{name:36}{medians[0]:10.1f}{medians[1]:10.1f}{medians[0] / medians[1]:8.2f}", flush=True)
             arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
