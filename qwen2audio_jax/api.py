@@ -37,6 +37,7 @@ from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.session import Session
 from qwen2audio_jax.generation.stopping import Tokenizer
 from qwen2audio_jax.generation.text_stream import TextStream
+from qwen2audio_jax.generation.warmup import OnProgress, make_bounds, warm_up
 from qwen2audio_jax.model.attention import check_attention, choose_attention
 from qwen2audio_jax.model.loss import next_token_loss
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures
@@ -314,6 +315,57 @@ class Qwen2AudioForConditionalGeneration:
         progress = Progress.of(runtime, call)
         text = TextStream(partial(tokenizer.decode, skip_special_tokens=skip_special_tokens))
         return pieces(steps(runtime, call, progress), call, progress, text=text)
+
+    def warmup(
+        self,
+        *,
+        tokens: int,
+        max_new_tokens: int,
+        rows: int = 1,
+        seconds: float = 30.0,
+        clips: int | None = None,
+        do_sample: bool | None = None,
+        top_k: int | Sequence[int] | None = None,
+        on_progress: OnProgress | None = None,
+        threads: int | None = None,
+    ) -> list[str]:
+        """Compile ahead what `generate` and `stream` run within bounds, so that no such call compiles anything.
+
+        Whatever the lengths within the bounds, the number of rows, and the options: temperature, top-p, penalties,
+        seeds, up to eight stop ids, stop strings. Nothing is computed, and no device memory is taken but for the
+        programs. What sessions add (`Session` extends prompts that it holds) is compiled when it is first used.
+
+        Args:
+            tokens: of the longest prompt, its audio tokens included (25 a second).
+            max_new_tokens: the most new tokens of a call.
+            rows: the most rows that a call returns: prompts times `num_return_sequences`.
+            seconds: of the longest clip; 0 for text alone.
+            clips: the most clips of a call, of all its rows; default: one a row.
+            do_sample: whether calls sample; None: some do, and some do not.
+            top_k: the values of top_k that calls sample with (0: all tokens); default: `generation_config`'s. Those up
+                to 64 share their programs, and so do those from there to 128, and so on.
+            on_progress: called after each shape with how many are done, how many there are, the seconds since the
+                start and the shape's name; default: a line on stderr every ten seconds and at the end.
+            threads: programs that are compiled at a time; default: one a processor core.
+
+        Returns:
+            The shapes that were compiled for, in words; each has a few programs.
+
+        Raises:
+            ValueError: a bound out of range, more programs than JAX keeps, or a mesh over several processes.
+        """
+        bounds = make_bounds(
+            self.runtime,
+            self.generation_config,
+            rows=rows,
+            clips=clips,
+            seconds=seconds,
+            tokens=tokens,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            top_k=top_k,
+        )
+        return warm_up(self.runtime, bounds, on_progress=on_progress, threads=threads)
 
     def session(self, **inputs: Any) -> Session:
         """A session, which keeps the keys and values of a prompt for the next call; see `Session`.

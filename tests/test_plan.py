@@ -231,7 +231,7 @@ class TestArithmetic:
         assert clip_seconds(short) == 5
         assert shapes_of(short, rows=8, mesh=mesh) == Shapes(rows=8, tokens=160, capacity=256, clips=8, frames=502)
         text = request_for("v5e:2x4", prompt=30, new=34)
-        assert shapes_of(text, rows=8, mesh=mesh) == Shapes(rows=8, tokens=32, capacity=64, clips=0, frames=0)
+        assert shapes_of(text, rows=8, mesh=mesh) == Shapes(rows=8, tokens=32, capacity=128, clips=0, frames=0)
 
     @pytest.mark.parametrize(
         ("options", "said"),

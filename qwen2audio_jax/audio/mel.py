@@ -115,7 +115,7 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
     # The logarithm may round below the floor's.
     lowest = max(heard.max() - np.float32(RANGE), np.float32(np.log10(FLOOR)))
     np.maximum(heard, lowest, out=heard)
-    heard += 4.0
-    heard *= 0.25
+    heard += np.float32(4)
+    heard *= np.float32(0.25)
     features[:, frames:] = (lowest + np.float32(4)) * np.float32(0.25)
     return features, -(-len(samples) // HOP)

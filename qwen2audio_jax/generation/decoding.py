@@ -22,7 +22,7 @@ from qwen2audio_jax.model.kv_cache import KVCache, enlarge
 from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh
 
 first_token = jax.jit(next_token, static_argnames="mode")
-_enlarged = jax.jit(enlarge, static_argnames="capacity")
+enlarged = jax.jit(enlarge, static_argnames="capacity")
 
 
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
@@ -143,7 +143,7 @@ def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:
         del cache
         with jax.set_mesh(runtime.mesh):
             for index, buffer in enumerate(layers):
-                layers[index] = _enlarged(buffer, capacity=capacity)
+                layers[index] = enlarged(buffer, capacity=capacity)
         half = len(layers) // 2
         cache = KVCache(tuple(layers[:half]), tuple(layers[half:]), lengths)
     progress.cache = cache

@@ -89,12 +89,22 @@ def prompt_groups(
         rows = padded_row_count(sizes.rows, mesh=mesh, dtype=config.dtype)
         return [Group(tuple(range(len(lengths))), rows, padded_tokens(sizes.tokens, config=config))]
     widths = [padded_tokens(int(length), config=config) for length in lengths]
-    return plan_groups(widths, counts=_counts(data_indices_per_group(mesh)), reading=_reading(mesh))
+    return plan_groups(widths, counts=prompt_counts(len(widths), mesh=mesh), reading=_reading(mesh))
 
 
 def prefill_rows(rows: int, *, mesh: Mesh) -> int:
     """The most rows of one prefill of a batch of `rows` (padded) rows of equal length."""
-    return max(count for count in _counts(data_indices_per_group(mesh)) if count <= rows)
+    return max(count for count in prompt_counts(rows, mesh=mesh) if count <= rows)
+
+
+def prompt_counts(rows: int, *, mesh: Mesh) -> tuple[int, ...]:
+    """Rows that a prefill of at most `rows` prompts may have."""
+    return _counts(data_indices_per_group(mesh), most=rows)
+
+
+def clip_counts(clips: int, *, mesh: Mesh) -> tuple[int, ...]:
+    """Clips that an encoder call for at most `clips` may have."""
+    return _counts(mesh.size, most=clips)
 
 
 def clip_groups(frames: Sequence[int], *, config: Qwen2AudioEncoderConfig, mesh: Mesh) -> list[Group]:
@@ -102,12 +112,14 @@ def clip_groups(frames: Sequence[int], *, config: Qwen2AudioEncoderConfig, mesh:
     padded = [padded_frames(int(count), config=config) for count in frames]
     # The encoder computes a position for two frames.
     positions = [conv_length(count) for count in padded]
-    groups = plan_groups(positions, counts=_counts(mesh.size), reading=_reading(mesh))
+    groups = plan_groups(positions, counts=clip_counts(len(padded), mesh=mesh), reading=_reading(mesh))
     return [Group(group.members, group.count, max(padded[clip] for clip in group.members)) for group in groups]
 
 
-def _counts(parts: int) -> tuple[int, ...]:
-    return tuple(parts * count for count in GROUPS)
+def _counts(parts: int, *, most: int) -> tuple[int, ...]:
+    """The listed sizes up to the first one that is enough."""
+    enough = next((count for count in GROUPS if parts * count >= most), GROUPS[-1])
+    return tuple(parts * count for count in GROUPS if count <= enough)
 
 
 def _reading(mesh: Mesh) -> int:

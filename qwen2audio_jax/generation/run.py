@@ -9,9 +9,10 @@ where it holds the beginning of a prompt.
 """
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,15 +72,16 @@ def prefill_prompts(
 
     In one process each prompt can have several rows, its `copies`, next to each other; it is computed once.
     """
-    mesh, alone = runtime.mesh, share_of(runtime.mesh).alone
-    assert alone or copies == 1
+    mesh, share = runtime.mesh, share_of(runtime.mesh)
+    assert share.alone or copies == 1
     rows = padded_row_count(sizes.rows * copies, mesh=mesh, dtype=runtime.config.dtype)
     groups = prompt_groups(inputs.rows.lengths.tolist(), config=runtime.config, mesh=mesh, sizes=sizes)
     # A padding row has one token, so that nothing in it is undefined.
     lengths = np.ones(rows, np.int32)
     lengths[: len(inputs.rows.ids) * copies] = np.repeat(inputs.rows.lengths, copies)
-    cache = new_cache(runtime, rows, capacity)
-    if not alone:
+    with jax.set_mesh(mesh):
+        cache = new_cache(runtime, rows * share.groups, capacity)
+    if not share.alone:
         logits, cache = _prefill_all(runtime, embed_together(runtime, inputs, sizes), cache, longest=sizes.tokens)
     else:
         vectors = hear(runtime, inputs.clips)
@@ -87,7 +89,8 @@ def prefill_prompts(
             embedded = embed_group(runtime, inputs, vectors, group=groups[0])
             logits, cache = _prefill_all(runtime, embedded, cache, longest=sizes.tokens)
         else:
-            logits = _empty_logits(runtime.mesh, rows, _logit_count(runtime))()
+            with jax.set_mesh(mesh):
+                logits = logits_maker(runtime, rows)()
             for group in groups:
                 embedded = embed_group(runtime, inputs, vectors, group=group)
                 targets = [range(prompt * copies, (prompt + 1) * copies) for prompt in group.members]
@@ -184,22 +187,30 @@ def _logit_count(runtime: Runtime) -> int:
     return len(runtime.params["decoder"]["embed_tokens"]["embedding"])
 
 
-@functools.cache
-def _empty_logits(mesh: Mesh, rows: int, vocab_size: int) -> Callable[[], jax.Array]:
-    """A compiled function that makes logits to be written row by row."""
-    sharding = named_sharding(mesh, "batch", "vocab")
-    return jax.jit(lambda: jnp.zeros((rows, vocab_size), jnp.float32), out_shardings=sharding)
-
-
 def new_cache(runtime: Runtime, rows: int, capacity: int) -> KVCache:
     """An empty cache, allocated where it stays."""
-    return _cache_maker(runtime.config, runtime.mesh, runtime.cache_dtype, rows, capacity)()
+    return cache_maker(runtime, rows, capacity)()
+
+
+def cache_maker(runtime: Runtime, rows: int, capacity: int) -> Any:
+    """A jitted function that makes an empty cache; always the same one, so that it is compiled once."""
+    return _cache_maker(runtime.config, runtime.mesh, runtime.cache_dtype, rows, capacity)
 
 
 @functools.cache
-def _cache_maker(config: Qwen2AudioConfig, mesh: Mesh, dtype: str, rows: int, capacity: int) -> Callable[[], KVCache]:
-    """A compiled function that makes an empty cache; kept, as every call would compile it anew."""
+def _cache_maker(config: Qwen2AudioConfig, mesh: Mesh, dtype: str, rows: int, capacity: int) -> Any:
     size = {"rows": rows, "capacity": capacity}
     specs = cache_specs(config.text_config, **size, dtype=jnp.dtype(dtype), mesh=mesh)
     make = partial(empty_cache, config.text_config, **size, dtype=jnp.dtype(dtype))
     return jax.jit(make, out_shardings=jax.tree.map(lambda spec: spec.sharding, specs))
+
+
+def logits_maker(runtime: Runtime, rows: int) -> Any:
+    """A jitted function that makes logits to be written row by row; always the same one."""
+    return _logits_maker(runtime.mesh, rows, _logit_count(runtime))
+
+
+@functools.cache
+def _logits_maker(mesh: Mesh, rows: int, vocab_size: int) -> Any:
+    sharding = named_sharding(mesh, "batch", "vocab")
+    return jax.jit(lambda: jnp.zeros((rows, vocab_size), jnp.float32), out_shardings=sharding)

@@ -75,7 +75,7 @@ class SamplingParams:
     pad_token_id: jax.Array
     """[] int32: the id that finished rows emit."""
     candidate_count: int | None
-    """Static: the number of most probable tokens considered; None for the whole vocabulary."""
+    """Static: the number of most probable tokens drawn from; None for the whole vocabulary, and when not sampling."""
 
 
 class NextToken(NamedTuple):
@@ -103,7 +103,8 @@ def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingPar
     # 1 - top_p is rounded to float32 once, as in the reference, instead of top_p and the difference separately.
     tail_mass = 1.0 - config.top_p if config.top_p < 1.0 else -1.0
     # A power of two of at least twice top_k: few different programs, and room for ties.
-    count = max(_MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if config.top_k else vocab_size
+    limited = config.do_sample and config.top_k
+    count = max(_MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if limited else vocab_size
     return SamplingParams(
         temperature=jnp.float32(config.temperature),
         top_k=jnp.int32(config.top_k),

@@ -7,6 +7,7 @@ An int8 cache holds codes and a scale for every token and head. It is quantised 
 memory: see `attention`.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,7 @@ def empty_cache(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype
     )
 
 
+@functools.cache
 def cache_specs(config: Qwen2AudioTextConfig, *, rows: int, capacity: int, dtype: jnp.dtype, mesh: Mesh) -> KVCache:
     """An `empty_cache` on a mesh, as `jax.ShapeDtypeStruct`s with their shardings; nothing is traced."""
     shape = (rows, config.num_key_value_heads, capacity, config.head_dim)

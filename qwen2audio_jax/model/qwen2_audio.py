@@ -233,6 +233,9 @@ def append(
     hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=window, attention=attention)
     # The head has 0.6 B weights: it runs on one position per row, not on all of them.
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    if len(last) == 1 and last.dtype != jnp.float32:
+        # In half precision CPUs multiply a matrix by two rows many times faster than by one.
+        return decoder.logits(jnp.concatenate([last, jnp.zeros_like(last)]))[:1], cache
     return decoder.logits(last), cache
 
 
