@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,9 +72,11 @@ class Qwen2AudioTokenizer:
                 f'tokenizer_config.json names no pad_token and tokenizer.json has no {END_OF_TEXT}; set "pad_token"'
             )
         self.all_special_ids = frozenset(token.id for token in self.control_tokens.values() if token.special)
-        # The same tokenizer with control tokens disabled: a second object, because the setting belongs to the object
-        # and another thread may be encoding with the first.
-        self._plain = cache(self._build_plain)
+        self._plain: dict[frozenset[str], Tokenizer] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs: the tokenizers with control tokens disabled are built again where they are used."""
+        return {**self.__dict__, "_plain": {}}
 
     def __getattr__(self, name: str) -> Any:
         """Attributes `pad_token`, `pad_token_id` and so on; None if the checkpoint names no such token."""
@@ -115,7 +116,12 @@ class Qwen2AudioTokenizer:
 
         Tokens that were added to the vocabulary but are not special stay tokens, except those in `also_plain`.
         """
-        return self._plain(also_plain).encode(_check_text(text), add_special_tokens=False).ids
+        # The same tokenizer with control tokens disabled: a second object, because the setting belongs to the object
+        # and another thread may be encoding with the first. Two threads may both build it; either will do.
+        plain = self._plain.get(also_plain)
+        if plain is None:
+            plain = self._plain[also_plain] = self._build_plain(also_plain)
+        return plain.encode(_check_text(text), add_special_tokens=False).ids
 
     def _build_plain(self, also_plain: frozenset[str]) -> Tokenizer:
         plain = Tokenizer.from_str(self._tokenizer.to_str())
