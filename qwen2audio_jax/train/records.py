@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, without_nulls
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import Conversation, read_conversation
 
@@ -95,6 +95,7 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
         raise ValueError("the JSON is nested too deep; write a flat record") from None
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
+    value = without_nulls(value)
     if unknown := [key for key in value if key not in KEYS]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
     if ("messages" in value) == ("prompt" in value):
