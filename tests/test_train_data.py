@@ -262,7 +262,7 @@ def test_bad_records_are_named_by_file_and_line(folder, processor, name):
         ({"prompt": "a", "chosen": "b"}, "needs chosen and rejected"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "response": "d"}, "and no response"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "the same text"),
-        ({"prompt": "a", "chosen": "b", "rejected": None}, "rejected is null"),
+        ({"prompt": "a", "chosen": "b", "rejected": None}, "needs chosen and rejected"),
         ({**chat("a", "b"), "chosen": "b", "rejected": "c"}, 'end with "assistant"'),
     ],
 )

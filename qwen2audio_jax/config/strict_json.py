@@ -104,6 +104,18 @@ def describe(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def present(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are not null: tables of data give every row the same keys and fill up with null."""
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def without_nulls(value: Any) -> Any:
+    """JSON data of which every object has only its `present` entries; lists keep their length."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 def section_of(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The section `key`; absent and null both mean an empty one."""
     value = data.get(key)
@@ -158,7 +170,7 @@ def split_inert(
             if value is not None:
                 check_dtype(value, where=where + key)
             rest.append((key, json_text(where + key, value)))
-        elif key in known_inert:
+        elif key in known_inert or value is None:
             rest.append((key, json_text(where + key, value)))
         else:
             raise ValueError(

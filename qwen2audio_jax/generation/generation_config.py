@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qwen2audio_jax.config.strict_json import present
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
@@ -247,8 +248,7 @@ class GenerationConfig:
         Raises:
             ValueError: an unknown key, a value out of range, or an unsupported option of the reference.
         """
-        known = _known(settings, unknown=ValueError, where="generation_config.json")
-        return cls(**{name: value for name, value in known.items() if value is not None})
+        return cls(**_known(present(settings), unknown=ValueError, where="generation_config.json"))
 
     @classmethod
     def from_json_file(cls, path: PathOrUrl) -> "GenerationConfig":

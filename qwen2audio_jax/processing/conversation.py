@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2audio_jax.audio.data_url import decode_base64
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.limits import LIMITS, Limits
 
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 SOURCE_KEYS = ("audio", "audio_url", "url", "path", "input_audio")
+INERT_KEYS = ("uuid",)
+"""Keys of an item that only its server's cache reads."""
 SHOWN_SOURCE = "clip"
 """Placeholder that templates get instead of a clip's source, since they need neither its path nor its bytes."""
 
@@ -65,7 +67,8 @@ def read_conversation(conversation: Any, *, name: str = "messages", limits: Limi
             and audio items. An audio item is in the reference's form ({"type": "audio"} with the source under `audio`,
             `audio_url`, `url` or `path`) or in that of chat APIs ({"type": "audio_url", "audio_url": {"url"}} and
             {"type": "input_audio", "input_audio": {"data": base64, "format"}}; the sound's own header counts, not
-            `format`). A source is a path, an http(s) or data: URL, bytes, a file object or an array.
+            `format`). A source is a path, an http(s) or data: URL, bytes, a file object or an array. A key that is null
+            is not there.
         name: the conversation's name in error messages.
         limits: bounds on messages and clips.
 
@@ -83,6 +86,7 @@ def read_conversation(conversation: Any, *, name: str = "messages", limits: Limi
         where = f"{name}[{i}]"
         if not isinstance(message, Mapping):
             raise ValueError(f"{where} is {type(message).__name__}; a message is a dict with a role and a content")
+        message = present(message)
         result = {key: _plain(value, f"{where}[{key!r}]") for key, value in message.items() if key != "content"}
         role = message.get("role")
         if not isinstance(role, str) or not ROLE.fullmatch(role):
@@ -137,8 +141,9 @@ def _read_item(item: Any, where: str, limits: Limits) -> tuple[dict[str, Any], C
     """A content item as the template sees it, and its clip if it is an audio item."""
     if not isinstance(item, Mapping):
         raise ValueError(f'{where} is {type(item).__name__}; write text as {{"type": "text", "text": "..."}}')
+    given, item = item, {key: value for key, value in present(item).items() if key not in INERT_KEYS}
     kind = item.get("type")
-    keys = [key for key in SOURCE_KEYS if item.get(key) is not None]
+    keys = [key for key in SOURCE_KEYS if key in item]
     if kind not in (None, "text", "audio", "audio_url", "input_audio"):
         raise ValueError(
             f"{where}: the type is {describe(kind)}; an item is of type text or audio (or audio_url or input_audio)"
@@ -151,12 +156,12 @@ def _read_item(item: Any, where: str, limits: Limits) -> tuple[dict[str, Any], C
         return {"type": "text", "text": item["text"]}, None
     if kind is None and not any(key in item for key in ("audio", "audio_url", "input_audio")):
         raise ValueError(
-            f"{where} has neither a type nor text nor audio; it has {', '.join(map(repr, item)) or 'no key'}"
+            f"{where} has neither a type nor text nor audio; it has {', '.join(map(repr, given)) or 'no key'}"
         )
-    if item.get("text") is not None or len(keys) > 1:
-        both = "text and sound" if item.get("text") is not None else " and ".join(keys)
+    if "text" in item or len(keys) > 1:
+        both = "text and sound" if "text" in item else " and ".join(keys)
         raise ValueError(f"{where}: one item holds {both}; write two items")
-    _check_keys(item, {"type", "text", *SOURCE_KEYS}, where)
+    _check_keys(item, {"type", *SOURCE_KEYS}, where)
     key = keys[0] if keys else None
     shown = {"type": "audio"} | ({key if key != "input_audio" else "audio_url": SHOWN_SOURCE} if key else {})
     return shown, ClipSource(where, _read_source(key, item[key], where, limits) if key else None)
@@ -166,7 +171,7 @@ def _read_source(key: str, value: Any, where: str, limits: Limits) -> Any:
     if key == "input_audio":
         if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
             raise ValueError(f'{where}: input_audio must be {{"data": base64 text, "format": "wav"}}')
-        _check_keys(value, {"data", "format"}, f"{where}['input_audio']")
+        _check_keys(present(value), {"data", "format"}, f"{where}['input_audio']")
         data = value["data"].lstrip()
         if data[:5].lower() == "data:":
             return data
@@ -174,7 +179,7 @@ def _read_source(key: str, value: Any, where: str, limits: Limits) -> Any:
     if isinstance(value, Mapping):
         if not isinstance(value.get("url"), str):
             raise ValueError(f'{where}: {key} is a dict without a url; write {{"url": "..."}} or the source itself')
-        _check_keys(value, {"url"}, f"{where}[{key!r}]")
+        _check_keys(present(value), {"url"}, f"{where}[{key!r}]")
         return value["url"]
     return value
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 
@@ -64,7 +64,7 @@ class Qwen2AudioFeatureExtractor:
             ValueError: a setting is unknown, has a value that is not supported, or contradicts another.
         """
         values = {}
-        for key, value in settings.items():
+        for key, value in present(settings).items():
             if key in FIXED:
                 if not any(value == supported and value is not True for supported in FIXED[key]):
                     raise ValueError(

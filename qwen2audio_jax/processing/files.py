@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax.config.strict_json import describe, read_json_object
+from qwen2audio_jax.config.strict_json import describe, present, read_json_object
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import Folder
 from qwen2audio_jax.storage.write_whole import write_whole
@@ -62,7 +62,7 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
             f"{folder}: tokenizer.json is missing ({found}); take it from the published checkpoint, or write it with "
             f"transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
-    processor_config = _read_optional(folder / "processor_config.json")
+    processor_config = present(_read_optional(folder / "processor_config.json"))
     for key, value in processor_config.items():
         if key not in KNOWN_KEYS:
             raise ValueError(

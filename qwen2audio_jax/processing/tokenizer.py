@@ -251,7 +251,11 @@ def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> N
     for key, value in sorted(declared.items(), key=lambda item: int(item[0])):
         token = AddedToken(
             _token_text(value, where=f"added_tokens_decoder[{key}]") or "",
-            **{name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value},
+            **{
+                name: value[name]
+                for name in ("single_word", "lstrip", "rstrip", "normalized")
+                if value.get(name) is not None
+            },
             special=bool(value.get("special", False)),
         )
         if token.content not in present or (token.special and not present[token.content].special):

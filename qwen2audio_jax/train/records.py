@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, without_nulls
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import Conversation, read_conversation
 from qwen2audio_jax.processing.json_lines import parse_line
@@ -70,6 +70,7 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
     value = parse_line(line)
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
+    value = without_nulls(value)
     if unknown := [key for key in value if key not in KEYS]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
     if ("messages" in value) == ("prompt" in value):

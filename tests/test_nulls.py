@@ -1,0 +1,123 @@
+"""null is absent: in items, messages, records and settings, as tables of data fill up what a row does not have."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_processor import write_processor_files
+
+from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.processing.conversation import read_conversation
+from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.train.records import read_record
+
+CLIP = np.zeros(4000, np.float32)
+TEXT, AUDIO = {"type": "text", "text": "what?"}, {"type": "audio", "audio": CLIP}
+FULL = dict.fromkeys(("type", "text", "audio", "audio_url", "path", "url", "input_audio", "image", "video", "uuid"))
+DATA = {"data": "UklGRg==", "format": "wav"}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {**FULL, **AUDIO},
+        {**FULL, **TEXT},
+        {**FULL, "text": "what?"},
+        {**FULL, "audio": CLIP},
+        {**FULL, "type": "audio"},
+        {**FULL, "type": "audio_url", "audio_url": {"url": "a.wav", "detail": None, "path": None}},
+        {**FULL, "type": "input_audio", "input_audio": {**DATA, "id": None}},
+        {**FULL, "type": "input_audio", "input_audio": {"data": DATA["data"], "format": None}},
+    ],
+    ids=lambda item: ",".join(f"{key}" for key, value in item.items() if value is not None),
+)
+def test_an_item_is_the_one_without_nulls(item):
+    bare = {
+        key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        for key, value in item.items()
+        if value is not None
+    }
+    one, two = (read_conversation([{"role": "user", "content": [value, TEXT]}]) for value in (item, bare))
+    assert one.messages == two.messages
+    assert [clip.where for clip in one.clips] == [clip.where for clip in two.clips]
+
+
+def test_a_key_of_a_server_s_cache_changes_nothing():
+    chat = read_conversation([{"role": "user", "content": [{**AUDIO, "uuid": "x"}, {**TEXT, "uuid": "y"}]}])
+    assert chat.messages == read_conversation([{"role": "user", "content": [AUDIO, TEXT]}]).messages
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"type": "text", "text": None}, "has the text null"),
+        ({"type": None, "text": None}, "neither a type nor text nor audio; it has 'type', 'text'"),
+        ({**AUDIO, "audoi": "a.wav"}, "unknown key 'audoi'"),
+        ({**AUDIO, "text": ""}, "text and sound"),
+        ({"type": "audio_url", "audio_url": {"url": None}}, "dict without a url"),
+    ],
+)
+def test_what_is_missing_is_still_named(item, words):
+    with pytest.raises(ValueError, match=words):
+        read_conversation([{"role": "user", "content": [item]}])
+
+
+def test_null_keys_of_messages_reach_no_template(tmp_path):
+    processor = Qwen2AudioProcessor.from_pretrained(write_processor_files(tmp_path))
+    chat = [{"role": "user", "content": "hello", "name": None, "tool_calls": None}]
+    template = "{% for message in messages %}{{ 'name' in message }} {{ 'tool_calls' in message }}{% endfor %}"
+    assert processor.apply_chat_template(chat, chat_template=template) == "False False"
+    with pytest.raises(ValueError, match="content is missing"):
+        read_conversation([{"role": "user", "content": None}])
+
+
+def records():
+    item = {**FULL, "type": "audio"}
+    chat = [{"role": "user", "content": [item, {**FULL, **TEXT}], "name": None}, {"role": "assistant", "content": "4"}]
+    yield {"messages": chat, "audios": ["a.wav"], "prompt": None, "response": None, "chosen": None, "id": None}, False
+    yield {"messages": None, "audios": None, "prompt": "a", "response": "b", "solution": None}, False
+    yield {"messages": chat[:1], "audios": ["a.wav"], "chosen": "a", "rejected": "b", "response": None}, True
+    text = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": None, "weight": None}
+    yield {"messages": [*text], "audios": None, "videos": None, "tools": None}, False
+    own = {**FULL, "type": "audio", "audio": "b.wav"}
+    yield {"messages": [{"role": "user", "content": [own]}, chat[1]], "audios": []}, False
+
+
+def without(value):
+    if isinstance(value, dict):
+        return {key: without(part) for key, part in value.items() if part is not None}
+    return [without(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("record", "preferences"), list(records()))
+def test_a_record_is_the_one_without_nulls(record, preferences):
+    one, two = (
+        read_record(json.dumps(value).encode(), where="f:1", audio_root="/x", preferences=preferences)
+        for value in (record, without(record))
+    )
+    assert one == two
+
+
+def test_settings(tmp_path):
+    plain = {"feature_size": 128, "sampling_rate": 16000}
+    nulls = dict.fromkeys(("chunk_length", "n_samples", "hop_length", "padding_side", "dither", "some_new_key"))
+    assert Qwen2AudioFeatureExtractor.from_dict({**plain, **nulls}) == Qwen2AudioFeatureExtractor.from_dict(plain)
+    assert GenerationConfig.from_dict({"top_k": None, "a_new_option": None, "num_beams": None}) == GenerationConfig()
+    with pytest.raises(TypeError, match="no option 'temprature'"):
+        GenerationConfig().updated(temprature=None)
+    config = Qwen2AudioConfig.from_dict(
+        {"model_type": "qwen2_audio", "a_new_key": None, "text_config": {"another": None}}
+    )
+    assert config.text_config.hidden_size == Qwen2AudioConfig().text_config.hidden_size
+    folder = write_processor_files(tmp_path)
+    wanted = Qwen2AudioProcessor.from_pretrained(folder)
+    (folder / "processor_config.json").write_text('{"audio_token": null, "feature_extractor": null, "new_key": null}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for token in settings["added_tokens_decoder"].values():
+        token |= {"lstrip": None, "normalized": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    got = Qwen2AudioProcessor.from_pretrained(folder)
+    assert got.feature_extractor == wanted.feature_extractor
+    assert got.tokenizer.encode("hello <|im_end|>") == wanted.tokenizer.encode("hello <|im_end|>")
