@@ -24,6 +24,7 @@ from qwen2audio_jax.batch import manifest as manifest_module
 from qwen2audio_jax.batch import parts as parts_module
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.clips import open_clip
+from qwen2audio_jax.batch.job import model_digest
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import run_batch
@@ -384,6 +385,18 @@ def test_a_changed_manifest_is_refused(tmp_path):
     do(write_manifest(tmp_path / "m.jsonl", 20), tmp_path / "out")
     with pytest.raises(ValueError, match=r"manifest.records is 21 and was 20"):
         do(write_manifest(tmp_path / "m.jsonl", 21), tmp_path / "out")
+
+
+def test_another_model_under_the_same_name_is_another_job(tmp_path):
+    rng = np.random.default_rng(0)
+    digests = []
+    for _ in range(2):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(rng.bytes(5 << 20))
+        digests.append(model_digest(tmp_path))
+        assert model_digest(tmp_path) == digests[-1]
+    (tmp_path / "config.json").write_text('{"rope_theta": 1}')
+    assert len({*digests, model_digest(tmp_path)}) == 3
 
 
 def test_names_that_are_no_parts_do_not_count(tmp_path):

@@ -151,6 +151,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "cannot be read (No such file" in refusal(capsys, manifest, *output, "--suspect", tmp_path / "none")
     assert "at least one prompt" in refusal(capsys, manifest, *output, "--rows", 0)
     assert "--mesh" in refusal(capsys, manifest, *output, "--mesh", "2by4")
+    assert "local file" in refusal(capsys, manifest, *output, "--merge", "gs://mine/all.jsonl")
     manifest.write_text('{"id": "a", "audioo": "a.wav"}')
     assert "no record can be used" in refusal(capsys, manifest, *output)
     assert not (tmp_path / "out").exists()

@@ -196,6 +196,7 @@ class Answerer:
         try:
             options = self._checked_options(record)
             inputs = self._inputs(record)
+            self._check_length(inputs["input_ids"].shape[1], options)
         except Exception as error:  # one record's fault is its own, whichever library noticed it
             return _problem(error)
         features, seconds = None, 0.0
@@ -219,6 +220,14 @@ class Answerer:
         if settings.max_length is not None and settings.max_new_tokens is None:
             options["max_length"] = settings.max_length  # stated, as it makes a call's width count
         return options
+
+    def _check_length(self, prompt: int, options: Mapping[str, Any]) -> None:
+        """Refuse what would fail a whole call: more tokens than the model has positions."""
+        from qwen2audio_jax.generation.call import check_positions
+
+        model, _ = self._load()
+        budget = model.generation_config.updated(**options).new_token_budget(prompt)
+        check_positions(prompt, budget, config=model.config)
 
     def _inputs(self, record: Record) -> Mapping[str, np.ndarray]:
         _, processor = self._load()

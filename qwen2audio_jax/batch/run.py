@@ -22,7 +22,7 @@ from qwen2audio_jax.batch.progress import OnProgress, Progress
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
-from qwen2audio_jax.storage.bucket import PathOrUrl
+from qwen2audio_jax.storage.bucket import PathOrUrl, is_url
 
 VERSION = 1
 """Version of the parts: a folder of another one is refused."""
@@ -81,7 +81,7 @@ def run_batch(
     retry_suspect: bool = False,
     max_errors: int | None = None,
     merge: str | PathLike[str] | None = None,
-    peer_timeout: float = 60.0,
+    peer_timeout: float = 300.0,
     metrics: str | PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
     quiet: bool = False,
@@ -116,6 +116,8 @@ def run_batch(
     """
     if group < 1:
         raise ValueError(f"group={group}: at least one record is answered at a time")
+    if merge is not None and is_url(os.fspath(merge)):
+        raise ValueError(f"{merge}: rows are merged into a local file; give a path, and copy the file")
     thresholds = Thresholds.read() if thresholds is None else thresholds
     host = find_host(shard, os.environ)
     with Manifest(inputs, prompt=prompt) as manifest:

@@ -156,7 +156,7 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "--peer-timeout",
         type=float,
         metavar="SECONDS",
-        default=60.0,
+        default=300.0,
         help="wait so long for a trace of the other hosts in the folder (default: %(default)g); 0: do not take over "
         "their shards",
     )
