@@ -14,6 +14,8 @@ class Limits:
     """Longest clip that the encoder takes."""
     min_clip_samples: int = 321
     """Shortest clip, in samples at 16 kHz: 320 or fewer give no audio token."""
+    peak: float = 16.0
+    """Largest sample of floats whose full scale is 1: recordings and mixtures may exceed it, integers do by far."""
     file_bytes: int = 1 << 30
     """Largest audio file or response body that is read."""
     decoded_seconds: float = 12 * 3600.0

@@ -175,7 +175,8 @@ def test_torch_tensors():
     torch = pytest.importorskip("torch")
     samples = sounds.speech(1000)
     assert np.array_equal(load_audio(torch.from_numpy(samples)), samples)
-    assert "Tensor" in refusal(torch.zeros(1000, requires_grad=True), kind="shape")
+    assert np.array_equal(load_audio(torch.from_numpy(samples).requires_grad_()), samples)
+    assert "no array of samples" in refusal(torch.zeros(1000, device="meta"), kind="shape")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_torch_tensors():
         (np.float32(1), "shape", ["()"]),
         ((np.zeros(1000), 16_000), "shape", ["sampling_rate="]),
         ([np.zeros(3), np.zeros(4)], "shape", ["list"]),
-        ({"array": 1}, "shape", ["()"]),
+        ({"array": 1}, "shape", ["'array' and no 'sampling_rate'"]),
         (None, "shape", ["()"]),
         (np.zeros(1000, np.int16), "dtype", ["int16", "divide it by 32768"]),
         (np.zeros(1000, np.int32), "dtype", ["divide it by 2147483648"]),

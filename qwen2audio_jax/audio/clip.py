@@ -15,19 +15,26 @@ SAMPLING_RATE = 16_000
 def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
     """An array or sequence of floats as float32 samples [n], checked to be finite.
 
-    Anything that numpy can read as an array is taken: numpy and JAX arrays, lists of floats, tensors on the CPU.
+    Anything that numpy can read as an array is taken: numpy and JAX arrays, lists of floats; tensors of torch too,
+    wherever they are, with a gradient or in bfloat16.
 
     Raises:
         AudioError: not one-dimensional ("shape"), not floating point ("dtype"), empty ("empty"), or with NaN or
             infinity ("not_finite").
     """
     try:
-        array = np.asarray(source)
+        array = np.asarray(_plain_tensor(source))
     except (TypeError, ValueError, RuntimeError) as error:
         raise AudioError(
-            f"{name} ({type(source).__name__}) is no array of samples: pass one clip as floats [n], on the CPU",
+            f"{name} ({type(source).__name__}) is no array of samples: pass one clip as floats [n]",
             kind="shape",
         ) from error
+    if array.ndim == 0 and array.dtype == object:
+        raise AudioError(
+            f"{name} is {_kind_of(source)}, no sound and no array of samples (shape ()): pass a path, bytes, an open "
+            "binary file or floats [n]",
+            kind="shape",
+        )
     if array.ndim != 1:
         raise AudioError(
             f"{name} has shape {array.shape}: pass one mono clip [n]; mix channels down with their mean, "
@@ -36,7 +43,7 @@ def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
         )
     if array.size == 0:
         raise AudioError(f"{name} is empty (0 samples): pass a clip that holds sound", kind="empty")
-    if not np.issubdtype(array.dtype, np.floating):
+    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         remedy = "convert it with astype('float32')"
         if np.issubdtype(array.dtype, np.integer):
             remedy = f"divide it by {1 << 8 * array.dtype.itemsize - 1} to get floats from -1 to 1"
@@ -45,6 +52,18 @@ def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
         samples = np.ascontiguousarray(array, np.float32)
     check_finite(samples, name=name)
     return samples
+
+
+def _plain_tensor(source: Any) -> Any:
+    """A tensor of torch in a form that numpy reads; anything else as it is."""
+    if not hasattr(source, "detach"):
+        return source
+    source = source.detach().cpu()
+    return source.float() if "bfloat16" in str(source.dtype) else source
+
+
+def _kind_of(value: Any) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def check_finite(samples: np.ndarray, *, name: str) -> None:
@@ -74,7 +93,8 @@ def check_clip(
         samples [n] float32.
 
     Raises:
-        AudioError: see `to_samples`, and for a clip that is too long ("too_long") or too short ("too_short").
+        AudioError: see `to_samples`, and for a clip that is too long ("too_long") or too short ("too_short"), or
+            whose samples are far beyond full scale ("scale").
         ValueError: `truncation` is neither True nor False.
     """
     if not isinstance(truncation, bool):
@@ -91,7 +111,25 @@ def check_clip(
             f"{limits.min_clip_samples} that give one audio token: pass a longer clip",
             kind="too_short",
         )
+    check_scale(samples, limits=limits, name=name)
     return samples
+
+
+def check_scale(samples: np.ndarray, *, limits: Limits, name: str) -> None:
+    """AudioError "scale" for samples far beyond full scale: integers that became floats without a division."""
+    peak = max(float(samples.max()), -float(samples.min()))
+    if peak <= limits.peak:
+        return
+    # Resampling exceeds the largest integer by a little.
+    factor = next((1 << bits for bits in (15, 23, 31) if peak <= 1.5 * (1 << bits)), None)
+    eight = " (or by 128 if they had 8 bits)" if peak <= 1.5 * 128 else ""
+    remedy = "these are no samples of sound, check where they come from"
+    if factor is not None:
+        remedy = f"they look like integers; divide them by {factor}{eight} to get floats from -1 to 1"
+    raise AudioError(
+        f"{name} has samples up to {peak:g}, and full scale is 1 (at most {limits.peak:g} is heard): {remedy}",
+        kind="scale",
+    )
 
 
 def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:

@@ -10,9 +10,9 @@ class AudioError(ValueError):
     The message names the source, the value that was found, the limit it broke and what to do about it. The kinds:
     "missing" (no such file), "url" (an address that is refused or does not answer), "format" (a container or codec that
     is not accepted), "corrupt" (damaged content), "truncated" (shorter than its own header says), "too_long",
-    "too_short", "empty", "not_finite" (NaN or infinity), "too_large" (bytes, channels or samples beyond a limit),
-    "rate" (an impossible sampling rate, or another than stated), "shape" and "dtype" (arrays), "dependency" (an
-    optional package is needed).
+    "too_short", "empty", "not_finite" (NaN or infinity), "scale" (samples far beyond full scale), "too_large" (bytes,
+    channels or samples beyond a limit), "rate" (an impossible sampling rate, or another than stated), "shape" and
+    "dtype" (arrays), "dependency" (an optional package is needed).
     """
 
     def __init__(self, message: str, *, kind: str):

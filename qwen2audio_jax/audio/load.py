@@ -15,6 +15,7 @@ from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_clip, check_finite, t
 from qwen2audio_jax.audio.decode import decode
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.formats import sniff
+from qwen2audio_jax.audio.objects import unwrap
 from qwen2audio_jax.audio.sound import Sound
 from qwen2audio_jax.limits import LIMITS, Limits
 
@@ -36,8 +37,11 @@ def load_audio(
 
     Args:
         source: a path, an http(s) or data: URL, bytes, a binary file object (read from its current position), or an
-            array [n] of floats: numpy, JAX, a list.
-        sampling_rate: samples per second of an array (None: 16000); for a file, the rate that its header must state.
+            array [n] of floats: numpy, JAX, torch, a list. Objects that state their own rate are taken too: rows of
+            `datasets` ({"array", "sampling_rate"}, {"bytes", "path"}), decoders of torchcodec, segments of pydub, and
+            pairs (rate, samples) as scipy and Gradio give them.
+        sampling_rate: samples per second of an array (None: 16000); for a file or such an object, the rate that it must
+            state.
         truncation: keep the first `limits.clip_seconds` of a longer clip instead of refusing it. The rest is not
             decoded.
         limits: bounds on bytes, seconds, channels, rates and samples, checked before the work that they bound.
@@ -51,6 +55,7 @@ def load_audio(
     """
     if sampling_rate is not None and (isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate):
         raise AudioError(f"sampling_rate={sampling_rate!r} is not a whole number of samples a second", kind="rate")
+    source, sampling_rate = unwrap(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits)
     if isinstance(source, str) and is_url(source):
         name, file = open_url(source, limits=limits, allow_private=allow_private_urls)
     elif isinstance(source, str | PathLike):
@@ -125,11 +130,23 @@ def open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
     title = getattr(stream, "name", None)
     name = f"'{shorten(title)}'" if isinstance(title, str) else "the file object"
     pieces, total = [], 0
-    while piece := stream.read(1 << 20):
+    while True:
+        piece = stream.read(1 << 20)
+        if hasattr(piece, "__await__"):
+            piece.close()
+            raise AudioError(f"{name} is read asynchronously: pass its bytes, as in await file.read()", kind="dtype")
+        if isinstance(piece, np.ndarray):
+            raise AudioError(
+                f"{name} is an open {type(stream).__name__} that gives samples, not bytes: pass the file's path, or "
+                "load_audio(file.read(), sampling_rate=file.samplerate)",
+                kind="dtype",
+            )
         if not isinstance(piece, bytes | bytearray):
             raise AudioError(
                 f"{name} gives {type(piece).__name__}, not bytes: open it in binary mode ('rb')", kind="dtype"
             )
+        if not piece:
+            break
         pieces.append(piece)
         total += len(piece)
         check_size(name, total, limits)

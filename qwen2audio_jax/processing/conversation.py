@@ -176,7 +176,7 @@ def _read_source(key: str, value: Any, where: str, limits: Limits) -> Any:
         if data[:5].lower() == "data:":
             return data
         return decode_base64(data, name=f"{where}: input_audio.data", kind="corrupt", limits=limits)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and (key != "audio" or "url" in value):
         if not isinstance(value.get("url"), str):
             raise ValueError(f'{where}: {key} is a dict without a url; write {{"url": "..."}} or the source itself')
         _check_keys(present(value), {"url"}, f"{where}[{key!r}]")

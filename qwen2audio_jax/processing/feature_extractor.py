@@ -1,6 +1,6 @@
 """Feature extractor: clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from qwen2audio_jax.audio import AudioError, load_audio, log_mel
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
+from qwen2audio_jax.processing.placeholders import is_clip
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "sampling_rate": (16_000,),
@@ -156,7 +157,7 @@ class Qwen2AudioFeatureExtractor:
             ValueError: another value of `return_tensors`.
         """
         self.check_sampling_rate(sampling_rate)
-        if hasattr(clips, "ndim") and clips.ndim == 1:
+        if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
         heard = [self.hear(clip, truncation=truncation) for clip in clips]
         return to_output(self.stack(heard), return_tensors=return_tensors)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError
+from qwen2audio_jax.audio.objects import is_pair
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.conversation import ClipSource
 
@@ -46,7 +47,7 @@ def assign_clips(
             )
     if audio is None:
         nested: list[list[ClipSource]] = [[] for _ in texts]
-    elif _is_clip(audio):
+    elif is_clip(audio):
         nested = _split([ClipSource("audio", audio)], texts, counts, audio_token)
     elif any(part is None for part in audio):
         raise ValueError("audio holds None; pass one list of clips for each text, [] for a text without any")
@@ -120,15 +121,15 @@ def _split(
     return [[next(rest) for _ in range(count)] for count in counts]
 
 
-def _is_clip(value: Any) -> bool:
-    """Return True for one clip: no list or tuple, or a list or tuple of plain numbers, or (samples, rate)."""
-    if not isinstance(value, list | tuple):
+def is_clip(value: Any) -> bool:
+    """Return True for one clip: no list or tuple, or one of plain numbers, or (samples, rate) or (rate, samples)."""
+    if not isinstance(value, list | tuple) or is_pair(value):
         return True
     return len(value) > 0 and isinstance(value[-1], int | float | np.number)
 
 
 def _is_clip_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and not _is_clip(value)
+    return isinstance(value, list | tuple) and not is_clip(value)
 
 
 def _quote(text: str) -> str:
