@@ -48,6 +48,8 @@ from qwen2audio_jax.storage.bucket import PathOrUrl
 
 Source = PathOrUrl
 
+ATTRIBUTES = ("config", "params", "mesh", "generation_config", "cache_dtype", "attention")
+
 
 @partial(jax.jit, static_argnames=("vocab_size",))
 def _at_input_positions(logits: jax.Array, positions: jax.Array, *, vocab_size: int) -> jax.Array:
@@ -87,6 +89,20 @@ class Qwen2AudioForConditionalGeneration:
         self.generation_config = GenerationConfig() if generation_config is None else generation_config
         self.cache_dtype = cache_dtype
         self.attention = choose_attention(attention, mesh=self.mesh, dtype=config.dtype, head_dims=config.head_dims)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign an attribute of those above; an AttributeError names what to use for others."""
+        if name not in ATTRIBUTES:
+            raise AttributeError(
+                f"the model's {name} cannot be assigned; pass options of generation to generate or to "
+                "model.generation_config.updated, those of loading (dtype=, mesh=) to from_pretrained"
+            )
+        if name == "generation_config" and not isinstance(value, GenerationConfig):
+            raise TypeError(
+                f"generation_config is a {type(value).__name__}; make one with GenerationConfig.from_dict(...) or "
+                "model.generation_config.updated(...)"
+            )
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_pretrained(

@@ -305,7 +305,7 @@ def test_clips_that_cannot_be_loaded_are_named(processor, tmp_path):
         (missing, "missing", r"missing\.wav"),
         ({"type": "audio", "audio": tone(31, 0)}, "too_long", "30"),
         ({"type": "audio", "audio": np.zeros((2, 4000))}, "shape", r"2, 4000"),
-        (bad_base64, "corrupt", "is not base64"),
+        (bad_base64, "corrupt", "is not valid base64"),
         ({"type": "input_audio", "input_audio": {"data": "aGVsbG8="}}, "format", ""),
         ({"type": "audio_url", "audio_url": {"url": "ftp://example.com/a.wav"}}, "url", "ftp"),
     ):

@@ -1,4 +1,4 @@
-"""data: URLs (RFC 2397), as sent by chat APIs."""
+"""base64 sound, bare and in data: URLs (RFC 2397), as chat APIs and common tools write it."""
 
 import base64
 import binascii
@@ -6,6 +6,8 @@ import urllib.parse
 
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.limits import LIMITS, Limits
+
+URL_SAFE = str.maketrans("-_", "+/")
 
 
 def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
@@ -17,23 +19,46 @@ def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or head[:5].lower() != "data:":
         raise AudioError("a data: URL has no comma before its data: write data:audio/wav;base64,...", kind="url")
-    encoded = head.lower().endswith(";base64")
-    # Counted before anything is decoded: base64 takes four characters for three bytes, percent signs three for one.
-    size = len(body) * 3 // 4 - 2 if encoded else len(body) - 2 * body.count("%")
-    if size > limits.file_bytes:
-        raise AudioError(
-            f"a data: URL holds about {size} bytes, and {limits.file_bytes} are read at most: split the sound",
-            kind="too_large",
+    if head.lower().rstrip().endswith(";base64"):
+        return decode_base64(
+            urllib.parse.unquote(body) if "%" in body else body, name="a data: URL", kind="url", limits=limits
         )
-    if not encoded:
-        return urllib.parse.unquote_to_bytes(body)
-    if "%" in body:
-        body = urllib.parse.unquote(body)
+    # Counted before anything is decoded: percent signs take three characters for a byte.
+    _check_size("a data: URL", len(body) - 2 * body.count("%"), limits)
+    return urllib.parse.unquote_to_bytes(body)
+
+
+def decode_base64(text: str, *, name: str, kind: str, limits: Limits = LIMITS) -> bytes:
+    """The bytes of base64 text as any writer leaves it: with line breaks, without padding, in the URL-safe alphabet.
+
+    Args:
+        text: base64.
+        name: what holds it, for messages.
+        kind: of the AudioError where it is malformed.
+        limits: bounds on its bytes.
+
+    Raises:
+        AudioError: other characters, or a length that no bytes have; more than `limits.file_bytes` ("too_large").
+    """
+    text = "".join(text.split()).translate(URL_SAFE)
+    # Counted before anything is decoded: four characters for three bytes.
+    _check_size(name, len(text) * 3 // 4 - 2, limits)
+    bare = text.rstrip("=")
     try:
+        if len(text) - len(bare) > 2:
+            raise ValueError("more padding than base64 has")
         # By default the standard library skips characters that are not base64, which would hide damage.
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise AudioError(
-            f"a data: URL of {len(body)} characters is not valid base64: encode the file's bytes with base64.b64encode",
-            kind="url",
+            f"{name} of {len(text)} characters is not valid base64: encode the file's bytes with base64.b64encode",
+            kind=kind,
         ) from None
+
+
+def _check_size(name: str, size: int, limits: Limits) -> None:
+    if size > limits.file_bytes:
+        raise AudioError(
+            f"{name} holds about {size} bytes, and {limits.file_bytes} are read at most: split the sound",
+            kind="too_large",
+        )

@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from operator import index
 from typing import Any, Literal
 
@@ -278,6 +278,16 @@ class GenerationConfig:
     def to_json(self) -> str:
         """The text of a generation_config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _refuse_assignment(self: GenerationConfig, name: str, value: Any) -> None:
+    raise FrozenInstanceError(
+        f"{name} cannot be assigned: pass it to generate({name}=...), or make it a default with "
+        f"model.generation_config = model.generation_config.updated({name}=...)"
+    )
+
+
+setattr(GenerationConfig, "__setattr__", _refuse_assignment)  # noqa: B010  (a frozen class may not define it itself)
 
 
 def _known(options: Mapping[str, Any], *, unknown: type[Exception], where: str) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Conversations: messages in any accepted form, checked and normalised for chat templates."""
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2audio_jax.audio import AudioError
+from qwen2audio_jax.audio.data_url import decode_base64
 from qwen2audio_jax.config.strict_json import describe
 from qwen2audio_jax.limits import LIMITS, Limits
 
@@ -169,17 +167,10 @@ def _read_source(key: str, value: Any, where: str, limits: Limits) -> Any:
         if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
             raise ValueError(f'{where}: input_audio must be {{"data": base64 text, "format": "wav"}}')
         _check_keys(value, {"data", "format"}, f"{where}['input_audio']")
-        if len(value["data"]) * 3 // 4 > limits.file_bytes:
-            raise AudioError(
-                f"{where}: the sound has more than {limits.file_bytes} bytes, the limit; split it", kind="too_large"
-            )
-        try:
-            return base64.b64decode("".join(value["data"].split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise AudioError(
-                f"{where}: input_audio.data is not base64; encode the file's bytes with base64.b64encode",
-                kind="corrupt",
-            ) from None
+        data = value["data"].lstrip()
+        if data[:5].lower() == "data:":
+            return data
+        return decode_base64(data, name=f"{where}: input_audio.data", kind="corrupt", limits=limits)
     if isinstance(value, Mapping):
         if not isinstance(value.get("url"), str):
             raise ValueError(f'{where}: {key} is a dict without a url; write {{"url": "..."}} or the source itself')

@@ -1,13 +1,13 @@
-"""The processor's output: a read-only mapping of named arrays."""
+"""The processor's output: a mapping of named arrays."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 
 
-class ProcessorOutput(Mapping[str, Any]):
-    """Arrays by name: a read-only mapping that unpacks with ** and has its entries as attributes too.
+class ProcessorOutput(MutableMapping[str, Any]):
+    """Arrays by name: a mapping that unpacks with **; its entries are attributes too, and both may be assigned.
 
     Entries of `Qwen2AudioProcessor`, under the names of the reference (`transformers.BatchFeature`):
         input_ids: [B, T] int32.
@@ -17,10 +17,18 @@ class ProcessorOutput(Mapping[str, Any]):
     """
 
     def __init__(self, arrays: Mapping[str, Any]):
-        self._arrays = dict(arrays)
+        self.__dict__["_arrays"] = dict(arrays)
 
     def __getitem__(self, name: str) -> Any:
         return self._arrays[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"an entry's name is a str, not {type(name).__name__}")
+        self._arrays[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -35,9 +43,29 @@ class ProcessorOutput(Mapping[str, Any]):
             return arrays[name]
         raise AttributeError(f"no entry {name!r}; there are {', '.join(arrays) or 'none'}")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or hasattr(type(self), name):
+            raise AttributeError(f"{name!r} is no entry's name; write output[{name!r}] = ... if it is meant to be one")
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self._arrays:
+            raise AttributeError(f"no entry {name!r}; there are {', '.join(self._arrays) or 'none'}")
+        del self[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_arrays": dict(self._arrays)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
     def __repr__(self) -> str:
-        entries = ", ".join(f"{name}: {list(np.shape(value))} {value.dtype}" for name, value in self.items())
+        entries = ", ".join(f"{name}: {_describe(value)}" for name, value in self.items())
         return f"ProcessorOutput({entries})"
+
+
+def _describe(value: Any) -> str:
+    return f"{list(np.shape(value))} {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def check_return_tensors(return_tensors: str | None) -> None:

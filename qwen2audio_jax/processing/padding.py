@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qwen2audio_jax.processing.tokenizer import check_side
+
 MODES = {True: "longest", "longest": "longest", False: "do_not_pad", None: "do_not_pad", "do_not_pad": "do_not_pad"}
 
 
@@ -35,8 +37,7 @@ def pad_rows(
     mode = "max_length" if padding == "max_length" else MODES.get(padding)
     if mode is None:
         raise ValueError(f'padding={padding!r} is unknown; use True ("longest"), "max_length" or False ("do_not_pad")')
-    if padding_side not in ("left", "right"):
-        raise ValueError(f'padding_side={padding_side!r} is unknown; use "left" or "right"')
+    check_side(padding_side)
     for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"{name}={value!r} must be a whole number of tokens, 1 or more")

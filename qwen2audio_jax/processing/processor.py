@@ -25,7 +25,7 @@ from qwen2audio_jax.processing.files import (
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
-from qwen2audio_jax.processing.tokenizer import Qwen2AudioTokenizer
+from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
@@ -42,18 +42,19 @@ CHAT_OPTIONS = (
     *AUDIO_OPTIONS,
     "return_tensors",
 )
+ATTRIBUTES = ("tokenizer", "feature_extractor", "audio_token", "audio_token_id", "chat_template")
 OTHER_NAMES = {"sr": "sampling_rate", "raw_speech": "audio", "speech": "audio", "sound": "audio", "prompt": "text"}
 
 
 class Qwen2AudioProcessor:
     """The tokenizer, the feature extractor and the chat template of a checkpoint, used together.
 
-    Source: `transformers.Qwen2AudioProcessor`. An instance never changes and may be shared between threads.
+    Source: `transformers.Qwen2AudioProcessor`. An instance may be shared between threads as long as none assigns.
 
     Attributes:
-        tokenizer: `Qwen2AudioTokenizer`.
+        tokenizer: `Qwen2AudioTokenizer`; its `padding_side` and special tokens may be assigned.
         feature_extractor: `Qwen2AudioFeatureExtractor`; its `sampling_rate` is the one that arrays must have.
-        chat_template: jinja2 source.
+        chat_template: jinja2 source; another may be assigned.
         audio_token, audio_token_id: the placeholder of a clip.
     """
 
@@ -73,6 +74,17 @@ class Qwen2AudioProcessor:
                 f"tokenizer_config.json from a Qwen2-Audio checkpoint"
             )
         self.audio_token_id = tokenizer.control_tokens[audio_token].id
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign `chat_template`; an AttributeError names what to use for other attributes."""
+        if name not in ATTRIBUTES or (name in self.__dict__ and name != "chat_template"):
+            remedy = "make another with Qwen2AudioProcessor(tokenizer=..., feature_extractor=...)"
+            if name == "padding_side" or name.removesuffix("_id") in SPECIAL_NAMES:
+                remedy = f"assign it to its tokenizer, as in processor.tokenizer.{name} = ..."
+            raise AttributeError(f"the processor's {name} cannot be assigned; {remedy}")
+        if name in self.__dict__:
+            ChatTemplate(value)  # a checkpoint's own is compiled where it is used
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_pretrained(cls, source: PathOrUrl = EMBEDDED, *, revision: str | None = None) -> "Qwen2AudioProcessor":
@@ -123,7 +135,7 @@ class Qwen2AudioProcessor:
         audios: Any = None,
         sampling_rate: int | None = None,
         padding: bool | str | None = True,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         truncation: bool = False,
@@ -146,7 +158,7 @@ class Qwen2AudioProcessor:
                 and URLs state their own and are resampled.
             padding: True ("longest", the default, because arrays are returned), "max_length", or False. (The reference
                 does not pad unless asked.)
-            padding_side: "left" (the default, which generation needs) or "right".
+            padding_side: "left" (which generation needs) or "right"; default: the tokenizer's, "left" unless assigned.
             max_length: tokens, for padding="max_length". Texts are never truncated.
             pad_to_multiple_of: round the number of tokens up.
             truncation: of clips: keep the first 30 s of a longer one instead of refusing it. (The reference always
@@ -191,7 +203,7 @@ class Qwen2AudioProcessor:
         allow_special: bool = False,
         sampling_rate: int | None = None,
         padding: bool | str | None = True,
-        padding_side: str = "left",
+        padding_side: str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         truncation: bool = False,
@@ -323,7 +335,9 @@ class Qwen2AudioProcessor:
             copies[is_clip] = tokens[start : start + is_clip.sum()]
             start += int(is_clip.sum())
             expanded.append(np.repeat(row, copies))
-        padded = pad_rows(expanded, pad_id=self.tokenizer.pad_token_id, **padding_options)
+        side = padding_options["padding_side"]
+        options = {**padding_options, "padding_side": self.tokenizer.padding_side if side is None else side}
+        padded = pad_rows(expanded, pad_id=self.tokenizer.pad_token_id, **options)
         return to_output({**padded, **features}, return_tensors=return_tensors)
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,14 @@ from tokenizers import AddedToken, Tokenizer
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
+ATTRIBUTES = ("_tokenizer", "settings", "control_tokens", "special_tokens_map", "all_special_ids", "_plain")
+ASSIGNABLE = "what can be is padding_side and pad_token, eos_token, bos_token, unk_token or their ids"
+REMEDIES = {
+    "chat_template": "assign it to the processor, or pass chat_template= to apply_chat_template",
+    "model_max_length": "texts are never cut: pass max_length= and padding='max_length' to the processor",
+    "truncation_side": "texts are never cut: shorten them before",
+}
+"""What to do instead of an assignment that users of transformers write."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +35,16 @@ class ControlToken:
 class Qwen2AudioTokenizer:
     """The checkpoint's byte-level BPE with its control tokens.
 
-    Source: `transformers.Qwen2Tokenizer`. An instance never changes and may be shared between threads.
+    Source: `transformers.Qwen2Tokenizer`. An instance may be shared between threads as long as none of them assigns.
 
     Attributes:
-        pad_token, eos_token, bos_token, unk_token: strings, or None where the checkpoint names none.
-        pad_token_id, eos_token_id, bos_token_id, unk_token_id: their ids.
+        pad_token, eos_token, bos_token, unk_token: strings, or None where the checkpoint names none; another token of
+            the vocabulary may be assigned.
+        pad_token_id, eos_token_id, bos_token_id, unk_token_id: their ids; likewise.
         vocab_size: number of entries without the control tokens; `len(tokenizer)` counts those too.
         control_tokens: every control token by its string.
-        padding_side: "left", which generation needs.
+        padding_side: "left", which generation needs, or "right": how the processor pads where it is not told.
     """
-
-    padding_side = "left"
 
     def __init__(self, tokenizer_json: str, *, settings: Mapping[str, Any]):
         """Build from the text of tokenizer.json and the values of tokenizer_config.json.
@@ -49,6 +56,7 @@ class Qwen2AudioTokenizer:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library raises nothing more specific
             raise ValueError(f"tokenizer.json is not a tokenizer of the tokenizers library: {error}") from None
+        self.padding_side = "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         _add_declared_tokens(self._tokenizer, settings.get("added_tokens_decoder") or {})
@@ -73,9 +81,54 @@ class Qwen2AudioTokenizer:
                 f'tokenizer_config.json names no pad_token and tokenizer.json has no {END_OF_TEXT}; set "pad_token"'
             )
         self.all_special_ids = frozenset(token.id for token in self.control_tokens.values() if token.special)
-        # The same tokenizer with control tokens disabled: a second object, because the setting belongs to the object
-        # and another thread may be encoding with the first.
-        self._plain = cache(self._build_plain)
+        self._plain: dict[frozenset[str], Tokenizer] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs: the tokenizers with control tokens disabled are built again where they are used."""
+        return {
+            **self.__dict__,
+            "_plain": {},
+            "settings": dict(self.settings),
+            "special_tokens_map": dict(self.special_tokens_map),
+        }
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign `padding_side` or a special token, by its string or its id.
+
+        Raises:
+            AttributeError: another attribute, which would have no effect.
+            ValueError: no side, no token of the vocabulary, or no padding token.
+        """
+        base = name.removesuffix("_id")
+        if base in SPECIAL_NAMES:
+            token = value if base == name else self._token_of(name, value)
+            self._set_special(base, token)
+        elif name == "padding_side":
+            check_side(value)
+            object.__setattr__(self, name, value)
+        elif name in ATTRIBUTES and name not in self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            raise AttributeError(f"the tokenizer's {name} cannot be assigned; {REMEDIES.get(name, ASSIGNABLE)}")
+
+    def _token_of(self, name: str, id: Any) -> str | None:
+        if id is None:
+            return None
+        token = (
+            self._tokenizer.id_to_token(index(id)) if hasattr(id, "__index__") and 0 <= index(id) < 1 << 32 else None
+        )
+        if token is None:
+            raise ValueError(f"{name} {id!r} is not an id of this vocabulary; give one in 0..{len(self) - 1}")
+        return token
+
+    def _set_special(self, name: str, token: Any) -> None:
+        if token is None and name != "pad_token":
+            self.special_tokens_map.pop(name, None)
+        elif not isinstance(token, str) or self._tokenizer.token_to_id(token) is None:
+            raise ValueError(f"{name} {token!r} is not a token of this vocabulary; give the string of one that is")
+        else:
+            self.special_tokens_map[name] = token
+        self.settings[name] = token
 
     def __getattr__(self, name: str) -> Any:
         """Attributes `pad_token`, `pad_token_id` and so on; None if the checkpoint names no such token."""
@@ -115,7 +168,12 @@ class Qwen2AudioTokenizer:
 
         Tokens that were added to the vocabulary but are not special stay tokens, except those in `also_plain`.
         """
-        return self._plain(also_plain).encode(_check_text(text), add_special_tokens=False).ids
+        # The same tokenizer with control tokens disabled: a second object, because the setting belongs to the object
+        # and another thread may be encoding with the first. Two threads may both build it; either will do.
+        plain = self._plain.get(also_plain)
+        if plain is None:
+            plain = self._plain[also_plain] = self._build_plain(also_plain)
+        return plain.encode(_check_text(text), add_special_tokens=False).ids
 
     def _build_plain(self, also_plain: frozenset[str]) -> Tokenizer:
         plain = Tokenizer.from_str(self._tokenizer.to_str())
@@ -179,6 +237,12 @@ def control_pattern(contents: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds these control tokens like the tokenizer: the leftmost first, among those the longest."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def check_side(side: Any) -> None:
+    """Raise a ValueError unless `side` is "left" or "right"."""
+    if side not in ("left", "right"):
+        raise ValueError(f'padding_side={side!r} is unknown; use "left" or "right"')
 
 
 def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> None:
