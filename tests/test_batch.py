@@ -504,6 +504,30 @@ def test_suspect_answers_are_asked_once_more(tmp_path):
     assert [row["suspect"] for row in rows] == [[], [], [], [], ["empty"], *[[]] * 5]
 
 
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_errors_are_tried_again_when_asked(place, tmp_path, object_store):
+    asked = []
+
+    class Repaired(Echo):
+        def __call__(self, records):
+            asked.append([record.id for record in records])
+            rows = super().__call__(records)
+            if len(asked) == 1:
+                rows[2] = {"id": rows[2]["id"], "error": {"kind": "url", "message": "it was away"}}
+            return rows
+
+    manifest, output = write_manifest(tmp_path / "m.jsonl", 60), tmp_path / "out"
+    output = output if place == "folder" else "store://bucket/out"
+    do(manifest, output, answerer=Repaired(), merge=tmp_path / "before.jsonl")
+    do(manifest, output, answerer=Repaired())
+    assert len(asked) == 1
+    do(manifest, output, answerer=Repaired(), retry_errors=True, merge=tmp_path / "after.jsonl")
+    assert asked[1:] == [[asked[0][2]]]
+    do(manifest, tmp_path / "whole", merge=tmp_path / "whole.jsonl")
+    assert "it was away" in (tmp_path / "before.jsonl").read_text()
+    assert (tmp_path / "after.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("fastest = -1", "fastest is -1"), ("slow = 1", "unknown key 'slow'"), ("[", "is no TOML"), (None, "No such")],

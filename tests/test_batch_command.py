@@ -1,6 +1,11 @@
 """`qwen2audio batch` as a user types it, with the embedded model: its texts, named errors, and refusals."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +15,9 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcess
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.cli.main import main
-from qwen2audio_jax.embedded import example
+from qwen2audio_jax.embedded import example, examples
+
+ROOT = Path(__file__).resolve().parent.parent
 
 QUESTION = "Which digits are spoken?"
 RAW = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
@@ -140,6 +147,41 @@ def test_a_failing_call_costs_the_record_that_fails(cache, monkeypatch):
     answerer(records)
     with pytest.raises(RuntimeError, match="the model fails on every record"):
         answerer(records)
+
+
+@pytest.mark.slow
+def test_two_hosts_by_the_command_of_which_one_is_killed(tmp_path, capsys, cache):
+    """The embedded model in two processes on one folder; what the killed one leaves is done by the other."""
+    lines = [
+        {"id": f"{path.stem} {i}", "audio": str(path), "prompt": QUESTION} for i in range(20) for path in examples()
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = ["batch", str(tmp_path / "m.jsonl"), "--rows", "4", "--quiet", "--output"]
+    script = "import sys; from qwen2audio_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    hosts = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", script, *command, str(tmp_path / "out")),
+                *("--shard", f"{i}/2", "--merge", str(tmp_path / f"{i}.jsonl")),
+            ],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
+        for i in range(2)
+    ]
+    while not list((tmp_path / "out").glob("part-*")):
+        assert hosts[1].poll() is None
+        time.sleep(0.05)
+    hosts[1].kill()
+    assert hosts[1].wait() != 0
+    assert hosts[0].wait(timeout=300) == 0
+    assert main([*command, str(tmp_path / "alone"), "--merge", str(tmp_path / "alone.jsonl")]) == 0
+    texts = [
+        [(row["id"], row["text"]) for row in map(json.loads, (tmp_path / name).read_text().splitlines())]
+        for name in ("0.jsonl", "alone.jsonl")
+    ]
+    assert texts[0] == texts[1]
+    assert [id for id, _ in texts[0]] == [line["id"] for line in lines]
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -53,8 +53,8 @@ class Output:
             return (self.place / name).read_bytes()
         return b"".join((self.place / name).pieces(most=1 << 40))
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file whole.
+    def write(self, name: str, content: bytes, *, replace: bool = False) -> None:
+        """Write a file whole; in a bucket an earlier one stays, unless it is to be replaced.
 
         Raises:
             OSError: the disk or the bucket fails.
@@ -66,6 +66,8 @@ class Output:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder, "content")
             local.write_bytes(content)
+            if replace and name in self.names():
+                self.remove(name)
             try:
                 (self.place / name).write_once(local)
             except ValueError:
@@ -106,10 +108,21 @@ class Parts:
             self._listed = time.monotonic()
         return self._done
 
-    def write(self, shard: int, rows: Sequence[Row]) -> None:
+    def write(self, shard: int, rows: Sequence[Row], *, replace: bool = False) -> None:
         """Write a shard's part, its rows in input order."""
-        self.output.write(self.name(shard), b"".join(map(to_line, rows)))
+        self.output.write(self.name(shard), b"".join(map(to_line, rows)), replace=replace)
         self._done.add(shard)
+
+    def read(self, shard: int, *, hashes: np.ndarray) -> list[Row]:
+        """The rows of a part that is there, one for each of its records' hashes [n].
+
+        Raises:
+            ValueError: it does not hold them.
+        """
+        lines = self.output.read(self.name(shard)).splitlines(keepends=True)
+        expected = hashes[self._shards.positions(shard)].tolist()
+        lines += [b""] * (len(expected) - len(lines))
+        return [json.loads(self._checked(line, hash, shard)) for line, hash in zip(lines, expected, strict=True)]
 
     def merge(self, path: Path, *, manifest: Manifest) -> None:
         """Write all rows into one local file, in input order, whole or not at all.

@@ -62,11 +62,12 @@ class Summary:
 
 @dataclass
 class _Open:
-    """A shard in the works: its rows by position, and how many are awaited."""
+    """A shard in the works: its rows by position, how many there are to be, and whether its part is there already."""
 
     shard: int
     size: int
     rows: dict[int, Row]
+    again: bool
 
 
 def run_batch(
@@ -79,6 +80,7 @@ def run_batch(
     group: int = GROUP,
     thresholds: Thresholds | None = None,
     retry_suspect: bool = False,
+    retry_errors: bool = False,
     max_errors: int | None = None,
     merge: str | PathLike[str] | None = None,
     peer_timeout: float = 300.0,
@@ -101,6 +103,7 @@ def run_batch(
         thresholds: of suspect answers; None: the package's.
         retry_suspect: ask once more, with the options that the thresholds name, where an answer is suspect, and keep
             the less suspect one.
+        retry_errors: also answer those records of this host's finished shards again that have an error as their row.
         max_errors: stop when more records of this run than that have no answer.
         merge: a local file for all rows in input order, written when all are there.
         peer_timeout: seconds to wait for a trace of the other hosts; 0: do only this host's shards, unless others have
@@ -146,7 +149,8 @@ def run_batch(
             metrics=None if metrics is None else Path(metrics),
             on_progress=on_progress,
         )
-        work = _Work(manifest, shards, parts, job, progress, answerer, thresholds, retry_suspect)
+        mine = frozenset(range(host.index, shards.count, host.count)) if retry_errors else frozenset()
+        work = _Work(manifest, shards, parts, job, progress, answerer, thresholds, retry_suspect, mine)
         with _draining() as stop:
             order = order_of_work(shards.count, host, fingerprint=job.fingerprint, others=shared)
             state = work.do(order, group=group, stop=stop, max_errors=max_errors)
@@ -171,6 +175,8 @@ class _Work:
     answerer: Answers
     thresholds: Thresholds
     retry: bool
+    errors_of: frozenset[int]
+    """Shards whose errors are tried again."""
 
     def do(self, order: Iterator[int], *, group: int, stop: threading.Event, max_errors: int | None) -> str | None:
         """Answer the shards in their order; groups reach over the shards' ends. The state, if it ends early."""
@@ -184,18 +190,24 @@ class _Work:
                 return "too_many_errors"
             for part in {id(part): part for part, _ in chunk}.values():
                 if len(part.rows) == part.size:
-                    self.parts.write(part.shard, [part.rows[position] for position in sorted(part.rows)])
+                    rows = [part.rows[position] for position in sorted(part.rows)]
+                    self.parts.write(part.shard, rows, replace=part.again)
             if stop.is_set():
                 return "unfinished"
         return None
 
     def _tasks(self, order: Iterator[int]) -> Iterator[tuple[_Open, int]]:
         for shard in order:
-            if shard in self.parts.done(within=LISTING_SECONDS):
-                continue
             positions = self.shards.positions(shard).tolist()
-            part = _Open(shard, len(positions), {})
-            yield from ((part, position) for position in positions)
+            again = shard in self.parts.done(within=LISTING_SECONDS)
+            if again and (shard not in self.errors_of or not positions):
+                continue
+            good = {}
+            if again:
+                rows = zip(positions, self.parts.read(shard, hashes=self.manifest.hashes), strict=True)
+                good = {position: row for position, row in rows if "error" not in row}
+            part = _Open(shard, len(positions), good, again)
+            yield from ((part, position) for position in positions if position not in good)
 
     def _record(self, position: int) -> Record:
         record = self.manifest.record(position)

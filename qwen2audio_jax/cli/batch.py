@@ -61,6 +61,7 @@ def batch(options: argparse.Namespace) -> int:
         group=4 * options.rows,
         thresholds=thresholds,
         retry_suspect=options.retry_suspect,
+        retry_errors=options.retry_errors,
         max_errors=options.max_errors,
         merge=options.merge,
         peer_timeout=options.peer_timeout,

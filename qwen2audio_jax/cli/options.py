@@ -165,6 +165,11 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-suspect", action="store_true", help="ask once more, drawing, where an answer is suspect"
     )
+    group.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="answer records of this host's finished shards again that have errors",
+    )
     group.add_argument("--suspect", metavar="FILE", help="thresholds, instead of those in configs/batch-suspect.toml")
     group.add_argument("--token-ids", action="store_true", help="put the answers' token ids into the rows")
     group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
