@@ -2,7 +2,7 @@
 
     python benchmarks/second_question.py
 
-Random weights of configs/mid-size.json (0.46 B parameters) in float32. In every round a new session is asked about a
+Random weights of configs/mid-size.json (0.72 B parameters) in float32. In every round a new session is asked about a
 new clip; then, in the same session, a second question as the next turn of the chat, and another one about the clip
 alone; and last the model is asked that second question without a session, which must give the same tokens. Times run
 from the call to the first piece of text, in two ways: with the clip's log-mel features at hand, and with the time that
