@@ -94,7 +94,7 @@ def _decoded(decoder: Any, *, truncation: bool, limits: Limits) -> Any:
 
 def _agreed(rate: Any, stated: int | None) -> int:
     """The object's own rate; AudioError "rate" where it is no rate, or the caller states another."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or rate % 1 != 0:
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or float(rate) % 1 != 0:
         raise AudioError(f"the clip's rate is {rate!r}, not a whole number of samples a second", kind="rate")
     if stated is not None and stated != rate:
         raise AudioError(

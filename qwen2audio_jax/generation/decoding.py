@@ -102,6 +102,7 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
         issued, progress.cache = _first_tokens(runtime, call, prompted, progress)
     del prompted
     over, stopped = False, progress.stopped.copy()
+    fault: ValueError | None = None
     placed = to_mesh(mesh, stopped, "batch")
     for left in reversed(range(call.sizes.budget)):
         arriving = issued
@@ -119,6 +120,11 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             ended = progress.stopped.copy()
             tokens = np.where(ended, np.asarray(call.sampling.pad_token_id), tokens)
             log_probs = np.where(ended, np.float32(0), log_probs)
+            fault = _fault(log_probs[:rows], step=len(progress.read), dtype=runtime.config.dtype)
+            if fault is not None and share_of(mesh).alone:
+                raise fault
+            over = fault is not None
+        if not over:
             yield Step(tokens[:rows], log_probs[:rows], (finished | ended)[:rows])
             over = len(progress.read) == call.budget or bool((finished | progress.stopped).all())
         if share_of(mesh).alone:
@@ -129,7 +135,31 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
         if over:
             progress.stopped[:] = True
         if everywhere(mesh, arriving.state.finished):
-            return
+            break
+    if fault is not None:
+        raise fault
+
+
+def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> ValueError | None:
+    """The error for logits that are not numbers; None if all are.
+
+    A token's log-probability is not finite if any of its row's logits is NaN or inf, so it shows without another pass
+    over the vocabulary.
+    """
+    rows = np.flatnonzero(~np.isfinite(log_probs))
+    if len(rows) == 0:
+        return None
+    remedy = "its weights are damaged or do not fit its configuration: get the checkpoint anew, and leave adapters out"
+    if dtype == "float16":
+        remedy = (
+            "float16 holds no number above 65504, and this model's activations exceed it: load it with "
+            "dtype='bfloat16' or 'float32' (--dtype bfloat16)"
+        )
+    elif dtype == "bfloat16":
+        remedy = f"load it with dtype='float32' (--dtype float32); if that gives the same, {remedy}"
+    return ValueError(
+        f"the model's logits are not numbers (computed in {dtype}; token {step} of row {rows[0]}): {remedy}"
+    )
 
 
 def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:
