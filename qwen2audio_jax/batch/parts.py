@@ -6,8 +6,8 @@ shard replaces a file by one with the same answers (locally), or leaves the firs
 
 import json
 import os
+import platform
 import re
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class Output:
     def __init__(self, place: PathOrUrl):
         self.place = folder_at(place)
         # Several processes may write a part at the same time, on several hosts.
-        self._writer = f"-{socket.gethostname()}-{os.getpid()}"
+        self._writer = f"-{platform.node()}-{os.getpid()}"
 
     def names(self) -> set[str]:
         """All names in the folder, listed afresh."""
@@ -196,7 +196,7 @@ def prove_shared(output: Output, host: Host, *, fingerprint: str, timeout: float
         return True
     mine = f"host-{host.index}-of-{host.count}.{fingerprint[:12]}"
     others = re.compile(rf"host-\d+-of-\d+\.{fingerprint[:12]}")
-    output.write(mine, f"{socket.gethostname()}\n".encode())
+    output.write(mine, f"{platform.node()}\n".encode())
     end = time.monotonic() + timeout
     while not any(others.fullmatch(name) for name in output.names() - {mine}):
         if timeout <= 0:
