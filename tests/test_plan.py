@@ -568,6 +568,7 @@ class TestCompiling:
         for stage in got["stages"].values():
             assert got["weights_bytes_per_chip"] + got["cache_bytes_per_chip"] < stage["peak_bytes_per_chip"]
 
+    @pytest.mark.slow
     def test_the_stages_of_a_tiny_model_for_eight_chips(self):
         got = planned(*SMALL, "--memory-gib", "0.008")
         assert set(got) == KEYS
