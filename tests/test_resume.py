@@ -188,10 +188,7 @@ def test_damaged_remains_are_made_again(hf, tmp_path, made, damage):
     assert_whole(hf, tmp_path / "a")
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["begin", "merge", "manifest", "last", *(pytest.param(w, marks=pytest.mark.slow) for w in ("rename", "joined"))],
-)
+@pytest.mark.parametrize("where", ["begin", "merge", "rename", "joined", "manifest", "last"])
 def test_stopped_while_the_groups_are_joined(hf, tmp_path, monkeypatch, made, where):
     """Whatever point of the end is reached, no parameter is made again."""
 

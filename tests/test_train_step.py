@@ -218,7 +218,7 @@ def curve(small):
     [
         ((4, 2), True, 1, "layers"),
         pytest.param((8, 1), True, 1, "none", marks=pytest.mark.slow),
-        pytest.param((1, 1), False, 4, "none", marks=pytest.mark.slow),
+        ((1, 1), False, 4, "none"),
         pytest.param((2, 4), False, 2, "dots", marks=pytest.mark.slow),
     ],
 )
