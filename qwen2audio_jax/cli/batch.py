@@ -9,10 +9,9 @@ from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import run_batch
 from qwen2audio_jax.batch.shards import find_host
-from qwen2audio_jax.cli.from_options import prepare
+from qwen2audio_jax.cli.from_options import loading_arguments, prepare
 from qwen2audio_jax.cli.options import mesh_arguments
 from qwen2audio_jax.cli.output import say, write
-from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
 
 CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
 """Exit codes of a run's states."""
@@ -31,9 +30,6 @@ def batch(options: argparse.Namespace) -> int:
     if arguments.pop("num_return_sequences") != 1:
         raise ValueError("the checkpoint asks for several answers a prompt, and a record has one: use generate")
     mesh = None if options.mesh is None else mesh_arguments(options.mesh)
-    dtype = options.dtype
-    if dtype == "auto" and mesh is not None and "preset" in mesh:
-        dtype = load_mesh_preset(mesh["preset"]).dtype
     answerer = Answerer(
         options.model,
         system=options.system,
@@ -44,13 +40,7 @@ def batch(options: argparse.Namespace) -> int:
         token_ids=options.token_ids,
         rows=options.rows,
         mesh=mesh,
-        revision=options.revision,
-        adapter=options.adapter,
-        dtype=dtype,
-        cache_dir=options.cache_dir,
-        weights_dtype=options.weights,
-        cache_dtype=options.cache,
-        attention=options.attention,
+        **loading_arguments(options, mesh=mesh or {}),
     )
     summary = run_batch(
         options.inputs,

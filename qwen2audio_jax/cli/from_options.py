@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -91,19 +92,23 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
         )
     chosen = {} if options.mesh is None else mesh_arguments(options.mesh)
     mesh = make_mesh(**chosen) if chosen else None
-    dtype = options.dtype
-    if dtype == "auto" and "preset" in chosen:
-        dtype = load_mesh_preset(chosen["preset"]).dtype
+    arguments = loading_arguments(options, mesh=chosen)
     if sys.stderr.isatty():
         say(f"loading {options.model}")
-    return Qwen2AudioForConditionalGeneration.from_pretrained(
-        options.model,
-        dtype=dtype,
-        mesh=mesh,
-        revision=options.revision,
-        cache_dir=options.cache_dir,
-        adapter=options.adapter,
-        weights_dtype=options.weights,
-        cache_dtype=options.cache,
-        attention=options.attention,
-    )
+    return Qwen2AudioForConditionalGeneration.from_pretrained(options.model, mesh=mesh, **arguments)
+
+
+def loading_arguments(options: argparse.Namespace, *, mesh: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` but for the mesh, whose own arguments may name a preset with a dtype."""
+    dtype = options.dtype
+    if dtype == "auto" and "preset" in mesh:
+        dtype = load_mesh_preset(mesh["preset"]).dtype
+    return {
+        "dtype": dtype,
+        "revision": options.revision,
+        "cache_dir": options.cache_dir,
+        "adapter": options.adapter,
+        "weights_dtype": options.weights,
+        "cache_dtype": options.cache,
+        "attention": options.attention,
+    }
