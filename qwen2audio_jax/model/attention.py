@@ -119,7 +119,7 @@ def attend(
     # Below a block the scores are smaller than the operands padded to one.
     if attention != XLA and whole and not (attention == PALLAS and tokens < LANES):
         return _on_each_device(partial(_KERNELS[attention], causal=causal), q, k, v, lengths, axes=axes)
-    mask = jnp.ones((1, tokens, k.shape[2]), bool)  # [B, T, S]
+    mask = jnp.ones((1, 1, k.shape[2]), bool)  # [B, T, S]
     if lengths is not None:
         mask = jnp.arange(k.shape[2]) < jnp.maximum(lengths, 1)[:, None, None]
     if causal:
