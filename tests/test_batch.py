@@ -23,12 +23,12 @@ from batch_process import Echo
 from qwen2audio_jax.batch import manifest as manifest_module
 from qwen2audio_jax.batch import parts as parts_module
 from qwen2audio_jax.batch.answerer import Answerer
-from qwen2audio_jax.batch.clips import open_clip
 from qwen2audio_jax.batch.job import model_digest
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import run_batch
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.engine.clips import open_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError
-from qwen2audio_jax.batch.clips import open_clip
 from qwen2audio_jax.batch.records import Problem, Record
 from qwen2audio_jax.embedded import EMBEDDED
+from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl
 
 if TYPE_CHECKING:

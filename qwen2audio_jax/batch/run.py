@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen2audio_jax.batch.clips import open_clip
 from qwen2audio_jax.batch.job import Job
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared
@@ -22,6 +21,7 @@ from qwen2audio_jax.batch.progress import OnProgress, Progress
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl, is_url
 
 VERSION = 1
