@@ -562,9 +562,9 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
 
 
 def test_an_answerer_travels_without_its_model():
-    answerer = Answerer(options={"max_new_tokens": 5}, rows=3)
+    answerer = Answerer(options={"max_new_tokens": 5}, slots=3)
     copy = pickle.loads(pickle.dumps(answerer))
     assert copy.settings == answerer.settings
     assert copy.settings["options"] == {"max_new_tokens": 5}
     assert copy.settings != Answerer(options={"max_new_tokens": 6}).settings
-    assert Answerer(rows=4).settings == Answerer(rows=5).settings
+    assert Answerer(slots=4).settings == Answerer(slots=5).settings

@@ -162,7 +162,7 @@ def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monk
         handles = [engine.submit(request(9, which=seed)) for seed in range(4)]
         submitted.set()
         for handle in handles:
-            with pytest.raises(RequestError, match=r"device failed .*out of memory") as caught:
+            with pytest.raises(RequestError, match=r"device failed \(JaxRuntimeError\)") as caught:
                 handle.result(timeout=60)
             assert caught.value.kind == "device"
         with pytest.raises(RuntimeError, match="device failed"):

@@ -138,7 +138,7 @@ class Engine:
         self._turning = threading.Lock()  # held for a turn, and by what else needs the slots
         self._queue, self._queued, self._open = queue, 0, 0
         self._closing = False
-        self._broken: RuntimeError | None = None
+        self._broken: Exception | None = None
         hearing = Hearing(truncation, allow_private_urls, allow_special)
         self._preparation = Preparation(processor, hearing=hearing, workers=workers)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -168,7 +168,7 @@ class Engine:
         with self._lock:
             free = self._lock.wait_for(self._has_room, timeout) if block else self._has_room()
             if self._broken is not None:
-                raise RuntimeError(str(self._broken)) from self._broken
+                raise RuntimeError(str(self.end())) from self._broken
             if self._closing:
                 raise RuntimeError("the engine is closed")
             if not free:
@@ -197,6 +197,17 @@ class Engine:
 
         handle._wake = wake
         return handle
+
+    @property
+    def failure(self) -> Exception | None:
+        """The device's error, after which no request is answered any more; None while all is well."""
+        return self._broken
+
+    def end(self) -> RequestError:
+        """The error of requests that an engine which failed or was closed does not answer."""
+        if self._broken is not None:
+            return RequestError(f"the model's device failed ({type(self._broken).__name__})", kind="device")
+        return RequestError("the engine was closed before the answer was whole", kind="closed")
 
     def answers(self, requests: Iterable[Request]) -> Iterator[Answer | RequestError]:
         """The answers to requests, in their order, with no more of them under way than slots and queue hold."""
@@ -314,7 +325,7 @@ class Engine:
                 error = as_request_error(fault)
         with self._lock:
             if self._closing or self._broken is not None:
-                error = self._broken_error()
+                error = self.end()
             elif error is None:
                 self._waiting.add(work, priority=work.handle.request.priority)
                 self._lock.notify_all()
@@ -324,11 +335,6 @@ class Engine:
             self._end(work.handle, work.answer("cancelled", decode=self._processor.decode))
         else:
             self._end(work.handle, error)
-
-    def _broken_error(self) -> RequestError:
-        if self._broken is not None:
-            return RequestError(str(self._broken), kind="device")
-        return RequestError("the engine was closed before it began with this request", kind="closed")
 
     def _end(self, handle: Handle, outcome: Answer | RequestError) -> None:
         if isinstance(outcome, RequestError):
@@ -352,14 +358,12 @@ class Engine:
                 with self._turning:
                     self._loop.turn()
             except Exception as error:  # of the device: nothing that runs can go on
-                broken = RuntimeError(f"the engine's device failed ({type(error).__name__}: {error})"[:2000])
-                broken.__cause__ = error
                 with self._lock:
-                    self._broken = broken
+                    self._broken = error
                     self._lock.notify_all()
-                self._loop.fail(self._broken_error())
+                self._loop.fail(self.end())
                 return
-        self._loop.fail(RequestError("the engine was closed before the answer was whole", kind="closed"))
+        self._loop.fail(self.end())
 
 
 def _outcome(handle: Handle) -> Answer | RequestError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax.engine.placement import Plan, Residents, rest_width
+from qwen2audio_jax.engine.placement import Plan, Residents
 from qwen2audio_jax.engine.prompts import Prompts
 from qwen2audio_jax.engine.request import Answer, RequestError
 from qwen2audio_jax.engine.scheduler import Admission, Waiting
@@ -69,6 +69,7 @@ class Loop:
         self._waiting, self._admission, self._counts = waiting, admission, counts
         self._decode, self._on_begin, self._on_end = decode, on_begin, on_end
         self._issued: deque[_Issued] = deque()
+        self._beginning: list[Work] = []  # those that the present turn takes from `waiting`
         self._calm = 0
 
     @property
@@ -79,7 +80,7 @@ class Loop:
     def fail(self, error: RequestError) -> None:
         """End all requests with an error."""
         running = {id(work): work for issued in self._issued for _, work in issued.rows}
-        running |= {id(work): work for work in self._residents.works()}
+        running |= {id(work): work for work in [*self._residents.works(), *self._beginning]}
         self._issued.clear()
         waiting = self._waiting.drop(lambda work: True)
         for _ in waiting:
@@ -115,18 +116,20 @@ class Loop:
         count = self._admission.choose(lengths, free=free, running=self._residents.in_use)
         if not count:
             return
-        plan = self._residents.plan(self._waiting.take(count))
+        self._beginning = self._waiting.take(count)
+        plan = self._residents.plan(self._beginning)
         for work in plan.later:
             self._waiting.add(work, priority=work.handle.request.priority)
         now = time.monotonic()
         for work in plan.works:
             work.began = now
             self._on_begin()
-        rests = [start + (rest_width(work.length - start) or 0) for work, (_, start) in plan.extended.items()]
+        rests = [beginning.tokens + beginning.width for beginning in plan.extended.values()]
         self._fit(max([work.length for work in plan.works] + rests))
         self._counts.issued()
         self._extend(plan)
         self._prefill(plan.whole)
+        self._beginning = []
 
     def _prefill(self, works: list[Work]) -> None:
         """Whole prompts, those of similar length together."""
@@ -148,18 +151,18 @@ class Loop:
 
     def _extend(self, plan: Plan) -> None:
         """Prompts whose beginnings are in slots; as few at a time as the mesh allows, as each takes a row's copy."""
-        count = prompt_counts(1, mesh=self._runtime.mesh)[0]
-        works = list(plan.extended)
-        while works:
-            part, works = works[:count], works[count:]
-            sources, starts = zip(*(plan.extended[work] for work in part), strict=True)
-            width = rest_width(max(work.length - start for work, start in zip(part, starts, strict=True)))
-            assert width is not None
+        most, left = prompt_counts(1, mesh=self._runtime.mesh)[0], dict(plan.extended)
+        while left:
+            # One call has one width, for which each of them has room behind its beginning.
+            width = next(iter(left.values())).width
+            part = [work for work, beginning in left.items() if beginning.width == width][:most]
+            found = [left.pop(work) for work in part]
+            starts = [beginning.tokens for beginning in found]
             heard = self._prompts.hear(part)
-            embedded = self._prompts.embed(part, starts, heard, count=count, width=width)
-            logits, rows = self._state.extend(embedded, sources=sources, starts=starts)
+            embedded = self._prompts.embed(part, starts, heard, count=most, width=width)
+            logits, rows = self._state.extend(embedded, sources=[beginning.slot for beginning in found], starts=starts)
             first = self._first(part, logits, embedded)
-            kept = {plan.extended[work][0] for work in works}
+            kept = {beginning.slot for beginning in left.values()}
             for source, (work, start) in enumerate(zip(part, starts, strict=True)):
                 work.reused = start
                 if work.budget > 1:
@@ -191,10 +194,12 @@ class Loop:
     def _fit(self, needed: int, *, calm: bool = False) -> None:
         """Give the cache room for the longest row; in `calm` steps a smaller one, once that would have done for long.
 
-        A step reads the whole cache, so its capacity is what the rows of now need, not what they may come to need.
+        A step reads the whole cache, so its capacity is what the rows of now need, not what they may come to need, and
+        one position more: a row that has ended goes on writing, in the end to the last position.
         """
         lengths = [work.length + work.issued for work in self._residents.works()]
-        wanted = padded_capacity(max([needed, *lengths]), config=self._runtime.config)
+        most = min(max([needed, *lengths]) + 1, self._residents.capacity)
+        wanted = padded_capacity(most, config=self._runtime.config)
         if calm:
             self._calm = self._calm + 1 if wanted < self._state.capacity else 0
         if calm and wanted < self._state.capacity and self._calm > CALM_STEPS:

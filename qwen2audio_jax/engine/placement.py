@@ -14,18 +14,27 @@ RESTS = (16, 32, 64, 128, 256)
 """Widths in which the rest of a prompt is computed after a copied beginning; a longer one is computed whole."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Where the beginning of a prompt is: in a slot's row, so many `tokens`; and the `width` to compute the rest in."""
+
+    slot: int
+    tokens: int
+    width: int
+
+
 @dataclass
 class Plan:
     """How requests are admitted.
 
     Attributes:
         whole: prompts that are prefilled from their beginning.
-        extended: prompts whose beginning is in a slot: that slot, and how many tokens.
+        extended: prompts whose beginning is in a slot.
         later: requests that wait for the one before, as it will have their beginning.
     """
 
     whole: list[Work] = field(default_factory=list)
-    extended: dict[Work, tuple[int, int]] = field(default_factory=dict)
+    extended: dict[Work, Beginning] = field(default_factory=dict)
     later: list[Work] = field(default_factory=list)
 
     @property
@@ -39,7 +48,7 @@ class Residents:
 
     def __init__(self, slots: int, *, shared: bool, capacity: int):
         """Args: `shared`, whether beginnings are copied between slots; the largest `capacity` of the cache."""
-        self.shared, self._capacity = shared, capacity
+        self.shared, self.capacity = shared, capacity
         self._running: list[Work | None] = [None] * slots
         self._last: list[Work | None] = [None] * slots
         self._released = list(range(slots))  # the next to be taken first
@@ -83,10 +92,10 @@ class Residents:
         return True
 
     def cut(self, capacity: int) -> None:
-        """Forget rows of free slots that are longer than the cache."""
+        """Forget rows of free slots that fill a cache of this capacity, whose last position is written on and on."""
         for slot in self._released:
             last = self._last[slot]
-            if last is not None and len(last.held()) >= capacity:
+            if last is not None and last.length + last.issued > capacity:
                 self._last[slot] = None
 
     def plan(self, works: Sequence[Work]) -> Plan:
@@ -96,31 +105,27 @@ class Residents:
             plan.whole += works
             return plan
         for work in works:
-            slot, start = self._longest(work)
-            if start:
-                plan.extended[work] = slot, start
+            beginning = self._longest(work)
+            if beginning is not None:
+                plan.extended[work] = beginning
             elif any(_shares(work.key, other.key) for other in plan.works):
                 plan.later.append(work)
             else:
                 plan.whole.append(work)
         return plan
 
-    def _longest(self, work: Work) -> tuple[int, int]:
-        """The slot that holds most of a prompt's beginning, and how many tokens; 0 if too few."""
-        best = (0, 0)
-        for slot, last in enumerate(self._last):
+    def _longest(self, work: Work) -> Beginning | None:
+        """The slot that holds most of a prompt's beginning; None if none holds enough, or the rest is too long."""
+        slot, tokens = 0, 0
+        for index, last in enumerate(self._last):
             if last is not None and _shares(work.key, last.key):
-                start = min(common_prefix_length(work.key, last.held()), work.length - 1)
-                if start > best[1]:
-                    best = slot, start
-        slot, start = best
-        width = rest_width(work.length - start)
-        return best if start >= SHORTEST and width and start + width <= self._capacity else (0, 0)
-
-
-def rest_width(tokens: int) -> int | None:
-    """The listed width for the rest of a prompt; None for one that is too long."""
-    return next((width for width in RESTS if width >= tokens), None)
+                common = min(common_prefix_length(work.key, last.held()), work.length - 1)
+                if common > tokens:
+                    slot, tokens = index, common
+        width = next((width for width in RESTS if width >= work.length - tokens), None)
+        if tokens < SHORTEST or width is None or tokens + width > self.capacity:
+            return None
+        return Beginning(slot, tokens, width)
 
 
 def _shares(key: np.ndarray, other: np.ndarray) -> bool:
