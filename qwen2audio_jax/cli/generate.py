@@ -72,6 +72,8 @@ def _prompt(options: argparse.Namespace) -> str:
             prompt = data.decode().removesuffix("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"the prompt on stdin is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    if options.audio.count("-") + (options.prompt == "-") > 1:
+        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
     if options.raw and options.system is not None:
         raise ValueError("--system is for the chat template, which --raw leaves out: give one of them")
     if not prompt and (options.raw or not options.audio):
@@ -100,4 +102,9 @@ def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioPr
 
 
 def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
-    return processor.feature_extractor.load(clip_source(path), truncation=options.truncation)
+    source = clip_source(path, stdin=options.prompt != "-")
+    try:
+        return processor.feature_extractor.load(source, truncation=options.truncation)
+    finally:
+        if not isinstance(source, str) and source is not sys.stdin.buffer:
+            source.close()
