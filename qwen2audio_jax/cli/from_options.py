@@ -1,7 +1,6 @@
 """Loading of processor and model from the options, with cheap checks before weights are loaded."""
 
 import argparse
-import os
 import stat
 import sys
 from collections.abc import Mapping
@@ -44,14 +43,14 @@ def clip_source(name: str, *, stdin: bool = False) -> str | BinaryIO:
     if name == "-":
         if not stdin:
             raise ValueError("- (standard input) is read for the messages here: give the path of a sound file")
-        if sys.stdin.isatty():
-            raise ValueError("--audio - reads sound from a pipe, and standard input is a terminal: pipe a file into it")
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError("--audio - reads sound from a pipe, and none is there: pipe a file into it")
         return sys.stdin.buffer
-    path = os.path.expanduser(name)
     with suppress(OSError, ValueError):
-        if stat.S_ISFIFO(os.stat(path).st_mode):
-            return Path(path).open("rb")
-    return path
+        path = Path(name).expanduser()
+        if stat.S_ISFIFO(path.stat().st_mode):
+            return path.open("rb")
+    return name
 
 
 def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:

@@ -65,6 +65,8 @@ def _answer(
 
 
 def _prompt(options: argparse.Namespace) -> str:
+    if options.audio.count("-") + (options.prompt == "-") > 1:
+        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
     prompt = options.prompt or ""
     if prompt == "-":
         data = sys.stdin.buffer.read()
@@ -72,8 +74,6 @@ def _prompt(options: argparse.Namespace) -> str:
             prompt = data.decode().removesuffix("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"the prompt on stdin is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    if options.audio.count("-") + (options.prompt == "-") > 1:
-        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
     if options.raw and options.system is not None:
         raise ValueError("--system is for the chat template, which --raw leaves out: give one of them")
     if not prompt and (options.raw or not options.audio):
