@@ -65,6 +65,8 @@ def _answer(
 
 
 def _prompt(options: argparse.Namespace) -> str:
+    if options.audio.count("-") + (options.prompt == "-") > 1:
+        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
     prompt = options.prompt or ""
     if prompt == "-":
         data = sys.stdin.buffer.read()
@@ -100,4 +102,9 @@ def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioPr
 
 
 def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
-    return processor.feature_extractor.load(clip_source(path), truncation=options.truncation)
+    source = clip_source(path, stdin=options.prompt != "-")
+    try:
+        return processor.feature_extractor.load(source, truncation=options.truncation)
+    finally:
+        if not isinstance(source, str) and source is not sys.stdin.buffer:
+            source.close()

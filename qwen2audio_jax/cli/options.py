@@ -88,7 +88,8 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
             metavar="FILE",
             action="append",
             default=[],
-            help=f"a clip (a file or URL); may be given again; example:NAME is one of the package's: {names}",
+            help="a clip (a file, a URL, or - for standard input); may be given again; "
+            f"example:NAME is one of the package's: {names}",
         )
         group.add_argument(
             "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
