@@ -22,11 +22,12 @@ from qwen2audio_jax.convert import convert, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = memory_gb(30_000)  # groups of 15 kB: about six in the tiny model
+SOURCE = {"layers": 1, "naming": "old", "dtype": "bfloat16", "shards": 3}
 
 
 @pytest.fixture
 def hf(tmp_path) -> Path:
-    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", layers=1, naming="old", dtype="bfloat16", shards=3)
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", **SOURCE)
     return tmp_path / "hf"
 
 
@@ -144,7 +145,9 @@ def test_other_work_is_refused(hf, tmp_path):
         convert(hf, tmp_path / "a", dtype="float16")
     with pytest.raises(ValueError, match="with non-finite weights 'refuse' instead of 'allow'"):
         convert(hf, tmp_path / "a", non_finite="allow")
-    hf_layout.write_hf_checkpoint(tmp_path / "other", "gqa", layers=1, naming="old", dtype="bfloat16", shards=3, seed=99)
+    hf_layout.write_hf_checkpoint(
+        tmp_path / "other", "gqa", layers=1, naming="old", dtype="bfloat16", shards=3, seed=99
+    )
     with pytest.raises(ValueError, match="is not what it was when the conversion"):
         convert(tmp_path / "other", tmp_path / "a")
     hf_layout.write_hf_checkpoint(tmp_path / "third", "gqa", layers=1)
@@ -323,7 +326,7 @@ def test_command_says_that_it_goes_on(hf, tmp_path, capfd, monkeypatch):
     assert re.search(r"a: converted \d+ tensors, 187kB \([\d.]+kB of it were there already\) in ", err)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_killed_at_random_moments(hf, tmp_path):
     """The short form of benchmarks/convert_kills.py; the last kills fall among the joining of the groups."""
     rng = np.random.default_rng(7)

@@ -50,8 +50,8 @@ def together(folder, checkpoint, *, processes, devices, data, model, groups, ful
 @pytest.mark.parametrize(
     ("processes", "devices", "data", "model", "groups"),
     [
-        pytest.param(2, 2, 2, 2, 2, id="two-processes-a-model-group-each", marks=pytest.mark.slow),
-        pytest.param(4, 1, 4, 1, 4, id="four-processes-of-one-device", marks=pytest.mark.slow),
+        pytest.param(2, 2, 2, 2, 2, id="two-processes-a-model-group-each", marks=pytest.mark.slow(seconds=30)),
+        pytest.param(4, 1, 4, 1, 4, id="four-processes-of-one-device", marks=pytest.mark.slow(seconds=30)),
         pytest.param(4, 1, 2, 2, 2, id="four-processes-of-which-two-share-a-model-group"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_run_writes_its_curve_and_its_result(whole, settings):
     assert held_out[STEPS] < held_out[6] < curve[1]
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow(seconds=45))])
 def test_killed_at_any_moment_it_continues_with_the_same_losses(place, whole, tmp_path, times):
     """Killed while it starts, steps, saves or ends, over and over; then the same command goes through, in here."""
     output, rng, kills = tmp_path / "run", random.Random(0), 0
@@ -147,7 +147,7 @@ def test_told_to_end_it_saves_first_and_continues_with_the_same_losses(settings,
     assert [line["step"] for line in read_metrics(settings.output) if line["kind"] == "train"] == list(curve)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_the_command_told_to_end_saves_first(place, tmp_path):
     output = tmp_path / "run"
     process = command(place, output, "--set", "steps=4000", "--set", "save_every=4000", "--set", "evaluate_every=0")
@@ -197,7 +197,7 @@ print("steps", int(state.step))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_two_processes_train_one_model(place, whole, tmp_path):
     """Each reads its own rows and holds its own half of weights and moments; together they make the same curve."""
     from qwen2audio_jax.convert import convert
