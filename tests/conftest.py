@@ -29,6 +29,7 @@ import jax
 import pytest
 import tiny
 from hf_layout import random_tensors, write_hf_checkpoint
+from slow_shares import deal
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.model.decoder import Decoder
@@ -41,7 +42,7 @@ LONGEST = ("test_train_step", "test_train_loop", "test_shares", "test_generate",
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--slow-share", metavar="K/N", help="with -m slow: every Nth of them from the Kth on, so that N shares are all"
+        "--slow-share", metavar="K/N", help="with -m slow: the Kth of N shares of about equal time (see slow_shares)"
     )
 
 
@@ -75,8 +76,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("parity")
     if config.option.slow_share:
         number, shares = map(int, config.option.slow_share.split("/"))
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        items[:] = slow[number % shares :: shares]
+        share = set(deal(items, shares)[number % shares][1])
+        items[:] = [item for item in items if item in share]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 

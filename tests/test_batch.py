@@ -298,7 +298,7 @@ def test_a_killed_job_goes_on(tmp_path):
     killed(tmp_path, kills=3, delay=0.001, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=15)
 def test_a_job_killed_twenty_times_goes_on(tmp_path):
     killed(tmp_path, kills=20, delay=0.002, seed=1)
 

@@ -151,7 +151,7 @@ def test_a_failing_device_costs_the_record_that_fails(cache, monkeypatch):
     answerer.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=65)
 def test_two_hosts_by_the_command_of_which_one_is_killed(tmp_path, capsys, cache):
     """The embedded model in two processes on one folder; what the killed one leaves is done by the other."""
     lines = [

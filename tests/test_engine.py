@@ -42,7 +42,7 @@ def test_random_requests_are_answered_as_alone(load, processor, programs, monkey
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=48, seconds=0.4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize("shape", [None, (4, 2), (8, 1)])
 def test_random_requests_of_all_lengths(load, processor, programs, shape):
     mesh = None if shape is None else make_mesh(data=shape[0], model=shape[1])
