@@ -92,6 +92,13 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
             f"example:NAME is one of the package's: {names}",
         )
         group.add_argument(
+            "--each",
+            metavar="FILE",
+            nargs="+",
+            default=[],
+            help="clips of which each is asked about by itself, an answer a line; several at a time",
+        )
+        group.add_argument(
             "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
         )
     group.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
