@@ -21,6 +21,7 @@ from qwen2audio_jax.storage.bucket import PathOrUrl
 
 if TYPE_CHECKING:
     from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+    from qwen2audio_jax.processing.output import ProcessorOutput
     from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 Row = dict[str, Any]
@@ -42,6 +43,7 @@ class Prepared:
         features: [A, M, L] float32 and [A, L] int32; None without clips.
         options: generation options.
         audio_seconds: of all clips, to 10 ms.
+        truncated: whether a clip is heard in part.
         load_seconds: what preparing it took.
     """
 
@@ -50,6 +52,7 @@ class Prepared:
     features: tuple[np.ndarray, np.ndarray] | None
     options: Mapping[str, Any]
     audio_seconds: float
+    truncated: bool
     load_seconds: float
 
     @property
@@ -75,6 +78,8 @@ class Answerer:
         options: Mapping[str, Any] | None = None,
         seed: int | None = None,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         allow_special: bool = False,
         allow_private_urls: bool = False,
         token_ids: bool = False,
@@ -92,6 +97,8 @@ class Answerer:
             options: of `generate`, for every record that does not state its own.
             seed: for other draws than those of the same job with another one.
             truncation: keep the beginning of clips that are too long instead of refusing them.
+            allow_truncated: hear files that are shorter than they say, as far as they go; their rows say so.
+            track: number, from 0, of the audio track of files that have several.
             allow_special: let messages write control tokens.
             allow_private_urls: also fetch clips from addresses that are not public.
             token_ids: put the new tokens' ids into the rows.
@@ -109,7 +116,12 @@ class Answerer:
         self._model_source, self._revision, self._adapter, self._mesh = model, revision, adapter, mesh
         self._loading, self._rows = loading, rows
         self._system, self._options, self._seed = system, dict(options or {}), seed
-        self._audio: dict[str, Any] = {"truncation": truncation, "allow_private_urls": allow_private_urls}
+        self._audio: dict[str, Any] = {
+            "truncation": truncation,
+            "allow_truncated": allow_truncated,
+            "track": track,
+            "allow_private_urls": allow_private_urls,
+        }
         self._allow_special, self._token_ids = allow_special, token_ids
         self._loaded: tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor] | None = None
 
@@ -141,7 +153,7 @@ class Answerer:
             "system": self._system,
             "options": self._options,
             "seed": self._seed,
-            "truncation": self._audio["truncation"],
+            **{name: self._audio[name] for name in ("truncation", "allow_truncated", "track")},
             "allow_special": self._allow_special,
             "token_ids": self._token_ids,
         }
@@ -203,7 +215,15 @@ class Answerer:
         if "input_features" in inputs:
             features = inputs["input_features"], inputs["feature_attention_mask"]
             seconds = round(float(features[1].sum()) * FRAME_SECONDS, 2)
-        return Prepared(record, inputs["input_ids"][0], features, options, seconds, time.monotonic() - began)
+        return Prepared(
+            record=record,
+            ids=inputs["input_ids"][0],
+            features=features,
+            options=options,
+            audio_seconds=seconds,
+            truncated=bool(inputs.truncated_clips),
+            load_seconds=time.monotonic() - began,
+        )
 
     def _checked_options(self, record: Record) -> dict[str, Any]:
         model, _ = self._load()
@@ -229,7 +249,7 @@ class Answerer:
         budget = model.generation_config.updated(**options).new_token_budget(prompt)
         check_positions(prompt, budget, config=model.config)
 
-    def _inputs(self, record: Record) -> Mapping[str, np.ndarray]:
+    def _inputs(self, record: Record) -> "ProcessorOutput":
         _, processor = self._load()
         clips = [open_clip(clip) for clip in record.clips]
         if record.prompt is not None and processor.audio_token in record.prompt:
@@ -308,6 +328,7 @@ class Answerer:
                 "text": processor.decode(ids, skip_special_tokens=True),
                 "finish_reason": result.finish_reasons[row],
                 "audio_seconds": prepared.audio_seconds,
+                **({"truncated_audio": True} if prepared.truncated else {}),
                 "tokens": length,
                 "prompt_tokens": len(prepared.ids),
                 "mean_log_prob": round(mean, 5) if math.isfinite(mean) else None,
