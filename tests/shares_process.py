@@ -35,7 +35,7 @@ def work(case, folder):
     budget = BUDGETS[case["group"]]
     results["tokens"] = model.generate(**inputs, **OPTIONS, max_new_tokens=budget)
     if case["full"]:
-        sampled = {"do_sample": True, "temperature": 1.2, "num_return_sequences": 2, "max_new_tokens": 6}
+        sampled = {"do_sample": True, "temperature": 1.2, "num_return_sequences": case["copies"], "max_new_tokens": 6}
         results["sampled"] = model.generate(**inputs, **{**OPTIONS, **sampled}, seed=case["seed"])
         drawn = model.generate(**inputs, **{**OPTIONS, **sampled})
         assert drawn.shape == results["sampled"].shape

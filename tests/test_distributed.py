@@ -57,6 +57,12 @@ def test_a_cluster_is_asked(monkeypatch):
     assert processes(environment={}) is None
 
 
+def test_processes_share_a_model_by_a_mesh_alone(monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert main(["generate", "--audio", "example:high-voice-306", "Which digits are spoken?"]) == 2
+    assert "2 processes share a model by --mesh alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -5,6 +5,7 @@ import os
 import re
 
 import hf_layout
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -110,7 +111,7 @@ def test_mixed_dtypes_are_aligned(tmp_path):
 def test_trained_parameters_are_exported(tmp_path):
     """A checkpoint that no conversion wrote."""
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["base"])
-    writer.save_params(tmp_path / "trained", init_params(config, seed=3), config=config)
+    writer.save_params(tmp_path / "trained", jax.jit(lambda: init_params(config, seed=3))(), config=config)
     export(tmp_path / "trained", tmp_path / "back")
     assert verify(tmp_path / "back", tmp_path / "trained") == []
 

@@ -136,9 +136,9 @@ class TestWeights:
     @pytest.mark.parametrize("name", ["gqa", "tied"])
     def test_computes_with_what_the_codes_stand_for(self, name):
         config = config_of(name)
-        codes, floats = quantized(init_params(config, seed=0))
-        prompt = text_prompt(config)
-        assert relative_error(forward(codes, prompt, cfg=config), forward(floats, prompt, cfg=config)) < 1e-5
+        codes, floats = jax.jit(lambda: quantized(init_params(config, seed=0)))()
+        prompt, logits = text_prompt(config), jax.jit(forward, static_argnames="cfg")
+        assert relative_error(logits(codes, prompt, cfg=config), logits(floats, prompt, cfg=config)) < 1e-5
 
     def test_split_heads_are_scaled_alike(self):
         codes, _ = quantized({"decoder": {"x": {"kernel": jax.random.normal(jax.random.key(0), (8, 12))}}})

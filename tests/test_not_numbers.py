@@ -22,7 +22,7 @@ class Words:
 
 def model_with(factor):
     config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])
-    params = init_params(config, seed=0)
+    params = jax.jit(lambda: init_params(config, seed=0))()
     spoiled = jax.tree_util.tree_map_with_path(
         lambda path, value: value * factor if "norm" in jax.tree_util.keystr(path[-2:]) else value, params
     )

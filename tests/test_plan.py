@@ -20,6 +20,7 @@ from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.model.kv_cache import cache_specs
 from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset, mesh_preset_names
+from qwen2audio_jax.parallel.sharding import make_mesh
 from qwen2audio_jax.plan import arithmetic, topology, work
 from qwen2audio_jax.plan.chips import CHIPS, GIB, find_chip
 from qwen2audio_jax.plan.compiling import CompileError, OutOfMemory, _failure
@@ -31,6 +32,7 @@ from qwen2audio_jax.plan.request import Shapes, clip_seconds, make_request, shap
 from qwen2audio_jax.plan.resident import device_bytes, weight_specs
 from qwen2audio_jax.plan.roofline import HOP_SECONDS, bound_of
 from qwen2audio_jax.plan.search import Refusal, largest_batch, sizes_of
+from qwen2audio_jax.plan.stages import STAGES, Batch, lower
 from qwen2audio_jax.plan.table import inference_table
 from qwen2audio_jax.plan.topology import abstract_mesh, check_compiler, mesh_sizes, parse_topology
 
@@ -546,6 +548,25 @@ class TestCommand:
         assert started["env"]["TPU_SKIP_MDS_QUERY"] == "1"
 
 
+def test_exchanges_of_a_tiny_model_over_eight_devices():
+    """The counts that `test_the_stages_of_a_tiny_model_for_eight_chips` finds in what is compiled for TPUs."""
+    config, mesh = Qwen2AudioConfig.from_json_file(TINY), make_mesh(data=1, model=8)
+    sizes = {"batch": 8, "prompt_tokens": 62, "max_new_tokens": 2}
+    request = make_request(config, topology=parse_topology("v5e:2x4"), **sizes)
+    assert (request.data, request.model) == (1, 8)
+    batch = Batch(config, mesh, shapes_of(request, rows=8, mesh=mesh), request.cache)
+    found = {}
+    for stage in STAGES:
+        text = lower(stage, batch, mode=request.mode).compile().as_text()
+        found[stage] = {kind: one["count"] for kind, one in summary(collectives(text, devices=8)).items()}
+    # Two sums a layer, one for the embedding, two for the choice of the token; the devices' best candidates.
+    assert found == {
+        "encode": {},
+        "prefill": {"all-reduce": 2 * 2},
+        "decode": {"all-reduce": 2 * 2 + 3, "all-gather": 2},
+    }
+
+
 @cache
 def planned(*arguments: str) -> dict:
     """The command's output for the tiny model, in the process that it starts."""
@@ -568,7 +589,7 @@ class TestCompiling:
         for stage in got["stages"].values():
             assert got["weights_bytes_per_chip"] + got["cache_bytes_per_chip"] < stage["peak_bytes_per_chip"]
 
-    @pytest.mark.slow
+    @pytest.mark.slow(seconds=20)
     def test_the_stages_of_a_tiny_model_for_eight_chips(self):
         got = planned(*SMALL, "--memory-gib", "0.008")
         assert set(got) == KEYS
@@ -591,7 +612,7 @@ class TestCompiling:
         assert got["refusal"]["stage"] == "decode"
         assert got["refusal"]["needed"] == got["peak_bytes_per_chip"] > got["limit_bytes_per_chip"]
 
-    @pytest.mark.slow
+    @pytest.mark.slow(seconds=20)
     def test_a_training_step(self):
         got = planned(*SMALL, "--train", "lora")
         assert got["fits"]

@@ -21,12 +21,13 @@ from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, verify
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = memory_gb(30_000)  # groups of 15 kB: about ten in the tiny model
+SMALL = memory_gb(30_000)  # groups of 15 kB: about six in the tiny model
+SOURCE = {"layers": 1, "naming": "old", "dtype": "bfloat16", "shards": 3}
 
 
 @pytest.fixture
 def hf(tmp_path) -> Path:
-    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", naming="old", dtype="bfloat16", shards=3)
+    hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", **SOURCE)
     return tmp_path / "hf"
 
 
@@ -75,7 +76,7 @@ def assert_whole(src, dst) -> None:
 @pytest.mark.parametrize("dtype", ["keep", "float32"])
 def test_goes_on_and_makes_nothing_twice(hf, tmp_path, made, dtype):
     done = stop(hf, tmp_path / "a", share=0.3, dtype=dtype)
-    assert 3 < len(done) < 40
+    assert 3 < len(done) < 20
     more = stop(hf, tmp_path / "a", share=0.7, dtype=dtype)
     assert set(done) < set(more)
     made.clear()
@@ -103,7 +104,7 @@ def test_early_failure_leaves_nothing(hf, tmp_path):
 
 
 def test_bad_weights_leave_nothing_even_late(tmp_path):
-    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa")
+    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "gqa", layers=1)
     tensors["model.multi_modal_projector.linear.bias"][0] = np.nan
     hf_layout.write_tensors(tmp_path / "hf", tensors)
     with pytest.raises(ValueError, match="holds NaN or Inf"):
@@ -144,10 +145,12 @@ def test_other_work_is_refused(hf, tmp_path):
         convert(hf, tmp_path / "a", dtype="float16")
     with pytest.raises(ValueError, match="with non-finite weights 'refuse' instead of 'allow'"):
         convert(hf, tmp_path / "a", non_finite="allow")
-    hf_layout.write_hf_checkpoint(tmp_path / "other", "gqa", naming="old", dtype="bfloat16", shards=3, seed=99)
+    hf_layout.write_hf_checkpoint(
+        tmp_path / "other", "gqa", layers=1, naming="old", dtype="bfloat16", shards=3, seed=99
+    )
     with pytest.raises(ValueError, match="is not what it was when the conversion"):
         convert(tmp_path / "other", tmp_path / "a")
-    hf_layout.write_hf_checkpoint(tmp_path / "third", "gqa")
+    hf_layout.write_hf_checkpoint(tmp_path / "third", "gqa", layers=1)
     with pytest.raises(ValueError, match="is not what it was when the conversion"):
         convert(tmp_path / "third", tmp_path / "a")
     assert entries(tmp_path / "a").keys() == done.keys()
@@ -184,7 +187,7 @@ def test_damaged_remains_are_made_again(hf, tmp_path, made, damage):
     made.clear()
     convert(hf, tmp_path / "a")
     if damage in ("torn line", "half a line"):
-        assert len(made) < 60
+        assert len(made) < 39
     assert_whole(hf, tmp_path / "a")
 
 
@@ -320,10 +323,10 @@ def test_command_says_that_it_goes_on(hf, tmp_path, capfd, monkeypatch):
     stop(hf, tmp_path / "a")
     assert command.main([str(hf), str(tmp_path / "a"), "--memory-gb", "0.5"]) == 0
     err = capfd.readouterr().err
-    assert re.search(r"a: converted \d+ tensors, 326kB \(\d+kB of it were there already\) in ", err)
+    assert re.search(r"a: converted \d+ tensors, 187kB \([\d.]+kB of it were there already\) in ", err)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_killed_at_random_moments(hf, tmp_path):
     """The short form of benchmarks/convert_kills.py; the last kills fall among the joining of the groups."""
     rng = np.random.default_rng(7)

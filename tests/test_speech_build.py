@@ -21,7 +21,7 @@ def few_examples(monkeypatch):
     monkeypatch.setattr(build_module, "TEST_EXAMPLES", 4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=45)
 def test_data_two_runs_scores_and_card(few_examples, tmp_path, monkeypatch):
     monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
     said = []

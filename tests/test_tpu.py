@@ -23,9 +23,13 @@ def report(*arguments: str) -> dict:
 # The larger mesh axis splits 32 KV heads in 8; the third mesh has two groups of rows as well.
 STEPS = [
     pytest.param(("decode", "--mesh", "1x8", "--layers", "8"), id="1x8, 8 layers"),
-    pytest.param(("decode", "--mesh", "1x8"), id="1x8", marks=pytest.mark.slow),
-    pytest.param(("decode", "--mesh", "2x4"), id="2x4", marks=pytest.mark.slow),
-    pytest.param(("decode", "--topology", "v6e:2x2", "--mesh", "1x4"), id="v6e", marks=pytest.mark.slow),
+    pytest.param(("decode", "--mesh", "1x8"), id="1x8", marks=pytest.mark.slow(seconds=5, together="1x8")),
+    pytest.param(("decode", "--mesh", "2x4"), id="2x4", marks=pytest.mark.slow(seconds=5, together="2x4")),
+    pytest.param(
+        ("decode", "--topology", "v6e:2x2", "--mesh", "1x4"),
+        id="v6e",
+        marks=pytest.mark.slow(seconds=5, together="v6e"),
+    ),
 ]
 
 

@@ -18,7 +18,10 @@ MACHINES = {
     "v5e:2x4": ("--mesh", "1x8", *STEP),
     "v6e:2x2": ("--mesh", "1x4", *STEP, "--topology", "v6e:2x2"),
 }
-SLOW = [pytest.param(machine, marks=pytest.mark.slow) for machine in ("one v5e", "v5e:2x4", "v6e:2x2")]
+SLOW = [
+    pytest.param(machine, marks=pytest.mark.slow(seconds=seconds, together=machine))
+    for machine, seconds in (("one v5e", 13), ("v5e:2x4", 3), ("v6e:2x2", 3))
+]
 
 
 @cache

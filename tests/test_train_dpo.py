@@ -168,7 +168,7 @@ def rewards_of(sums):
     return {"accuracy": extra["accuracy"], "rewards": rewards}
 
 
-@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
+@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow(seconds=35)), 0.2])
 def test_loss_and_every_gradient_equal_the_references(torch, reference, load, smoothing):
     name, beta = "base", 0.3
     model = load(name)
@@ -362,7 +362,7 @@ def test_lora_trains_the_adapter_alone(load, lora_run):
     assert changed(state.weights, model.weights) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_mesh_and_micro_batches_leave_the_lora_curve_as_it_is(start, lora_run):
     settings = settings_of(start, lora=LORA, optimizer=OptimizerSettings(learning_rate=1e-2), machine=MANY)
     model, state, losses = run(settings, steps=20)

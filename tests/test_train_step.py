@@ -1,5 +1,6 @@
 """Loss, gradients and optimiser steps: against torch, and against themselves over meshes, micro-batches and packing."""
 
+import copy
 from dataclasses import replace
 
 import jax
@@ -36,8 +37,14 @@ def batch_for(name, groups=ALONE, *, seed=0):
 
 @pytest.fixture(scope="module")
 def small(load):
-    """Two layers of each kind: what is asked of whole steps is asked of them."""
-    return shallow(load("gqa"), layers=2)
+    """One layer of each kind: what is asked of whole steps is asked of them."""
+    return shallow(load("gqa"), layers=1)
+
+
+@pytest.fixture(scope="module")
+def small_means(small):
+    """Its gradient, and the metrics, of one batch."""
+    return means(small, batch_for("gqa"))
 
 
 def means(model, batch, *, accumulation=1, remat="none", train=PARTS):
@@ -71,6 +78,15 @@ def torch():
     return pytest.importorskip("torch")
 
 
+def shallow_reference(model, *, layers):
+    """The reference with only the first so many layers of encoder and decoder."""
+    model = copy.deepcopy(model)
+    parts = model.model
+    for part in (parts.audio_tower, parts.language_model):
+        part.layers = part.layers[:layers]
+    return model
+
+
 def reference_gradients(torch, inputs, labels):
     """For `judge`: a model's loss and every gradient by its name."""
 
@@ -84,7 +100,14 @@ def reference_gradients(torch, inputs, labels):
     return run
 
 
-@pytest.mark.parametrize("name", [pytest.param("base", marks=pytest.mark.slow), "gqa", "mels80"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("base", marks=pytest.mark.slow(seconds=11)),
+        "gqa",
+        pytest.param("mels80", marks=pytest.mark.slow(seconds=8)),
+    ],
+)
 def test_loss_and_every_gradient_equal_the_reference(torch, reference, load, name):
     inputs, labels = examples(name)
     model = load(name)
@@ -120,18 +143,16 @@ def test_tied_embeddings_get_both_gradients(torch, reference, load):
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow(seconds=6)),
         {"weight_decay": 0.1, "decay": "all", "betas": (0.8, 0.95), "clip_norm": 0.3},
     ],
 )
-def test_one_adamw_step_equals_torch(torch, reference, load, settings):
+def test_one_adamw_step_equals_torch(torch, reference, small, settings):
     # The published eps of 1e-8 makes a first step of 1 out of any gradient, rounding errors of zero included.
     settings = {"decay": "all", "clip_norm": 0.0, "eps": 1e-3, **settings}
     settings = OptimizerSettings(learning_rate=1e-2, schedule="constant", **settings)
-    name = "gqa"
-    inputs, labels = examples(name)
-    model = load(name)
-    state, _ = run(model, [pack(inputs, labels, PACKED, tokens=160, clips=4)], settings=settings)
+    inputs, labels = examples("gqa", SHORT)
+    state, _ = run(small, [batch_for("gqa")], settings=settings)
 
     def theirs(reference):
         reference.requires_grad_(True)
@@ -144,19 +165,17 @@ def test_one_adamw_step_equals_torch(torch, reference, load, settings):
             torch.nn.utils.clip_grad_norm_(trained, settings.clip_norm)
         optimizer.step()
         tensors = {key: p.detach().numpy() for key, p in reference.named_parameters()}
-        weights = ours_from_torch(model, tensors)
+        weights = ours_from_torch(small, tensors)
         return {path: weights[path] for path in flat(state.weights)}
 
-    assert_as_close_as_the_reference(flat(state.weights), reference(name), theirs)
+    assert_as_close_as_the_reference(flat(state.weights), shallow_reference(reference("gqa"), layers=1), theirs)
 
 
-def test_one_muon_step_orthogonalises_the_matrices_of_the_layers(small):
+def test_one_muon_step_orthogonalises_the_matrices_of_the_layers(small, small_means):
     """By the published iteration in float64; all other weights step as with AdamW."""
     options = {"learning_rate": 1e-2, "schedule": "constant", "weight_decay": 0.1, "clip_norm": 0.0, "eps": 1e-3}
-    model = small
-    batch = batch_for("gqa")
-    gradient, _ = means(model, batch)
-    state, _ = run(model, [batch], settings=OptimizerSettings(name="muon", **options))
+    model, (gradient, _) = small, small_means
+    state, _ = run(model, [batch_for("gqa")], settings=OptimizerSettings(name="muon", **options))
     adamw = optax.nadamw(1e-2, b2=0.999, eps=1e-3, weight_decay=0.0)
     adamw = adamw.update(gradient, adamw.init(gradient), gradient)[0]
     before, gradient, adamw = flat(model.params), flat(gradient), flat(adamw)
@@ -175,7 +194,7 @@ def test_one_muon_step_orthogonalises_the_matrices_of_the_layers(small):
             expected = before[path] + adamw[path]
         # The iteration lifts small singular values, and their rounding errors with them, by 3.4^5.
         assert relative_error(np.asarray(weight) - before[path], expected - before[path]) < 1e-3, path
-    assert matrices > 20
+    assert matrices >= 13
 
 
 def run(model, batches, *, settings=None, mesh=None, fsdp=False, accumulation=1, remat="none", train=PARTS):
@@ -217,9 +236,9 @@ def curve(small):
     ("sizes", "fsdp", "accumulation", "remat"),
     [
         ((4, 2), True, 1, "layers"),
-        pytest.param((8, 1), True, 1, "none", marks=pytest.mark.slow),
+        pytest.param((8, 1), True, 1, "none", marks=pytest.mark.slow(seconds=12)),
         ((1, 1), False, 4, "none"),
-        pytest.param((2, 4), False, 2, "dots", marks=pytest.mark.slow),
+        pytest.param((2, 4), False, 2, "dots", marks=pytest.mark.slow(seconds=18)),
     ],
 )
 def test_mesh_and_accumulation_leave_the_curve_as_it_is(small, curve, sizes, fsdp, accumulation, remat):
@@ -230,7 +249,7 @@ def test_mesh_and_accumulation_leave_the_curve_as_it_is(small, curve, sizes, fsd
     np.testing.assert_allclose(losses, curve, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=14)
 def test_muon_on_a_mesh_leaves_the_curve_as_it_is(small):
     settings = OptimizerSettings(name="muon", learning_rate=3e-3, warmup_steps=2)
     batches = [batch_for("gqa", seed=s % 2) for s in range(8)]
@@ -246,9 +265,9 @@ def test_packing_leaves_the_curve_as_it_is(small, curve):
     np.testing.assert_allclose(losses, curve, rtol=1e-4)
 
 
-def test_fsdp_splits_weights_and_moments_over_data(load):
+def test_fsdp_splits_weights_and_moments_over_data(small):
     mesh = make_mesh(data=4, model=2, devices=jax.devices()[:8])
-    state, _ = run(load("base"), [batch_for("base")], mesh=mesh, fsdp=True)
+    state, _ = run(small, [batch_for("gqa")], mesh=mesh, fsdp=True, remat="layers")
     kernel = state.weights["decoder"]["layers"]["0"]["mlp"]["gate_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
     held = [
@@ -287,22 +306,22 @@ def test_a_step_that_is_not_finite_changes_nothing(small):
         np.testing.assert_array_equal(leaf, flat(before.weights)[path])
 
 
-def test_bfloat16_compute_keeps_float32_weights_and_comes_close(small):
+def test_bfloat16_compute_keeps_float32_weights_and_comes_close(small, small_means):
     model = small
     half = replace(model.config, dtype="bfloat16")
     weights, frozen = parts.split(model.params, parts=PARTS)
     gradient, metrics = jax.jit(
         lambda w, f, b: gradients(sums_of(half), w, f, b, jax.random.PRNGKey(0), accumulation=1)
     )(weights, frozen, batch_for("gqa"))
-    _, expected = means(model, batch_for("gqa"))
+    _, expected = small_means
     assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=2e-2)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(gradient))
 
 
-def test_fresh_positions_are_sines(load):
+def test_fresh_positions_are_sines(small):
     from qwen2audio_jax.model.qwen2_audio import init_params
 
-    table = init_params(load("gqa").config, seed=0)["encoder"]["embed_positions"]["embedding"]
+    table = jax.jit(lambda: init_params(small.config, seed=0))()["encoder"]["embed_positions"]["embedding"]
     half = table.shape[1] // 2
     rates = np.exp(-np.log(10000) / (half - 1) * np.arange(half))
     angles = np.arange(len(table))[:, None] * rates

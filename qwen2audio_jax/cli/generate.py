@@ -18,12 +18,16 @@ from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 
-def run(options: argparse.Namespace) -> None:
-    """Answer the prompt in the options.
+def generate(options: argparse.Namespace) -> int:
+    """Answer the prompt in the options, and return the exit code.
 
     Raises:
         ValueError: an input or option cannot be used.
     """
+    if options.each:
+        from qwen2audio_jax.cli.each import run_each  # one prompt alone needs no engine
+
+        return run_each(options)
     prompt = _prompt(options)
     check_profile_folder(options.profile)
     processor, arguments = prepare(options)
@@ -37,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
     truncated = [number for number, clip in enumerate(clips) if clip.missing is not None]
     with profiled(options.profile):
         _answer(inputs, arguments, model=model, processor=processor, options=options, truncated=truncated)
+    return 0
 
 
 def _answer(
