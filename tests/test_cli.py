@@ -315,6 +315,12 @@ def test_cut_file_that_is_wanted(checkpoint, clips, capsys):
     assert err.count("cut.wav is heard in part: its header states 64000 bytes") == 1
     assert call(*arguments[:5], "hi", "--allow-truncated", "--json", "--max-new-tokens", "1") == 0
     assert "truncated_clips" not in json.loads(capsys.readouterr().out)
+    each = ("--each", clips / "speech.wav", clips / "cut.wav")
+    arguments = ("generate", "--model", checkpoint, "--allow-truncated", "--json", "--max-new-tokens", "1", "hi", *each)
+    assert call(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line).get("truncated_clips") for line in out.splitlines()] == [None, [0]]
+    assert "cut.wav is heard in part: its header states 64000 bytes" in err
 
 
 def test_track(checkpoint, clips, capsys):
