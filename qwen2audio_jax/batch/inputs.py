@@ -17,7 +17,25 @@ from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import BucketPath, is_url
 
 STDIN = "-"
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".webm", ".aac")
+SOUNDS = (
+    *(
+        ".wav",
+        ".flac",
+        ".mp3",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".spx",
+        ".m4a",
+        ".m4b",
+        ".mp4",
+        ".3gp",
+        ".webm",
+        ".mka",
+        ".aac",
+    ),
+    *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".w64", ".amr", ".awb", ".wma", ".mp2", ".ac3", ".wv", ".tta"),
+)
 """Names of sound files in folders and tars; what a file holds is told by its content."""
 MANIFESTS, TARS = (".jsonl", ".ndjson", ".json"), (".tar", ".tar.gz", ".tgz")
 _MOST = 1 << 40

@@ -10,7 +10,7 @@ from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
 from qwen2audio_jax.cli.from_options import loading_arguments, prepare
-from qwen2audio_jax.cli.options import mesh_arguments
+from qwen2audio_jax.cli.options import clip_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
 
 CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
@@ -35,7 +35,7 @@ def batch(options: argparse.Namespace) -> int:
         system=options.system,
         options=arguments,
         seed=options.seed,
-        truncation=options.truncation,
+        **clip_options(options),
         allow_special=options.allow_special,
         token_ids=options.token_ids,
         slots=options.slots,
