@@ -1,12 +1,14 @@
 """Processor files of a checkpoint, in the published layout and in that of transformers 5."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, present, read_json_object
+from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import Folder
 from qwen2audio_jax.storage.write_whole import write_whole
@@ -23,6 +25,10 @@ KNOWN_KEYS = frozenset(
         "transformers_version",
     )
 )
+PLACEHOLDERS = re.compile(
+    r"audio|clip|feature|frame|length|max_|patch|pool|rate|ratio|sampl|stride|template|time|token"
+)
+"""Words of settings that change how some processor expands a clip's placeholder."""
 DEFAULT_AUDIO_TOKEN = "<|AUDIO|>"
 
 
@@ -64,7 +70,7 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
         )
     processor_config = present(_read_optional(folder / "processor_config.json"))
     for key, value in processor_config.items():
-        if key not in KNOWN_KEYS:
+        if key not in KNOWN_KEYS and could_matter(key, value, known=KNOWN_KEYS, words=PLACEHOLDERS):
             raise ValueError(
                 f"{folder / 'processor_config.json'}: {key} is {describe(value)}: this key is not known, so its "
                 f"effect is not either. Check its spelling; delete it if it changes nothing"
