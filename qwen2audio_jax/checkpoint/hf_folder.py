@@ -166,7 +166,7 @@ def inside(folder: Folder, name: str) -> Folder:
             raise ValueError(f"{path}: {problem}; copy the whole folder")
         return path
     real = Path(os.path.realpath(path))
-    if not (real.is_relative_to(os.path.realpath(folder)) or _is_blob(real) or _is_namesake(real, name)):
+    if not (real.is_relative_to(os.path.realpath(path.parent)) or _is_blob(real) or _is_namesake(real, name)):
         raise ValueError(
             f"{path}: is a link to outside its folder ({real}), to a file of another name; copy the file itself there"
         )
