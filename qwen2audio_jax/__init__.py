@@ -53,7 +53,18 @@ _PLACES = {
     "load_mesh_preset": "parallel.mesh_presets",
     "make_mesh": "parallel.sharding",
 }
-_ROOMS = ("audio", "checkpoint", "config", "embedded", "generation", "model", "parallel", "processing", "storage")
+_ROOMS = (
+    "audio",
+    "checkpoint",
+    "config",
+    "embedded",
+    "engine",
+    "generation",
+    "model",
+    "parallel",
+    "processing",
+    "storage",
+)
 """Folders that an `import qwen2audio_jax` alone gives access to."""
 
 __all__ = [

@@ -30,6 +30,10 @@ class Limits:
     url_seconds: float = 60.0
     """Time for one fetch, redirects included."""
     url_redirects: int = 5
+    prepare_seconds: float = 120.0
+    """Time that a worker process has for one request's clips."""
+    worker_bytes: int = 4 << 30
+    """Address space of a worker process."""
     clips_per_text: int = 64
     messages: int = 4096
     new_tokens: int = 32_768

@@ -21,15 +21,19 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import copy
+import functools
 import importlib.util
 from functools import cache
 
+import jax
 import pytest
 import tiny
 from hf_layout import random_tensors, write_hf_checkpoint
 from slow_shares import deal
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.model.decoder import Decoder
+from qwen2audio_jax.model.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("test_train_step", "test_train_loop", "test_shares", "test_generate", "test_parity", "test_resume")
@@ -179,3 +183,27 @@ def made(monkeypatch) -> list[str]:
     original = convert_tensor.read_parameter
     monkeypatch.setattr(convert_tensor, "read_parameter", read_parameter)
     return names
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Names of the programs that were lowered or compiled since, and of the modules that were traced."""
+    names = []
+
+    def listener(event, seconds, fun_name=None, **_):
+        if "backend_compile" in event or "jaxpr_to_mlir" in event:
+            names.append(fun_name)
+
+    def counted(module, call):
+        @functools.wraps(call)
+        def wrapper(self, *arguments, **more):
+            names.append(module.__name__)
+            return call(self, *arguments, **more)
+
+        return wrapper
+
+    for module in (Decoder, Encoder):
+        monkeypatch.setattr(module, "__call__", counted(module, module.__call__))
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listener)

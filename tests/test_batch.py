@@ -23,12 +23,12 @@ from batch_process import Echo
 from qwen2audio_jax.batch import manifest as manifest_module
 from qwen2audio_jax.batch import parts as parts_module
 from qwen2audio_jax.batch.answerer import Answerer
-from qwen2audio_jax.batch.clips import open_clip
 from qwen2audio_jax.batch.job import model_digest
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import run_batch
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.engine.clips import open_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -562,9 +562,9 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path):
 
 
 def test_an_answerer_travels_without_its_model():
-    answerer = Answerer(options={"max_new_tokens": 5}, rows=3)
+    answerer = Answerer(options={"max_new_tokens": 5}, slots=3)
     copy = pickle.loads(pickle.dumps(answerer))
     assert copy.settings == answerer.settings
     assert copy.settings["options"] == {"max_new_tokens": 5}
     assert copy.settings != Answerer(options={"max_new_tokens": 6}).settings
-    assert Answerer(rows=4).settings == Answerer(rows=5).settings
+    assert Answerer(slots=4).settings == Answerer(slots=5).settings

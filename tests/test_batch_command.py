@@ -16,6 +16,7 @@ from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example, examples
+from qwen2audio_jax.engine.slots import Slots
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,32 +122,33 @@ def test_good_records_get_the_text_of_generate_and_bad_files_named_errors(tmp_pa
 def test_draws_do_not_depend_on_the_group(cache, model):
     options = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6}
     records = [Record(f"r{i}", "", prompt="Hello", seed=100 + i) for i in range(4)]
-    together = Answerer(options=options, rows=4)(records)
-    again = [row for record in records[::-1] for row in Answerer(options=options, rows=1)([record])][::-1]
+    together = Answerer(options=options, slots=4)(records)
+    again = [row for record in records[::-1] for row in Answerer(options=options, slots=1)([record])][::-1]
     assert [row["text"] for row in together] == [row["text"] for row in again]
     assert len({row["text"] for row in together}) > 1
 
 
-def test_a_failing_call_costs_the_record_that_fails(cache, monkeypatch):
-    original = Qwen2AudioForConditionalGeneration.generate
+def test_a_failing_device_costs_the_record_that_fails(cache, monkeypatch):
+    original = Slots.first_tokens
     calls = []
 
-    def generate(self, *, seed, **arguments):
-        calls.append(len(seed))
-        if 2 in seed or len(calls) > 9:
+    def first_tokens(self, logits, embedded, rows):
+        calls.append([row.seed for row in rows])
+        if 2 in calls[-1] or len(calls) > 20:
             raise RuntimeError("RESOURCE_EXHAUSTED at 0x7f0011223344")
-        return original(self, seed=seed, **arguments)
+        return original(self, logits, embedded, rows)
 
-    monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "generate", generate)
-    answerer = Answerer(options={"max_new_tokens": 2}, rows=4)
+    monkeypatch.setattr(Slots, "first_tokens", first_tokens)
+    answerer = Answerer(options={"max_new_tokens": 2}, slots=4)
     records = [Record(f"r{i}", "", prompt="Hello", seed=i) for i in range(4)]
-    rows = answerer(records)
-    assert calls == [4, 1, 1, 1, 1]
-    assert ["error" in row for row in rows] == [False, False, True, False]
-    assert rows[2]["error"] == {"kind": "failed", "message": "the processor or the model failed (RuntimeError)"}
-    answerer(records)
-    with pytest.raises(RuntimeError, match="the model fails on every record"):
+    for _ in range(2):
+        rows = answerer(records)
+        assert ["error" in row for row in rows] == [False, False, True, False]
+        assert rows[2]["error"] == {"kind": "device", "message": "the model's device failed (RuntimeError)"}
+    calls += [[]] * 20
+    with pytest.raises(RuntimeError, match=r"the model fails on every record: .*RESOURCE_EXHAUSTED"):
         answerer(records)
+    answerer.close()
 
 
 @pytest.mark.slow(seconds=65)
@@ -156,7 +158,7 @@ def test_two_hosts_by_the_command_of_which_one_is_killed(tmp_path, capsys, cache
         {"id": f"{path.stem} {i}", "audio": str(path), "prompt": QUESTION} for i in range(20) for path in examples()
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    command = ["batch", str(tmp_path / "m.jsonl"), "--rows", "4", "--quiet", "--output"]
+    command = ["batch", str(tmp_path / "m.jsonl"), "--slots", "4", "--quiet", "--output"]
     script = "import sys; from qwen2audio_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     hosts = [
         subprocess.Popen(
@@ -191,7 +193,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "of three: 0/3" in refusal(capsys, manifest, *output, "--shard", "3/3")
     assert "no such folder" in refusal(capsys, manifest, *output, "--model", tmp_path / "none")
     assert "cannot be read (No such file" in refusal(capsys, manifest, *output, "--suspect", tmp_path / "none")
-    assert "at least one prompt" in refusal(capsys, manifest, *output, "--rows", 0)
+    for option in ("--slots", "--workers", "--positions"):
+        assert f"{option[2:]}=-1: at least" in refusal(capsys, manifest, *output, option, -1)
     assert "--mesh" in refusal(capsys, manifest, *output, "--mesh", "2by4")
     assert "local file" in refusal(capsys, manifest, *output, "--merge", "gs://mine/all.jsonl")
     manifest.write_text('{"id": "a", "audioo": "a.wav"}')

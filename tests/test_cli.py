@@ -200,6 +200,30 @@ def test_json_and_system(checkpoint, clips, capsys):
     assert answer["prompt_tokens"] > 50
 
 
+def test_each_of_several_files_is_answered_by_itself(checkpoint, clips, capsys):
+    paths = [str(clips / name) for name in ("speech.wav", "speech.flac", "missing.wav", "speech.mp3")]
+    arguments = ("generate", "--model", checkpoint, "What is said?", *TALK)
+    assert call(*arguments, "--each", *paths) == 1
+    shown = capsys.readouterr()
+    assert "missing.wav" in shown.err
+    answers = []
+    for path in (paths[0], paths[1], paths[3]):
+        assert call(*arguments, "--audio", path) == 0
+        answers.append(f"{path}: {capsys.readouterr().out}")
+    assert shown.out == "".join(answers)
+    assert call(*arguments, "--json", "--each", *paths[:1], *paths[2:3]) == 1
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (good["audio"], f"{paths[0]}: {good['text']}\n") == (paths[0], answers[0])
+    assert bad["error"]["kind"] == "missing"
+    for more, said in (
+        (("--audio", paths[0]), "give one of them"),
+        (("--num-return-sequences", "2", "--do-sample"), "one answer a file"),
+        (("--raw",), "into the prompt"),
+    ):
+        assert said in refusal(capsys, *arguments, "--each", paths[0], *more)
+    assert "on standard input" in refusal(capsys, *arguments, "--each", "-")
+
+
 def test_raw(checkpoint, clips, capsys):
     prompt = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
     arguments = ("generate", "--model", checkpoint, "--raw", "--audio", clips / "speech.mp3", "--max-length", "100")

@@ -24,6 +24,7 @@ FLOORS = (
     ("convert",),
     ("source",),
     ("processing", "api", "audio_encoder"),
+    ("engine",),
     ("batch",),
     ("train",),
     ("speech", "plan"),

@@ -5,7 +5,6 @@ import math
 import os
 import stat
 from os import PathLike
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -110,14 +109,16 @@ def open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, Binary
     """An existing regular file, opened, and its name for messages."""
     name = f"'{shorten(os.fspath(path))}'"
     try:
-        found = os.stat(path)
+        # A file of this very name comes first: names may begin with ~.
+        place = path if os.path.lexists(path) else os.path.expanduser(path)
+        found = os.stat(place)
         if not stat.S_ISREG(found.st_mode):
-            raise AudioError(
-                f"{name} is no regular file: pass the path of a sound file, or an open binary file for a pipe",
-                kind="missing",
-            )
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
+            # Opening a pipe may wait for ever, so only those who know it is one open it.
+            remedy = "a sound file in it" if stat.S_ISDIR(found.st_mode) else "open(path, 'rb') instead of the path"
+            raise AudioError(f"{name} is {kind}, no regular file: pass {remedy}", kind="missing")
         check_size(name, found.st_size, limits)
-        return name, Path(path).open("rb")
+        return name, open(place, "rb")
     except (OSError, ValueError) as error:
         if isinstance(error, AudioError):
             raise

@@ -1,62 +1,23 @@
-"""The answerer of a batch job: records in, rows out, by a model that is loaded at the first call."""
+"""The answerer of a batch job: records in, rows out, by an engine that is started at the first call."""
 
-import json
 import math
-import os
-import time
-import traceback
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwen2audio_jax.audio import AudioError
-from qwen2audio_jax.batch.clips import open_clip
-from qwen2audio_jax.batch.records import Problem, Record
+from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.embedded import EMBEDDED
+from qwen2audio_jax.engine.request import Answer, Request, RequestError
 from qwen2audio_jax.storage.bucket import PathOrUrl
 
 if TYPE_CHECKING:
     from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+    from qwen2audio_jax.engine import Engine, Handle
     from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 Row = dict[str, Any]
-
-FRAME_SECONDS = 0.01
-"""A frame of log-mel features."""
-THREADS = 8
-"""Most clips that are loaded at a time."""
-_OWN = str(Path(__file__).resolve().parent.parent)
-_LIBRARY = "the processor or the model failed ({})"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A record as the model takes it: arrays of one row, and what the row is called with.
-
-    Attributes:
-        ids: [T] int32.
-        features: [A, M, L] float32 and [A, L] int32; None without clips.
-        options: generation options.
-        audio_seconds: of all clips, to 10 ms.
-        load_seconds: what preparing it took.
-    """
-
-    record: Record
-    ids: np.ndarray
-    features: tuple[np.ndarray, np.ndarray] | None
-    options: Mapping[str, Any]
-    audio_seconds: float
-    load_seconds: float
-
-    @property
-    def key(self) -> str:
-        """Records with the same one can share a call: the same options and, where that counts, the same length."""
-        width = len(self.ids) if "max_length" in self.options else 0
-        return f"{json.dumps(self.options, sort_keys=True)} {width}"
 
 
 class Answerer:
@@ -78,7 +39,9 @@ class Answerer:
         allow_special: bool = False,
         allow_private_urls: bool = False,
         token_ids: bool = False,
-        rows: int = 16,
+        slots: int | None = None,
+        positions: int | None = None,
+        workers: int = 0,
         mesh: Mapping[str, Any] | None = None,
         revision: str | None = None,
         adapter: PathOrUrl | None = None,
@@ -95,26 +58,43 @@ class Answerer:
             allow_special: let messages write control tokens.
             allow_private_urls: also fetch clips from addresses that are not public.
             token_ids: put the new tokens' ids into the rows.
-            rows: prompts of one call of the model; changes no answer.
+            slots: prompts that are continued at a time; see `Engine`. Changes no answer.
+            positions: of a prompt and its answer together, for which there is room; see `Engine`.
+            workers: processes that load clips; see `Engine`.
             mesh: arguments of `make_mesh`; changes no answer.
             revision: as for `from_pretrained`.
             adapter: as for `from_pretrained`.
             **loading: other arguments of `from_pretrained`: dtype, cache_dir, weights_dtype, cache_dtype, attention.
 
         Raises:
-            ValueError: `rows` is below 1.
+            ValueError: a number out of range.
         """
-        if rows < 1:
-            raise ValueError(f"rows={rows}: a call of the model takes at least one prompt")
+        for name, value, least in (("slots", slots, 1), ("positions", positions, 1), ("workers", workers, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: at least {least}")
         self._model_source, self._revision, self._adapter, self._mesh = model, revision, adapter, mesh
-        self._loading, self._rows = loading, rows
+        self._loading, self._size = loading, {"slots": slots, "positions": positions, "workers": workers}
         self._system, self._options, self._seed = system, dict(options or {}), seed
         self._audio: dict[str, Any] = {"truncation": truncation, "allow_private_urls": allow_private_urls}
         self._allow_special, self._token_ids = allow_special, token_ids
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
         self._loaded: tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor] | None = None
+        self._running: Engine | None = None
+        self._failure: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_lock", "_loaded", "_running", "_failure")
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,33 +127,60 @@ class Answerer:
         }
 
     def __call__(self, records: Sequence[Record]) -> list[Row]:
-        """The rows of some records, in their order.
+        """The rows of some records, in their order. Calls of several threads share the slots.
 
         Raises:
             ValueError: the model cannot be loaded.
-            RuntimeError: the model fails on every record of a call: it is not the records' fault.
+            RuntimeError: the device fails on every record: it is not the records' fault.
         """
-        self._load()
-        rows: list[Row | None] = [None] * len(records)
-        waiting: dict[str, list[tuple[int, Prepared]]] = {}
-        threads = min(len(records), os.cpu_count() or 1, THREADS)
-        with ThreadPoolExecutor(max(threads, 1)) as pool:
-            for index, prepared in enumerate(pool.map(self._prepare, records)):
-                if isinstance(prepared, Problem):
-                    rows[index] = _error_row(records[index], prepared)
-                    continue
-                group = waiting.setdefault(prepared.key, [])
-                group.append((index, prepared))
-                if len(group) == self._rows:
-                    self._answer(waiting.pop(prepared.key), rows)
-        for group in waiting.values():
-            self._answer(group, rows)
-        assert None not in rows
-        return rows  # type: ignore[return-value]
+        outcomes = list(self._outcomes(records))
+        failed = [index for index, outcome in enumerate(outcomes) if _is_device(outcome)]
+        if failed:
+            # One record may be more than the device can take: each is tried alone before the device is blamed.
+            for index in failed:
+                [outcomes[index]] = self._outcomes([records[index]])
+            if all(map(_is_device, outcomes)):
+                raise RuntimeError(f"the model fails on every record: {self._failure}") from self._failure
+        return [self._row(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
+
+    def close(self) -> None:
+        """End the engine; records that are under way get an error as their row."""
+        with self._lock:
+            engine, self._running = self._running, None
+        if engine is not None:
+            engine.close()
+
+    def _outcomes(self, records: Sequence[Record]) -> Iterator[Answer | RequestError]:
+        engine = self._engine()
+        handles: list[Handle | RequestError] = []
+        for record in records:
+            try:
+                handles.append(engine.submit(self._request(record)))
+            except RuntimeError:  # the engine has failed meanwhile, or was closed
+                handles.append(engine.end())
+        for handle in handles:
+            try:
+                yield handle if isinstance(handle, RequestError) else handle.result()
+            except RequestError as error:
+                yield error
+        self._failure = engine.failure or self._failure
+
+    def _engine(self) -> "Engine":
+        with self._lock:
+            if self._running is not None and self._running.failure is None:
+                return self._running
+            # Imported here: what carries the settings about needs no jax.
+            from qwen2audio_jax.engine import Engine
+
+            model, processor = self._load()
+            if self._running is not None:
+                self._running.close()
+            size: dict[str, Any] = {name: value for name, value in self._size.items() if value is not None}
+            self._running = Engine(model, processor, allow_special=self._allow_special, **self._audio, **size)
+            return self._running
 
     def _load(self) -> "tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]":
         if self._loaded is None:
-            # Imported here: what carries the settings about needs no jax.
             from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
             from qwen2audio_jax.parallel.sharding import make_mesh
             from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
@@ -190,150 +197,41 @@ class Answerer:
             self._loaded = model, processor
         return self._loaded
 
-    def _prepare(self, record: Record) -> Prepared | Problem:
-        """A record's arrays, or what is wrong with it."""
-        began = time.monotonic()
-        try:
-            options = self._checked_options(record)
-            inputs = self._inputs(record)
-            self._check_length(inputs["input_ids"].shape[1], options)
-        except Exception as error:  # one record's fault is its own, whichever library noticed it
-            return _problem(error)
-        features, seconds = None, 0.0
-        if "input_features" in inputs:
-            features = inputs["input_features"], inputs["feature_attention_mask"]
-            seconds = round(float(features[1].sum()) * FRAME_SECONDS, 2)
-        return Prepared(record, inputs["input_ids"][0], features, options, seconds, time.monotonic() - began)
-
-    def _checked_options(self, record: Record) -> dict[str, Any]:
-        model, _ = self._load()
+    def _request(self, record: Record) -> Request:
         options = {**self._options, **record.options}
         if {"max_length", "max_new_tokens"} & set(record.options):
             for name in {"max_length", "max_new_tokens"} - set(record.options):
                 options.pop(name, None)  # the record's limit replaces the job's, whichever name each has
-        try:
-            settings = model.generation_config.updated(**options)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options: {error}") from None
-        if settings.num_return_sequences != 1:
-            raise ValueError("options: num_return_sequences must be 1, as a record has one answer")
-        if settings.max_length is not None and settings.max_new_tokens is None:
-            options["max_length"] = settings.max_length  # stated, as it makes a call's width count
-        return options
-
-    def _check_length(self, prompt: int, options: Mapping[str, Any]) -> None:
-        """Refuse what would fail a whole call: more tokens than the model has positions."""
-        from qwen2audio_jax.generation.call import check_positions
-
-        model, _ = self._load()
-        budget = model.generation_config.updated(**options).new_token_budget(prompt)
-        check_positions(prompt, budget, config=model.config)
-
-    def _inputs(self, record: Record) -> Mapping[str, np.ndarray]:
-        _, processor = self._load()
-        clips = [open_clip(clip) for clip in record.clips]
-        if record.prompt is not None and processor.audio_token in record.prompt:
-            return processor(text=record.prompt, audio=clips or None, **self._audio)
-        if record.messages is not None:
-            rest = iter(clips)
-            messages = [
-                message
-                if isinstance(message["content"], str)
-                else {
-                    **message,
-                    "content": [
-                        item if item["type"] == "text" else {"type": "audio", "audio": next(rest)}
-                        for item in message["content"]
-                    ],
-                }
-                for message in record.messages
-            ]
-        else:
-            content: list[dict[str, Any]] = [{"type": "audio", "audio": clip} for clip in clips]
-            content += [{"type": "text", "text": record.prompt}] if record.prompt else []
-            messages = [{"role": "user", "content": content}]
-            if self._system is not None:
-                messages.insert(0, {"role": "system", "content": self._system})
-        return processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, allow_special=self._allow_special, **self._audio
+        return Request(
+            id=record.id,
+            prompt=record.prompt,
+            messages=record.messages,
+            system=self._system if record.messages is None else None,
+            clips=record.clips,
+            options=options,
+            seed=record.seed,
         )
 
-    def _answer(self, group: Sequence[tuple[int, Prepared]], rows: list[Row | None]) -> None:
-        """Fill in the rows of records that share a call; if that fails, each is tried alone."""
-        found = self._try([prepared for _, prepared in group])
-        if isinstance(found, Exception) and len(group) > 1:
-            failures = []
-            for index, prepared in group:
-                alone = self._try([prepared])
-                failures += [alone] if isinstance(alone, Exception) and not _is_own(alone) else []
-                rows[index] = _error_row(prepared.record, _problem(alone)) if isinstance(alone, Exception) else alone[0]
-            if len(failures) == len(group):
-                raise RuntimeError(f"the model fails on every record: {failures[-1]}") from failures[-1]
-            return
-        for position, (index, prepared) in enumerate(group):
-            rows[index] = (
-                _error_row(prepared.record, _problem(found)) if isinstance(found, Exception) else found[position]
-            )
-
-    def _try(self, group: Sequence[Prepared]) -> list[Row] | Exception:
-        try:
-            return list(self._generate(group))
-        except Exception as error:  # an error of the device may have any type
-            return error
-
-    def _generate(self, group: Sequence[Prepared]) -> Iterator[Row]:
-        from qwen2audio_jax.processing.padding import pad_rows
-
-        model, processor = self._load()
-        began = time.monotonic()
-        inputs = pad_rows([prepared.ids for prepared in group], pad_id=processor.tokenizer.pad_token_id)
-        heard = [prepared.features for prepared in group if prepared.features is not None]
-        if heard:
-            inputs["input_features"] = np.concatenate([features for features, _ in heard])
-            inputs["feature_attention_mask"] = np.concatenate([mask for _, mask in heard])
-        result = model.generate(
-            **inputs,
-            **group[0].options,
-            seed=[prepared.record.seed for prepared in group],
-            tokenizer=processor,
-            return_dict_in_generate=True,
-        )
-        width, seconds = inputs["input_ids"].shape[1], time.monotonic() - began
-        for row, prepared in enumerate(group):
-            length = int(result.lengths[row])
-            ids = result.sequences[row, width : width + length]
-            mean = float(np.mean(result.log_probs[row, :length]))
-            yield {
-                "id": prepared.record.id,
-                "text": processor.decode(ids, skip_special_tokens=True),
-                "finish_reason": result.finish_reasons[row],
-                "audio_seconds": prepared.audio_seconds,
-                "tokens": length,
-                "prompt_tokens": len(prepared.ids),
-                "mean_log_prob": round(mean, 5) if math.isfinite(mean) else None,
-                "seconds": {
-                    "load": round(prepared.load_seconds, 3),
-                    "generate": round(seconds, 3),
-                    "together": len(group),
-                },
-                **({"token_ids": ids.tolist()} if self._token_ids else {}),
-            }
+    def _row(self, record: Record, outcome: Answer | RequestError) -> Row:
+        if isinstance(outcome, RequestError):
+            return {"id": record.id, "error": {"kind": outcome.kind, "message": str(outcome)}}
+        mean = float(np.mean(outcome.log_probs))
+        return {
+            "id": record.id,
+            "text": outcome.text,
+            "finish_reason": outcome.finish_reason,
+            "audio_seconds": outcome.audio_seconds,
+            "tokens": len(outcome.token_ids),
+            "prompt_tokens": outcome.prompt_tokens,
+            "mean_log_prob": round(mean, 5) if math.isfinite(mean) else None,
+            "seconds": {
+                "load": round(outcome.seconds.load, 3),
+                "queued": round(outcome.seconds.queued, 3),
+                "total": round(outcome.seconds.total, 3),
+            },
+            **({"token_ids": outcome.token_ids.tolist()} if self._token_ids else {}),
+        }
 
 
-def _error_row(record: Record, problem: Problem) -> Row:
-    return {"id": record.id, "error": {"kind": problem.kind, "message": problem.message}}
-
-
-def _problem(error: Exception) -> Problem:
-    """An error in our words: its own if this package raised it, else its type alone, as libraries tell addresses."""
-    if not _is_own(error):
-        return Problem("failed", _LIBRARY.format(type(error).__name__))
-    return Problem(error.kind if isinstance(error, AudioError) else "input", str(error))
-
-
-def _is_own(error: Exception) -> bool:
-    """Return True for an error of input that a module of this package raised."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return (
-        isinstance(error, ValueError | TypeError) and bool(frames) and frames[-1][0].f_code.co_filename.startswith(_OWN)
-    )
+def _is_device(outcome: Answer | RequestError) -> bool:
+    return isinstance(outcome, RequestError) and outcome.kind == "device"

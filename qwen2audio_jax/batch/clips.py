@@ -1,28 +1,12 @@
-"""Clips of records: paths, URLs and pieces of tar files, as `load_audio` takes them."""
+"""Clips of records: where the sound that a record names is."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from qwen2audio_jax.audio import AudioError
 from qwen2audio_jax.audio.load import is_url
 from qwen2audio_jax.config.strict_json import describe
-from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.storage.bucket import BucketPath
-
-
-@dataclass(frozen=True)
-class FilePiece:
-    """A clip within a larger file, such as a member of a tar: `size` bytes from `offset` on."""
-
-    file: str
-    offset: int
-    size: int
-
-
-Clip = str | bytes | FilePiece
-"""A path or URL, the sound itself, or a piece of a file."""
+from qwen2audio_jax.engine.clips import Clip, FilePiece
 
 
 def locate(source: Any, *, root: str) -> Clip:
@@ -50,49 +34,3 @@ def locate(source: Any, *, root: str) -> Clip:
     if is_url(source):
         return source
     return f"{root}/{source}" if is_url(root) else os.path.join(root, source)
-
-
-def open_clip(clip: Clip) -> str | bytes:
-    """The clip as `load_audio` takes it: what that cannot open by itself is read here.
-
-    Raises:
-        AudioError: the object or the file cannot be read ("missing"), or is too large ("too_large").
-    """
-    if isinstance(clip, FilePiece):
-        return _read_piece(clip)
-    if isinstance(clip, bytes) or not is_url(clip) or clip[:5].lower() in ("data:", "http:", "https"):
-        return clip
-    try:
-        return b"".join(BucketPath(clip).pieces(most=LIMITS.file_bytes))
-    except FileNotFoundError:
-        raise AudioError(f"'{clip}' is not in its bucket: check the name", kind="missing") from None
-    except ValueError:
-        raise AudioError(
-            f"'{clip}' cannot be read from its bucket: check the URL, your credentials, and that it has no more than "
-            f"{LIMITS.file_bytes} bytes",
-            kind="url",
-        ) from None
-    except OSError:
-        raise AudioError(f"'{clip}' did not arrive from its bucket in any attempt", kind="url") from None
-
-
-def _read_piece(piece: FilePiece) -> bytes:
-    if piece.size > LIMITS.file_bytes:
-        raise AudioError(
-            f"the clip at byte {piece.offset} of '{piece.file}' has {piece.size} bytes, and {LIMITS.file_bytes} are "
-            "read at most: split it",
-            kind="too_large",
-        )
-    try:
-        with open(piece.file, "rb") as file:
-            file.seek(piece.offset)
-            content = file.read(piece.size)
-    except OSError as error:
-        raise AudioError(
-            f"'{piece.file}' cannot be opened ({error.strerror}): check the path", kind="missing"
-        ) from None
-    if len(content) < piece.size:
-        raise AudioError(
-            f"'{piece.file}' ends within the clip at byte {piece.offset}: copy the file again", kind="truncated"
-        )
-    return content

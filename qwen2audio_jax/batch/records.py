@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen2audio_jax.batch.clips import Clip, locate
+from qwen2audio_jax.batch.clips import locate
 from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.engine.clips import Clip
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import read_conversation
 from qwen2audio_jax.processing.json_lines import parse_line

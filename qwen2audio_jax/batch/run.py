@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen2audio_jax.batch.clips import open_clip
 from qwen2audio_jax.batch.job import Job
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared
@@ -22,17 +23,20 @@ from qwen2audio_jax.batch.progress import OnProgress, Progress
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.records import Record
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl, is_url
 
 VERSION = 1
 """Version of the parts: a folder of another one is refused."""
 GROUP = 64
 """Records that are answered at a time, unless a number is given."""
+DRAIN_SECONDS = 20.0
+"""Time that groups under way have after a signal to stop."""
 _SAMPLED = 32
 
 
 class Answers(Protocol):
-    """What answers records: a callable without memory.
+    """What answers records: a callable without memory, which two threads may call at a time.
 
     A row is {"id", "text", "finish_reason", "audio_seconds", "tokens", "mean_log_prob", ...} or {"id", "error":
     {"kind", "message"}}, in the order of the records, and depends on its record and `settings` alone.
@@ -91,7 +95,7 @@ def run_batch(
 ) -> Summary:
     """Answer every record of the inputs, into part files that are each whole or absent; a stopped run goes on.
 
-    The first SIGTERM or SIGINT ends the run after the group in work, a second one at once (in the main thread).
+    The first SIGTERM or SIGINT ends the run after the groups in work, a second one at once (in the main thread).
 
     Args:
         inputs: see `line_files`.
@@ -180,21 +184,24 @@ class _Work:
 
     def do(self, order: Iterator[int], *, group: int, stop: threading.Event, max_errors: int | None) -> str | None:
         """Answer the shards in their order; groups reach over the shards' ends. The state, if it ends early."""
+        with _Pipeline(self._answer, self.answerer) as pipeline:
+            for chunk, rows in pipeline.run(self._chunks(order, group=group), stop=stop):
+                for (part, position), row in zip(chunk, rows, strict=True):
+                    part.rows[position] = row
+                self.progress.add(rows)
+                if max_errors is not None and self.progress.errors > max_errors:
+                    return "too_many_errors"
+                for part in {id(part): part for part, _ in chunk}.values():
+                    if len(part.rows) == part.size:
+                        whole = [part.rows[position] for position in sorted(part.rows)]
+                        self.parts.write(part.shard, whole, replace=part.again)
+        return "unfinished" if stop.is_set() else None
+
+    def _chunks(self, order: Iterator[int], *, group: int) -> Iterator[tuple[list[tuple[_Open, int]], list[Record]]]:
+        """Records in groups, with their places."""
         tasks = self._tasks(order)
         while chunk := list(itertools.islice(tasks, group)):
-            rows = self._answer([self._record(position) for _, position in chunk])
-            for (part, position), row in zip(chunk, rows, strict=True):
-                part.rows[position] = row
-            self.progress.add(rows)
-            if max_errors is not None and self.progress.errors > max_errors:
-                return "too_many_errors"
-            for part in {id(part): part for part, _ in chunk}.values():
-                if len(part.rows) == part.size:
-                    rows = [part.rows[position] for position in sorted(part.rows)]
-                    self.parts.write(part.shard, rows, replace=part.again)
-            if stop.is_set():
-                return "unfinished"
-        return None
+            yield chunk, [self._record(position) for _, position in chunk]
 
     def _tasks(self, order: Iterator[int]) -> Iterator[tuple[_Open, int]]:
         for shard in order:
@@ -253,6 +260,49 @@ class _Work:
         problem = record.problem
         error = {} if problem is None else {"error": {"kind": problem.kind, "message": problem.message}}
         return _named(record, {**error, "where": record.where})
+
+
+class _Pipeline:
+    """Two groups at a time, so that the end of one does not leave the answerer idle.
+
+    Leaving it early drops what is under way: an answerer with `close` is closed.
+    """
+
+    def __init__(self, answer: Callable[[Sequence[Record]], list[Row]], answerer: Any):
+        self._answer, self._answerer = answer, answerer
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="answer")
+        self._under_way: deque[tuple[Any, Future[list[Row]]]] = deque()
+
+    def __enter__(self) -> "_Pipeline":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._under_way and hasattr(self._answerer, "close"):
+            self._answerer.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(
+        self, chunks: Iterable[tuple[Any, Sequence[Record]]], *, stop: threading.Event
+    ) -> Iterator[tuple[Any, list[Row]]]:
+        """The rows of groups, in their order; after `stop` those that are answered within `DRAIN_SECONDS`."""
+        waiting = iter(chunks)
+        while True:
+            while len(self._under_way) < 2 and not stop.is_set() and (chunk := next(waiting, None)) is not None:
+                self._under_way.append((chunk[0], self._pool.submit(self._answer, chunk[1])))
+            if not self._under_way:
+                return
+            place, future = self._under_way[0]
+            while not future.done():
+                with suppress(TimeoutError):
+                    future.result(timeout=0.1)
+                    break
+                if stop.is_set():
+                    with suppress(TimeoutError):
+                        future.result(timeout=DRAIN_SECONDS)
+                        break
+                    return
+            self._under_way.popleft()
+            yield place, future.result()
 
 
 def _named(record: Record, row: Row) -> Row:

@@ -7,7 +7,7 @@ import sys
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.quality import Thresholds
-from qwen2audio_jax.batch.run import run_batch
+from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
 from qwen2audio_jax.cli.from_options import loading_arguments, prepare
 from qwen2audio_jax.cli.options import mesh_arguments
@@ -38,7 +38,9 @@ def batch(options: argparse.Namespace) -> int:
         truncation=options.truncation,
         allow_special=options.allow_special,
         token_ids=options.token_ids,
-        rows=options.rows,
+        slots=options.slots,
+        positions=options.positions,
+        workers=options.workers,
         mesh=mesh,
         **loading_arguments(options, mesh=mesh or {}),
     )
@@ -48,7 +50,7 @@ def batch(options: argparse.Namespace) -> int:
         answerer=answerer,
         prompt=options.prompt,
         shard=options.shard,
-        group=4 * options.rows,
+        group=GROUP if options.slots is None else max(GROUP, 2 * options.slots),
         thresholds=thresholds,
         retry_suspect=options.retry_suspect,
         retry_errors=options.retry_errors,

@@ -106,7 +106,7 @@ class Chat:
             if not argument:
                 raise ValueError("/audio needs a file, as in: /audio speech.wav")
             extractor = self._processor.feature_extractor
-            clip = extractor.load(clip_source(os.path.expanduser(argument)), truncation=self._options.truncation)
+            clip = extractor.load(clip_source(argument), truncation=self._options.truncation)
             self.clips.append(clip)
             say(f"clip {len(self.clips)}: {len(clip) / extractor.sampling_rate:.1f} s; it goes with the next message")
         elif command == "/system":

@@ -1,9 +1,12 @@
 """Loading of processor and model from the options, with cheap checks before weights are loaded."""
 
 import argparse
+import stat
 import sys
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import jax
 
@@ -21,13 +24,33 @@ from qwen2audio_jax.source import resolve_processor_files
 EXAMPLE = "example:"
 
 
-def clip_source(name: str) -> str:
-    """The source of a clip for `feature_extractor.load`: `example:NAME` stands for a file of the package.
+def clip_source(name: str, *, stdin: bool = False) -> str | BinaryIO:
+    """The source of a clip for `feature_extractor.load`.
+
+    `example:NAME` stands for a file of the package, `-` for standard input. What a shell puts in the place of a file
+    (a named pipe, /dev/stdin, `<(...)`) is opened here, where the user typed its name: `load_audio` takes no path of
+    one.
+
+    Args:
+        name: as the user typed it.
+        stdin: whether `-` may be read.
 
     Raises:
-        ValueError: there is no such example; the message lists them.
+        ValueError: there is no such example (the message lists them), no sound on standard input, or it is taken.
     """
-    return str(example(name.removeprefix(EXAMPLE))) if name.startswith(EXAMPLE) else name
+    if name.startswith(EXAMPLE):
+        return str(example(name.removeprefix(EXAMPLE)))
+    if name == "-":
+        if not stdin:
+            raise ValueError("- (standard input) is read for the messages here: give the path of a sound file")
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError("--audio - reads sound from a pipe, and none is there: pipe a file into it")
+        return sys.stdin.buffer
+    with suppress(OSError, ValueError):
+        path = Path(name).expanduser()
+        if stat.S_ISFIFO(path.stat().st_mode):
+            return path.open("rb")
+    return name
 
 
 def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:

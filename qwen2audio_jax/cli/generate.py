@@ -16,12 +16,16 @@ from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 
-def run(options: argparse.Namespace) -> None:
-    """Answer the prompt in the options.
+def generate(options: argparse.Namespace) -> int:
+    """Answer the prompt in the options, and return the exit code.
 
     Raises:
         ValueError: an input or option cannot be used.
     """
+    if options.each:
+        from qwen2audio_jax.cli.each import run_each  # one prompt alone needs no engine
+
+        return run_each(options)
     prompt = _prompt(options)
     check_profile_folder(options.profile)
     processor, arguments = prepare(options)
@@ -30,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     model = load_model(options)
     with profiled(options.profile):
         _answer(inputs, arguments, model=model, processor=processor, options=options)
+    return 0
 
 
 def _answer(
@@ -65,6 +70,8 @@ def _answer(
 
 
 def _prompt(options: argparse.Namespace) -> str:
+    if options.audio.count("-") + (options.prompt == "-") > 1:
+        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
     prompt = options.prompt or ""
     if prompt == "-":
         data = sys.stdin.buffer.read()
@@ -100,4 +107,9 @@ def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioPr
 
 
 def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
-    return processor.feature_extractor.load(clip_source(path), truncation=options.truncation)
+    source = clip_source(path, stdin=options.prompt != "-")
+    try:
+        return processor.feature_extractor.load(source, truncation=options.truncation)
+    finally:
+        if not isinstance(source, str) and source is not sys.stdin.buffer:
+            source.close()

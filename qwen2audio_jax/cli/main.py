@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Imported here: --help and --version need neither.
     if options.command == "generate":
-        from qwen2audio_jax.cli.generate import run
+        from qwen2audio_jax.cli.generate import generate
     elif options.command == "batch":
         from qwen2audio_jax.cli.batch import batch
     elif options.command == "doctor":
@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = plan(options, arguments)
         elif options.command == "batch":
             code = batch(options)
+        elif options.command == "generate":
+            code = generate(options)
         else:
             run(options)
         sys.stdout.flush()

@@ -88,7 +88,15 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
             metavar="FILE",
             action="append",
             default=[],
-            help=f"a clip (a file or URL); may be given again; example:NAME is one of the package's: {names}",
+            help="a clip (a file, a URL, or - for standard input); may be given again; "
+            f"example:NAME is one of the package's: {names}",
+        )
+        group.add_argument(
+            "--each",
+            metavar="FILE",
+            nargs="+",
+            default=[],
+            help="clips of which each is asked about by itself, an answer a line; several at a time",
         )
         group.add_argument(
             "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
@@ -160,7 +168,13 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         help="wait so long for a trace of the other hosts in the folder (default: %(default)g); 0: do not take over "
         "their shards",
     )
-    group.add_argument("--rows", type=int, metavar="N", default=16, help="prompts at a time (default: %(default)s)")
+    group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits; 8 on a CPU)")
+    group.add_argument(
+        "--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together (default: 2048)"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", default=2, help="processes that load clips (default: %(default)s)"
+    )
     group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
     group.add_argument(
         "--retry-suspect", action="store_true", help="ask once more, drawing, where an answer is suspect"

@@ -5,6 +5,7 @@ the host. When a row ends by a stop string, which only the host can see, the dev
 token that it made meanwhile is dropped.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,11 +19,12 @@ from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, SamplingParams, next_token
 from qwen2audio_jax.model import qwen2_audio
-from qwen2audio_jax.model.kv_cache import KVCache, enlarge
+from qwen2audio_jax.model.kv_cache import KVCache, enlarge, shorten
 from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh
 
 first_token = jax.jit(next_token, static_argnames="mode")
 enlarged = jax.jit(enlarge, static_argnames="capacity")
+shortened = jax.jit(shorten, static_argnames="capacity")
 
 
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
@@ -141,13 +143,19 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
 
 
 def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> ValueError | None:
-    """The error for logits that are not numbers; None if all are.
+    for row, value in enumerate(log_probs):
+        if fault := logits_fault(value, token=f"{step} of row {row}", dtype=dtype):
+            return ValueError(fault)
+    return None
+
+
+def logits_fault(log_prob: float, *, token: object, dtype: str) -> str | None:
+    """What to say of logits that are not numbers, by the log-probability of the token that they gave; None of others.
 
     A token's log-probability is not finite if any of its row's logits is NaN or inf, so it shows without another pass
     over the vocabulary.
     """
-    rows = np.flatnonzero(~np.isfinite(log_probs))
-    if len(rows) == 0:
+    if math.isfinite(log_prob):
         return None
     remedy = "its weights are damaged or do not fit its configuration: get the checkpoint anew, and leave adapters out"
     if dtype == "float16":
@@ -157,26 +165,29 @@ def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> ValueError | None
         )
     elif dtype == "bfloat16":
         remedy = f"load it with dtype='float32' (--dtype float32); if that gives the same, {remedy}"
-    return ValueError(
-        f"the model's logits are not numbers (computed in {dtype}; token {step} of row {rows[0]}): {remedy}"
-    )
+    return f"the model's logits are not numbers (computed in {dtype}; token {token}): {remedy}"
 
 
 def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:
-    """Give a full cache the next listed capacity, a layer at a time, so that no second cache is in memory."""
-    cache, progress.cache = progress.cache, None
-    assert cache is not None
+    """Give a full cache the next listed capacity."""
+    assert progress.cache is not None
     needed = call.sizes.tokens + progress.appended + 1
-    if needed > cache.capacity:
-        capacity = padded_capacity(needed, config=runtime.config)
-        layers, lengths = [*cache.keys, *cache.values], cache.lengths
-        del cache
-        with jax.set_mesh(runtime.mesh):
-            for index, buffer in enumerate(layers):
-                layers[index] = enlarged(buffer, capacity=capacity)
-        half = len(layers) // 2
-        cache = KVCache(tuple(layers[:half]), tuple(layers[half:]), lengths)
-    progress.cache = cache
+    if needed > progress.cache.capacity:
+        cache, progress.cache = [progress.cache], None  # the list gives up its reference, so that layers can go
+        progress.cache = resized(runtime, cache, capacity=padded_capacity(needed, config=runtime.config))
+
+
+def resized(runtime: Runtime, cache: list[KVCache], *, capacity: int) -> KVCache:
+    """The cache out of a list, with another capacity; a layer at a time, so that no second cache is in memory."""
+    whole = cache.pop()
+    change = enlarged if capacity > whole.capacity else shortened
+    layers, lengths = [*whole.keys, *whole.values], whole.lengths
+    del whole
+    with jax.set_mesh(runtime.mesh):
+        for index, buffer in enumerate(layers):
+            layers[index] = change(buffer, capacity=capacity)
+    half = len(layers) // 2
+    return KVCache(tuple(layers[:half]), tuple(layers[half:]), lengths)
 
 
 def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress) -> tuple[NextToken, KVCache]:

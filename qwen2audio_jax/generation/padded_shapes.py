@@ -60,6 +60,11 @@ def padded_capacity(tokens: int, *, config: Qwen2AudioConfig) -> int:
     return round_up(_padded(tokens, CAPACITIES, limit=config.text_config.max_position_embeddings), PIECE)
 
 
+def listed_capacities(tokens: int, *, config: Qwen2AudioConfig) -> list[int]:
+    """All capacities of caches whose rows hold at most `tokens`, ascending."""
+    return sorted({padded_capacity(each, config=config) for each in range(1, tokens + 1)})
+
+
 def padded_row_count(rows: int, *, mesh: Mesh, dtype: str) -> int:
     """Rows of a process's batch, divisible over its part of `data`.
 
@@ -89,7 +94,7 @@ def prompt_groups(
         rows = padded_row_count(sizes.rows, mesh=mesh, dtype=config.dtype)
         return [Group(tuple(range(len(lengths))), rows, padded_tokens(sizes.tokens, config=config))]
     widths = [padded_tokens(int(length), config=config) for length in lengths]
-    return plan_groups(widths, counts=prompt_counts(len(widths), mesh=mesh), reading=_reading(mesh))
+    return plan_groups(widths, counts=prompt_counts(len(widths), mesh=mesh), reading=reading_positions(mesh))
 
 
 def prefill_rows(rows: int, *, mesh: Mesh) -> int:
@@ -112,7 +117,7 @@ def clip_groups(frames: Sequence[int], *, config: Qwen2AudioEncoderConfig, mesh:
     padded = [padded_frames(int(count), config=config) for count in frames]
     # The encoder computes a position for two frames.
     positions = [conv_length(count) for count in padded]
-    groups = plan_groups(positions, counts=clip_counts(len(padded), mesh=mesh), reading=_reading(mesh))
+    groups = plan_groups(positions, counts=clip_counts(len(padded), mesh=mesh), reading=reading_positions(mesh))
     return [Group(group.members, group.count, max(padded[clip] for clip in group.members)) for group in groups]
 
 
@@ -122,5 +127,6 @@ def _counts(parts: int, *, most: int) -> tuple[int, ...]:
     return tuple(parts * count for count in GROUPS if count <= enough)
 
 
-def _reading(mesh: Mesh) -> int:
+def reading_positions(mesh: Mesh) -> int:
+    """Positions of a device that take as long as reading the weights."""
     return READING.get(mesh.devices.flat[0].platform, READING_ELSEWHERE)

@@ -55,7 +55,7 @@ def row_tokens(checked: CheckedInputs) -> list[np.ndarray]:
     Returns:
         For each row [T, 3] int64: (id, 0, 0) of a text token, (-1 - vector, hash, hash) of an audio token.
     """
-    digests = np.zeros((0, 2), np.int64) if checked.clips is None else _digests(checked.clips)
+    digests = np.zeros((0, 2), np.int64) if checked.clips is None else clip_digests(checked.clips)
     rows = []
     for ids, pairs in zip(checked.rows.ids, checked.slots, strict=True):
         tokens, audio = text_tokens(ids), pairs[:, 0] >= 0
@@ -65,12 +65,12 @@ def row_tokens(checked: CheckedInputs) -> list[np.ndarray]:
     return rows
 
 
-def _digests(clips: ClipFeatures) -> np.ndarray:
-    """128-bit hashes of clips: [A, 2] int64."""
+def clip_digests(clips: ClipFeatures) -> np.ndarray:
+    """128-bit hashes of clips, whatever they are padded to: [A, 2] int64."""
     found = []
     for frames, features in zip(clips.frames, clips.features, strict=True):
-        digest = hashlib.blake2b(str((int(frames), features.shape)).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(features).data)
+        digest = hashlib.blake2b(str((int(frames), len(features))).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(features[:, :frames]).data)
         found.append(np.frombuffer(digest.digest(), np.int64))
     return np.stack(found)
 
@@ -159,5 +159,9 @@ def _cut(checked: CheckedInputs, parts: list[slice]) -> CheckedInputs:
 
 def copy_prefix(held: CachedPrefix, starts: np.ndarray, *, capacity: int, mesh: Mesh) -> KVCache:
     """A new cache of `len(starts)` rows, each with the first `starts` positions of the held sequence, kept intact."""
-    sources = to_mesh(mesh, np.zeros(len(starts), np.int32), "batch")
-    return _moved(held.cache, sources, to_mesh(mesh, starts, "batch"), capacity=capacity)
+    return copy_rows(held.cache, np.zeros(len(starts), np.int32), starts, capacity=capacity, mesh=mesh)
+
+
+def copy_rows(cache: KVCache, sources: np.ndarray, starts: np.ndarray, *, capacity: int, mesh: Mesh) -> KVCache:
+    """A new cache: row i has the first `starts[i]` positions of row `sources[i]` of the given one, kept intact."""
+    return _moved(cache, to_mesh(mesh, sources, "batch"), to_mesh(mesh, starts, "batch"), capacity=capacity)

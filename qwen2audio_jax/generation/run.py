@@ -100,7 +100,8 @@ def prefill_prompts(
     return Prompted(logits, cache, sampler_state(runtime, ids, rows=rows))
 
 
-def _prefill(runtime: Runtime, embedded: Embedded) -> tuple[jax.Array, tuple[Piece, ...]]:
+def prefill_embedded(runtime: Runtime, embedded: Embedded) -> tuple[jax.Array, tuple[Piece, ...]]:
+    """Logits [B, V] after each row, and the rows' keys and values in pieces."""
     return prefill(
         runtime.params,
         embedded.embeddings,
@@ -114,7 +115,7 @@ def _prefill(runtime: Runtime, embedded: Embedded) -> tuple[jax.Array, tuple[Pie
 def _prefill_all(runtime: Runtime, embedded: Embedded, cache: KVCache, *, longest: int) -> tuple[jax.Array, KVCache]:
     """Prompts that are the whole batch, in its order."""
     with jax.set_mesh(runtime.mesh):
-        logits, parts = _prefill(runtime, embedded)
+        logits, parts = prefill_embedded(runtime, embedded)
         for start, part in zip(range(0, longest, PIECE), parts, strict=False):
             cache = insert(cache, part, np.int32(0), np.int32(start))
     return logits, cache
@@ -125,7 +126,7 @@ def _prefill_some(
 ) -> tuple[jax.Array, KVCache]:
     """Prompts of which each goes into its own rows of the batch, its `targets`."""
     with jax.set_mesh(runtime.mesh):
-        new, parts = _prefill(runtime, embedded)
+        new, parts = prefill_embedded(runtime, embedded)
         for source, rows in enumerate(targets):
             needed = parts[: -(-int(embedded.host_lengths[source]) // PIECE)]
             row_logits, row_parts = (
@@ -171,9 +172,12 @@ def forked(runtime: Runtime, call: Call, prompted: Prompted) -> Prompted:
         return _fork(prompted, to_mesh(runtime.mesh, sources, "batch"))
 
 
-def sampler_state(runtime: Runtime, prompts: Sequence[np.ndarray], *, rows: int) -> SamplerState:
+def sampler_state(
+    runtime: Runtime, prompts: Sequence[np.ndarray], *, rows: int, seeds: np.ndarray | None = None
+) -> SamplerState:
     """The sampler's state after prompts of these ids; `rows` of them, those that pad the batch included."""
-    state, mesh = init_state(prompts, np.zeros(rows, np.uint32), vocab_size=_logit_count(runtime)), runtime.mesh
+    seeds = np.zeros(rows, np.uint32) if seeds is None else seeds
+    state, mesh = init_state(prompts, seeds, vocab_size=logit_count(runtime)), runtime.mesh
     return SamplerState(
         seen=to_mesh(mesh, np.asarray(state.seen), "batch", "vocab"),
         step=to_mesh(mesh, np.asarray(state.step), "batch"),
@@ -182,7 +186,7 @@ def sampler_state(runtime: Runtime, prompts: Sequence[np.ndarray], *, rows: int)
     )
 
 
-def _logit_count(runtime: Runtime) -> int:
+def logit_count(runtime: Runtime) -> int:
     """V, the padding for the mesh included."""
     return len(runtime.params["decoder"]["embed_tokens"]["embedding"])
 
@@ -207,7 +211,7 @@ def _cache_maker(config: Qwen2AudioConfig, mesh: Mesh, dtype: str, rows: int, ca
 
 def logits_maker(runtime: Runtime, rows: int) -> Any:
     """A jitted function that makes logits to be written row by row; always the same one."""
-    return _logits_maker(runtime.mesh, rows, _logit_count(runtime))
+    return _logits_maker(runtime.mesh, rows, logit_count(runtime))
 
 
 @functools.cache

@@ -7,11 +7,12 @@ The order of operations is the reference's (transformers, `GenerationMixin._get_
 minimum length, temperature, top-k, top-p; the last three only when sampling.
 """
 
+import functools
+import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import index
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,8 +24,8 @@ from qwen2audio_jax.parallel.sharding import constrain
 
 Mode = Literal["greedy", "sample"]
 
-_EOS_SLOTS = 8  # stop ids are padded to a multiple of this, so that a few more of them need no new compilation
-_MIN_CANDIDATES = 128  # selecting 128 of the vocabulary costs as much as selecting 20, and leaves room for ties
+EOS_SLOTS = 8  # stop ids are padded to a multiple of this, so that a few more of them need no new compilation
+MIN_CANDIDATES = 128  # selecting 128 of the vocabulary costs as much as selecting 20, and leaves room for ties
 _SEEDS = 1 << 32
 
 
@@ -53,12 +54,16 @@ class SamplerState:
         "min_new_tokens",
         "eos_token_ids",
         "pad_token_id",
+        "candidates",
     ],
     meta_fields=["candidate_count"],
 )
 @dataclass(frozen=True)
 class SamplingParams:
-    """The settings of a call as arrays, so that changed values reuse the same compiled program."""
+    """The settings of a call as arrays, so that changed values reuse the same compiled program.
+
+    Each is one for all rows, or has rows first: [B] where [] is said, [B, E] where [E] is.
+    """
 
     temperature: jax.Array
     """[] float32, above 0."""
@@ -74,8 +79,10 @@ class SamplingParams:
     """[E] int32, padded with -1."""
     pad_token_id: jax.Array
     """[] int32: the id that finished rows emit."""
+    candidates: jax.Array
+    """[] int32: the number of most probable tokens that a row draws from; 1 makes it greedy."""
     candidate_count: int | None
-    """Static: the number of most probable tokens drawn from; None for the whole vocabulary, and when not sampling."""
+    """Static: the largest of `candidates`; None for the whole vocabulary, and when not sampling."""
 
 
 class NextToken(NamedTuple):
@@ -94,27 +101,57 @@ def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingPar
     Raises:
         ValueError: a stop or padding id that is not in the vocabulary.
     """
+    return jax.tree.map(jnp.asarray, _host_params(config, vocab_size=vocab_size))
+
+
+def _host_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams:
     for name, ids in (("eos_token_id", config.eos_token_id), ("pad_token_id", (config.filler_token_id,))):
         for token in ids:
             if token >= vocab_size:
                 raise ValueError(f"{name} {token} is not in the vocabulary of {vocab_size} tokens: give an id below")
-    eos = np.full(_EOS_SLOTS * max(1, -(-len(config.eos_token_id) // _EOS_SLOTS)), -1, np.int32)
+    eos = np.full(EOS_SLOTS * max(1, -(-len(config.eos_token_id) // EOS_SLOTS)), -1, np.int32)
     eos[: len(config.eos_token_id)] = config.eos_token_id
     # 1 - top_p is rounded to float32 once, as in the reference, instead of top_p and the difference separately.
     tail_mass = 1.0 - config.top_p if config.top_p < 1.0 else -1.0
     # A power of two of at least twice top_k: few different programs, and room for ties.
     limited = config.do_sample and config.top_k
-    count = max(_MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if limited else vocab_size
-    return SamplingParams(
-        temperature=jnp.float32(config.temperature),
-        top_k=jnp.int32(config.top_k),
-        tail_mass=jnp.float32(tail_mass),
-        repetition_penalty=jnp.float32(config.repetition_penalty),
-        min_new_tokens=jnp.int32(config.min_new_tokens or 0),
-        eos_token_ids=jnp.asarray(eos),
-        pad_token_id=jnp.int32(config.filler_token_id),
-        candidate_count=count if count < vocab_size else None,
-    )
+    count = max(MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if limited else vocab_size
+    arrays: Any = {
+        "temperature": np.float32(config.temperature or 1.0),  # 0 is another way to write greedy
+        "top_k": np.int32(config.top_k),
+        "tail_mass": np.float32(tail_mass),
+        "repetition_penalty": np.float32(config.repetition_penalty),
+        "min_new_tokens": np.int32(config.min_new_tokens or 0),
+        "eos_token_ids": eos,
+        "pad_token_id": np.int32(config.filler_token_id),
+        "candidates": np.int32(min(count, vocab_size)),
+    }
+    return SamplingParams(**arrays, candidate_count=count if count < vocab_size else None)
+
+
+def row_params(configs: Sequence[GenerationConfig], *, rows: int, stops: int, vocab_size: int) -> SamplingParams:
+    """Settings of rows that each have their own, greedy and sampled ones together; numpy arrays.
+
+    Args:
+        configs: of the first rows; the rest only pads the batch.
+        rows: B.
+        stops: E, at least as many as any row's stop ids.
+        vocab_size: of the model, unpadded.
+
+    Raises:
+        ValueError: as `sampling_params`; more stop ids than `stops`.
+    """
+    found = []
+    for config in configs:
+        if len(config.eos_token_id) > stops:
+            raise ValueError(f"eos_token_id has {len(config.eos_token_id)} ids, and {stops} fit here: leave some out")
+        params = _host_params(config, vocab_size=vocab_size)
+        eos: Any = np.full(stops, -1, np.int32)
+        eos[: len(config.eos_token_id)] = config.eos_token_id
+        count: Any = params.candidates if config.do_sample else np.int32(1)
+        found.append(replace(params, eos_token_ids=eos, candidates=count, candidate_count=None))
+    found += [found[0]] * (rows - len(found))
+    return jax.tree.map(lambda *values: np.stack(values), *found)
 
 
 def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows: int) -> np.ndarray:
@@ -139,7 +176,7 @@ def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows
 
 def _seed(value: object) -> int:
     try:
-        number = -1 if isinstance(value, bool | np.bool_) else index(value)  # type: ignore[arg-type]
+        number = -1 if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = -1
     if not 0 <= number < _SEEDS:
@@ -189,10 +226,12 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
     Returns:
         [B, V] float32.
     """
-    penalty = params.repetition_penalty
+    penalty = _column(params.repetition_penalty)
     penalised = jnp.where(logits < 0, logits * penalty, _divide(logits, penalty))
     scores = jnp.where(state.seen, penalised, logits)
-    is_eos = (jnp.arange(logits.shape[-1])[:, None] == params.eos_token_ids).any(axis=-1)  # [V]
+    ids = jnp.arange(logits.shape[-1])
+    stops = jnp.moveaxis(_column(params.eos_token_ids), -2, 0)
+    is_eos = functools.reduce(operator.or_, (ids == stop for stop in stops))  # [V] or [B, V]
     too_early = state.step < params.min_new_tokens  # [B]
     return jnp.where(too_early[:, None] & is_eos, -jnp.inf, scores)
 
@@ -215,7 +254,7 @@ def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tupl
         ids [B, C] int32, most probable first and among equals the lower id first; log-probabilities [B, C] float32,
         -inf for removed tokens, all of which are at the end.
     """
-    return _filtered(*_descending(_divide(scores, params.temperature), count), params)
+    return _filtered(*_descending(_divide(scores, _column(params.temperature)), count), params)
 
 
 def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Array) -> jax.Array:
@@ -292,7 +331,7 @@ def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> j
     a minute and a half.
     """
     # A row's scores are gathered once; left sharded, each of the small steps below would communicate between devices.
-    scaled = constrain(_divide(scores, params.temperature), "batch", None)
+    scaled = constrain(_divide(scores, _column(params.temperature)), "batch", None)
     count = scores.shape[-1] if params.candidate_count is None else min(params.candidate_count, scores.shape[-1])
     ids, log_probs = _filtered(*_descending(scaled, count), params)
     return draw(ids, log_probs, state.seeds, state.step)
@@ -312,24 +351,26 @@ def _descending(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def _kth(values: jax.Array, params: SamplingParams) -> jax.Array:
     """[B, 1]: the top_k-th of the values [B, C], which are in descending order."""
     place = jnp.clip(params.top_k, 1, values.shape[-1]) - 1
+    if place.ndim:
+        return jnp.take_along_axis(values, _column(place), axis=-1)
     return jax.lax.dynamic_slice_in_dim(values, place, 1, axis=-1)
 
 
 def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tuple[jax.Array, jax.Array]:
     """Top-k and top-p on values [B, C] in descending order: `ids` and the log-probabilities [B, C]."""
     count = values.shape[-1]
-    kept = (values >= _kth(values, params)) | (params.top_k == 0)
-    values = jnp.where(kept, values, -jnp.inf)
+    places = jnp.arange(count)
+    kept = (values >= _kth(values, params)) | _column(params.top_k == 0)
+    values = jnp.where(kept & (places < _column(params.candidates)), values, -jnp.inf)
 
     # The sums below cover positive weights only, from a fixed end, by a scan whose rounding at a position depends only
     # on that position. So any number of impossible tokens (a padded vocabulary) may follow without changing a bit.
     weights = jnp.exp(values - values[:, :1])
     positive = jnp.sum(weights > 0, axis=-1, keepdims=True)  # [B, 1], at least 1
-    places = jnp.arange(count)
     ascending = jnp.take_along_axis(weights, jnp.clip(positive - 1 - places, 0, count - 1), axis=-1)
     sums = _prefix_sums(jnp.where(places < positive, ascending, 0.0))
     total = jnp.take_along_axis(sums, positive - 1, axis=-1)
-    removed = jnp.sum((sums <= params.tail_mass * total) & (places < positive), axis=-1, keepdims=True)
+    removed = jnp.sum((sums <= _column(params.tail_mass) * total) & (places < positive), axis=-1, keepdims=True)
     nucleus = jnp.maximum(positive - removed, 1)
     weights = jnp.where(places < nucleus, weights, 0.0)
     total = jnp.take_along_axis(_prefix_sums(weights), nucleus - 1, axis=-1)
@@ -340,6 +381,11 @@ def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tupl
 def _prefix_sums(values: jax.Array) -> jax.Array:
     """Inclusive prefix sums along the last axis, whose rounding depends only on the position."""
     return jax.lax.associative_scan(jnp.add, values, axis=-1)
+
+
+def _column(setting: jax.Array) -> jax.Array:
+    """A setting with an axis behind: [1] of one for all rows, [B, 1] of one a row."""
+    return setting[..., None]
 
 
 def _divide(values: jax.Array, scalar: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +26,7 @@ from qwen2audio_jax.generation.call import check_positions
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.padded_shapes import (
     clip_counts,
+    listed_capacities,
     padded_capacity,
     padded_frames,
     padded_row_count,
@@ -117,12 +118,24 @@ def make_bounds(
 def warm_up(runtime: Runtime, bounds: Bounds, *, on_progress: OnProgress | None, threads: int | None) -> list[str]:
     """Compile the programs of all calls within bounds; the shapes that they are for, in words."""
     warming = _Warming(runtime, bounds)
-    shapes = warming.shapes()
+    shapes = {**warming.prompt_shapes(), **warming.decode_shapes()}
     if warming.programs(shapes) > MOST_PROGRAMS:
         raise ValueError(
             f"calls within these bounds have some {warming.programs(shapes)} programs, and JAX keeps {MOST_PROGRAMS}: "
             "lower rows, tokens or max_new_tokens"
         )
+    return compile_all(shapes, on_progress=on_progress, threads=threads)
+
+
+def prompt_shapes(runtime: Runtime, bounds: Bounds) -> dict[str, Callable[[], None]]:
+    """What compiles each shape of encoder and prefill, by its name."""
+    return _Warming(runtime, bounds).prompt_shapes()
+
+
+def compile_all(
+    shapes: Mapping[str, Callable[[], None]], *, on_progress: OnProgress | None, threads: int | None
+) -> list[str]:
+    """Call what compiles each shape, in parallel; the shapes' names."""
     began, tell = time.monotonic(), on_progress or _Lines().show
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         futures: dict[Future[None], str] = {pool.submit(compile_shape): name for name, compile_shape in shapes.items()}
@@ -148,7 +161,7 @@ class _Lines:
             print(f"warmup: {done} of {total} shapes compiled, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def _compiled(jitted: Any, *arguments: Any, **static: Any) -> Any:
+def compiled(jitted: Any, *arguments: Any, **static: Any) -> Any:
     """Compile a jitted function for its arguments, arrays or specs; the specs of what it returns."""
     lowered = jitted.lower(*arguments, **static)
     program = lowered.compile()
@@ -194,14 +207,11 @@ class _Warming:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
 
-    def shapes(self) -> dict[str, Callable[[], None]]:
-        """What compiles each shape, by its name."""
+    def prompt_shapes(self) -> dict[str, Callable[[], None]]:
+        """What compiles each shape of encoder and prefill, by its name."""
         config, mesh, most = self.runtime.config, self.runtime.mesh, self.bounds
         counts = prompt_counts(most.rows, mesh=mesh)
         widths = sorted({padded_tokens(each, config=config) for each in range(1, most.tokens + 1)})
-        batches = sorted({self._padded(rows) for rows in range(1, most.rows + 1)})
-        positions = range(1, most.tokens + most.new_tokens)
-        capacities = sorted({padded_capacity(each, config=config) for each in positions})
         found: dict[str, Callable[[], None]] = {}
         if most.clips:
             lengths = range(3, max(most.frames, 3) + 1)
@@ -211,8 +221,14 @@ class _Warming:
         for width in widths:
             for count in counts:
                 found[f"prefill {count} x {width} tokens"] = partial(self._in_mesh, self._prefill, count, width)
-        for rows in batches:
-            for capacity in capacities:
+        return found
+
+    def decode_shapes(self) -> dict[str, Callable[[], None]]:
+        """What compiles each shape of a decoding step, by its name."""
+        most = self.bounds
+        found: dict[str, Callable[[], None]] = {}
+        for rows in sorted({self._padded(rows) for rows in range(1, most.rows + 1)}):
+            for capacity in listed_capacities(most.tokens + most.new_tokens - 1, config=self.runtime.config):
                 name = f"decode {rows} x {capacity} positions"
                 found[name] = partial(self._in_mesh, self._decode, rows, capacity)
         return found
@@ -247,10 +263,10 @@ class _Warming:
         shape = (clips, config.audio_config.num_mel_bins, frames)
         features = self._spec(shape, jnp.float32, "clip", "mels", "position")
         counts = self._spec((clips,), jnp.int32, "clip")
-        encoded = _compiled(
+        encoded = compiled(
             encoding.encode_audio, self.runtime.params, features, counts, cfg=config, attention=attention
         )
-        return _compiled(encoding.clip_vectors, encoded.projected, width=config.audio_config.max_tokens)
+        return compiled(encoding.clip_vectors, encoded.projected, width=config.audio_config.max_tokens)
 
     def _vectors(self) -> jax.ShapeDtypeStruct:
         count = clip_counts(1, mesh=self.runtime.mesh)[0]
@@ -260,14 +276,14 @@ class _Warming:
         runtime, bounds = self.runtime, self.bounds
         lengths = self._spec((rows,), jnp.int32, "batch")
         text = Prompt(self._spec((rows, tokens), jnp.int32, "batch", "token"), lengths, audio=None, slots=None)
-        embedded = [_compiled(encoding.embed, runtime.params, text, cfg=runtime.config)]
+        embedded = [compiled(encoding.embed, runtime.params, text, cfg=runtime.config)]
         if bounds.clips:
             vectors = self._once("vectors", self._vectors)
             index = jax.ShapeDtypeStruct((tokens,), np.int32)
-            place = partial(_compiled, encoding.place_clip)
+            place = partial(compiled, encoding.place_clip)
             embedded += _settled(lambda embeddings: place(embeddings, vectors, _SCALAR, index), embedded)
         more = {"cfg": runtime.config, "cache_dtype": runtime.cache_dtype, "attention": runtime.attention}
-        found = [_compiled(run.prefill, runtime.params, each, lengths, **more) for each in embedded]
+        found = [compiled(run.prefill, runtime.params, each, lengths, **more) for each in embedded]
         return found[0]
 
     def _prefilled(self) -> tuple[Any, Any]:
@@ -280,10 +296,10 @@ class _Warming:
         runtime, mesh = self.runtime, self.runtime.mesh
         _, piece = self._once("prefilled", self._prefilled)
         one = self._once("row", self._rows)[1]
-        empty = _compiled(run.cache_maker(runtime, rows, capacity))
+        empty = compiled(run.cache_maker(runtime, rows, capacity))
 
         def insert(piece: Any, cache: Any) -> Any:
-            return _compiled(run.insert, cache, piece, _SCALAR, _SCALAR)
+            return compiled(run.insert, cache, piece, _SCALAR, _SCALAR)
 
         filled = _settled(partial(insert, one), [empty])
         if rows in prompt_counts(self.bounds.rows, mesh=mesh):
@@ -296,7 +312,7 @@ class _Warming:
 
             def step(state: Any, mode: Mode = mode, sampling: SamplingParams = sampling) -> Any:
                 last, cache = state
-                return _compiled(decoding.next_step, runtime, last, cache, stopped, sampling, mode=mode)
+                return compiled(decoding.next_step, runtime, last, cache, stopped, sampling, mode=mode)
 
             after = _settled(step, [(last, cache) for last in starts for cache in caches])
             larger = self._larger(capacity)
@@ -311,7 +327,7 @@ class _Warming:
 
     def _enlarged(self, cache: KVCache, capacity: int) -> KVCache:
         def grown(buffers: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(_compiled(decoding.enlarged, buffer, capacity=capacity) for buffer in buffers)
+            return tuple(compiled(decoding.enlarged, buffer, capacity=capacity) for buffer in buffers)
 
         return replace(cache, keys=grown(cache.keys), values=grown(cache.values))
 
@@ -322,8 +338,8 @@ class _Warming:
         for count in prompt_counts(self.bounds.rows, mesh=self.runtime.mesh):
             found.append(
                 (
-                    _compiled(run.logits_of, _sized(logits, count), _SCALAR),
-                    _compiled(run.row_of, _sized(piece, count), _SCALAR),
+                    compiled(run.logits_of, _sized(logits, count), _SCALAR),
+                    compiled(run.row_of, _sized(piece, count), _SCALAR),
                 )
             )
         return found[0]
@@ -332,8 +348,8 @@ class _Warming:
         """The first tokens of a batch, of logits from wherever they may come."""
         mesh, (logits, _) = self.runtime.mesh, self._learned["prefilled"]
         row = self._learned["row"][0]
-        empty = _compiled(run.logits_maker(self.runtime, rows))
-        sources = _settled(lambda whole: _compiled(run.insert_logits, whole, row, _SCALAR), [empty])
+        empty = compiled(run.logits_maker(self.runtime, rows))
+        sources = _settled(lambda whole: compiled(run.insert_logits, whole, row, _SCALAR), [empty])
         if rows in prompt_counts(self.bounds.rows, mesh=mesh):
             sources.append(_sized(logits, rows))
         state = SamplerState(
@@ -342,4 +358,4 @@ class _Warming:
             seeds=self._spec((rows,), jnp.uint32, "batch"),
             finished=self._spec((rows,), jnp.bool_, "batch"),
         )
-        return [_compiled(decoding.first_token, source, state, sampling, mode=mode) for source in sources]
+        return [compiled(decoding.first_token, source, state, sampling, mode=mode) for source in sources]

@@ -173,6 +173,11 @@ def enlarge(buffer: Buffer, *, capacity: int) -> Buffer:
     return constrain_buffer(jax.tree.map(resized, buffer))
 
 
+def shorten(buffer: Buffer, *, capacity: int) -> Buffer:
+    """The first `capacity` (static) positions of a layer's buffer."""
+    return constrain_buffer(first(buffer, capacity))
+
+
 def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: int) -> KVCache:
     """Copy row prefixes into a new cache, whose numbers of rows and positions may differ from the given one's.
 

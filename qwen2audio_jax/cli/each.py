@@ -1,0 +1,85 @@
+"""`qwen2audio generate --each`: the same prompt for every one of several files, through the engine."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.cli.profile import check_profile_folder, profiled
+from qwen2audio_jax.engine import Engine, Request
+from qwen2audio_jax.engine.request import Answer, RequestError
+
+WORKERS = 2
+"""Processes that load clips, where there are many."""
+FEW = 4
+"""Files that are loaded in threads, as starting a process takes longer."""
+
+
+def run_each(options: argparse.Namespace) -> int:
+    """Answer the prompt for each file, in their order; 1 if any has no answer.
+
+    Raises:
+        ValueError: an input or option cannot be used.
+    """
+    if options.audio:
+        raise ValueError("--each asks about every file by itself, --audio about all at once: give one of them")
+    if "-" in options.each:
+        raise ValueError("--each takes files: give --audio - for a clip on standard input")
+    files = [str(clip_source(name)) for name in options.each]
+    if options.raw and "<|AUDIO|>" not in (options.prompt or ""):
+        raise ValueError("with --raw write <|audio_bos|><|AUDIO|><|audio_eos|> into the prompt, where the clip belongs")
+    check_profile_folder(options.profile)
+    processor, arguments = prepare(options)
+    if arguments.pop("num_return_sequences") != 1:
+        raise ValueError("--each gives one answer a file: leave out --num-return-sequences")
+    seed, _ = arguments.pop("seed"), arguments.pop("tokenizer")
+    join(options)
+    if jax.process_count() > 1:
+        raise ValueError("--each runs in one process: see `qwen2audio batch --shard`")
+    model = load_model(options)
+    requests = [
+        Request(
+            id=name,
+            prompt=options.prompt or None,
+            system=options.system,
+            clips=(file,),
+            options=arguments,
+            seed=None if seed is None else seed + index,
+        )
+        for index, (name, file) in enumerate(zip(options.each, files, strict=True))
+    ]
+    hearing = {"truncation": options.truncation, "allow_special": options.allow_special}
+    failures = 0
+    with profiled(options.profile), Engine(model, processor, workers=WORKERS * (len(files) > FEW), **hearing) as engine:
+        for request, outcome in zip(requests, engine.answers(requests), strict=True):
+            failures += isinstance(outcome, RequestError)
+            for line in _lines(request.id, outcome, as_json=options.json):
+                write(line + "\n")
+    return 1 if failures else 0
+
+
+def _lines(name: str, outcome: Answer | RequestError, *, as_json: bool) -> Iterator[str]:
+    if isinstance(outcome, RequestError):
+        if as_json:
+            yield json.dumps({"audio": name, "error": {"kind": outcome.kind, "message": str(outcome)}})
+        else:
+            say(f"{name}: {outcome}")
+        return
+    if not as_json:
+        yield f"{name}: {outcome.text}"
+        return
+    answer: dict[str, Any] = {
+        "audio": name,
+        "text": outcome.text,
+        "ids": outcome.token_ids.tolist(),
+        "finish_reason": outcome.finish_reason,
+        "tokens": len(outcome.token_ids),
+        "mean_log_prob": float(np.mean(outcome.log_probs)),
+        "prompt_tokens": outcome.prompt_tokens,
+    }
+    yield json.dumps(answer)

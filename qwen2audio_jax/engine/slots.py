@@ -1,0 +1,255 @@
+"""Slots: the rows of one cache that is decoded, step after step, while requests come and go in them.
+
+All state of a row is in arrays with slots first: keys and values, the sampler's state, and its settings. So another
+request, whatever its options, changes values and no program. The cache is donated to whatever writes into it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen2audio_jax.generation.decoding import first_token, next_step, resized
+from qwen2audio_jax.generation.encoding import Embedded
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.prefix import copy_rows
+from qwen2audio_jax.generation.run import append, insert, new_cache, row_of, sampler_state
+from qwen2audio_jax.generation.runtime import Runtime
+from qwen2audio_jax.generation.sampling import (
+    MIN_CANDIDATES,
+    Mode,
+    NextToken,
+    SamplerState,
+    SamplingParams,
+    row_params,
+)
+from qwen2audio_jax.generation.warmup import compiled
+from qwen2audio_jax.model.cache_pieces import PIECE, Piece
+from qwen2audio_jax.model.kv_cache import CACHE_AXES, KVCache, cache_specs
+from qwen2audio_jax.parallel.process_rows import to_mesh
+from qwen2audio_jax.parallel.sharding import constrain
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the tokens of a step are chosen: a mode and how many candidates are drawn from; each is a program.
+
+    A row with fewer candidates than the program has is not affected, and a greedy row has one.
+    """
+
+    mode: Mode
+    candidates: int | None
+
+    @classmethod
+    def of(cls, configs: Sequence[GenerationConfig]) -> "Choice":
+        """The cheapest that all rows of a step can share."""
+        sampled = [config for config in configs if config.do_sample]
+        if not sampled:
+            return GREEDY
+        few = all(0 < config.top_k <= MIN_CANDIDATES // 2 for config in sampled)
+        return FEW if few else ALL
+
+
+GREEDY, FEW, ALL = Choice("greedy", None), Choice("sample", MIN_CANDIDATES), Choice("sample", None)
+CHOICES = (GREEDY, FEW, ALL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row's first token depends on besides its prompt's logits."""
+
+    ids: np.ndarray
+    seed: int
+    config: GenerationConfig
+
+
+@dataclass(frozen=True)
+class First:
+    """The first tokens of prompts, and the settings they were chosen with: one row each, those that pad included."""
+
+    last: NextToken
+    sampling: SamplingParams
+    lengths: jax.Array
+
+
+@jax.jit
+def _take(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
+    """The arrays of `whole` with row `source` of those of `new` in row `slot`."""
+
+    def put(array: jax.Array, rows: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_slice_in_dim(rows, source, 1, axis=0)
+        axes = ("batch", "vocab" if array.dtype == jnp.bool_ else None)  # what the prompt and the answer hold
+        return constrain(jax.lax.dynamic_update_slice_in_dim(array, row, slot, axis=0), *axes[: array.ndim])
+
+    return jax.tree.map(put, whole, new)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array) -> KVCache:
+    """Write row `source` of another cache of the same capacity into row `slot`."""
+
+    def put(array: jax.Array, other: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_slice_in_dim(other, source, 1, axis=0)
+        return constrain(jax.lax.dynamic_update_slice_in_dim(array, row, slot, axis=0), *CACHE_AXES[: array.ndim])
+
+    keys, values = jax.tree.map(put, (cache.keys, cache.values), (rows.keys, rows.values))
+    return KVCache(keys, values, cache.lengths)
+
+
+class Slots:
+    """The state of all slots on the device."""
+
+    def __init__(self, runtime: Runtime, *, rows: int, capacity: int, stops: int):
+        """Allocate.
+
+        Args:
+            runtime: of the model.
+            rows: of the cache, divisible over the mesh's `data` axis.
+            capacity: positions of the cache; `resize` changes it.
+            stops: most stop ids of a row.
+        """
+        self._runtime, self.rows, self._stops = runtime, rows, stops
+        self._stopped = np.zeros(rows, bool)
+        self._placed, self._changed = to_mesh(runtime.mesh, self._stopped.copy(), "batch"), False
+        with jax.set_mesh(runtime.mesh):
+            self._cache: KVCache | None = new_cache(runtime, rows, capacity)
+        nothing = [Row(np.zeros(0, np.int32), 0, GenerationConfig())]
+        sampling, state = self._settings(nothing, rows), self._state(nothing, rows)
+        zeros = partial(np.zeros, rows)
+        self._last = NextToken(self._put(zeros(np.int32)), self._put(zeros(np.float32)), state)
+        self._sampling = sampling
+
+    @property
+    def cache(self) -> KVCache:
+        """Keys and values, as the program issued last leaves them."""
+        assert self._cache is not None, "a program failed and took the cache with it"
+        return self._cache
+
+    @property
+    def capacity(self) -> int:
+        """Positions of the cache."""
+        return self.cache.capacity
+
+    def resize(self, capacity: int) -> None:
+        """Give the cache another capacity; positions beyond it are lost."""
+        if capacity != self.capacity:
+            cache, self._cache = [self.cache], None
+            self._cache = resized(self._runtime, cache, capacity=capacity)
+
+    def first_tokens(self, logits: jax.Array, embedded: Embedded, rows: Sequence[Row]) -> First:
+        """The first tokens after prompts that have been prefilled: logits [R, V] of at least so many rows."""
+        count, choice = len(logits), Choice.of([row.config for row in rows])
+        sampling = self._settings(rows, count)
+        with jax.set_mesh(self._runtime.mesh):
+            chosen = replace(sampling, candidate_count=choice.candidates)
+            last = first_token(logits, self._state(rows, count), chosen, mode=choice.mode)
+        return First(last, sampling, embedded.lengths)
+
+    def insert(self, first: First, parts: Sequence[Piece], *, source: int, slot: int) -> None:
+        """Put row `source` of prefilled prompts, its keys and values in pieces, into a slot."""
+        with jax.set_mesh(self._runtime.mesh):
+            for index, part in enumerate(parts):
+                row = row_of(part, np.int32(source))
+                cache, self._cache = self.cache, None
+                self._cache = insert(cache, row, np.int32(slot), np.int32(index * PIECE))
+        self._begin(first, source=source, slot=slot)
+
+    def extend(self, embedded: Embedded, *, sources: Sequence[int], starts: Sequence[int]) -> tuple[jax.Array, KVCache]:
+        """Prompts of which the beginnings are in slots: logits, and a cache of their own to insert rows from.
+
+        Args:
+            embedded: the rests of the prompts; their padded width and the starts fit the capacity together.
+            sources: the slot of each one's beginning.
+            starts: how many positions of it are the prompt's.
+        """
+        count, runtime = len(embedded.host_lengths), self._runtime
+        rows = [*sources, *[sources[0]] * (count - len(sources))]
+        begun = [*starts, *[starts[0]] * (count - len(starts))]
+        with jax.set_mesh(runtime.mesh):
+            copies = copy_rows(
+                self.cache,
+                np.asarray(rows, np.int32),
+                np.asarray(begun, np.int32),
+                capacity=self.capacity,
+                mesh=runtime.mesh,
+            )
+            return append(
+                runtime.params,
+                embedded.embeddings,
+                copies,
+                counts=embedded.lengths,
+                cfg=runtime.config,
+                window=self.capacity,
+            )
+
+    def insert_row(self, first: First, rows: KVCache, *, source: int, slot: int) -> None:
+        """Put row `source` of what `extend` gave into a slot."""
+        with jax.set_mesh(self._runtime.mesh):
+            cache, self._cache = self.cache, None
+            self._cache = _insert_row(cache, rows, np.int32(source), np.int32(slot))
+        self._begin(replace(first, lengths=rows.lengths), source=source, slot=slot)
+
+    def _begin(self, first: First, *, source: int, slot: int) -> None:
+        cache, where = self.cache, (np.int32(source), np.int32(slot))
+        with jax.set_mesh(self._runtime.mesh):
+            whole = (self._last, self._sampling, cache.lengths)
+            self._last, self._sampling, lengths = _take(whole, (first.last, first.sampling, first.lengths), *where)
+        self._cache = replace(cache, lengths=lengths)
+        self._set_stopped(slot, False)
+
+    def stop(self, slot: int) -> None:
+        """Let a slot's row give padding from the next step on."""
+        self._set_stopped(slot, True)
+
+    def _set_stopped(self, slot: int, stopped: bool) -> None:
+        self._changed |= bool(self._stopped[slot]) != stopped
+        self._stopped[slot] = stopped
+
+    def step(self, choice: Choice) -> NextToken:
+        """Issue a step: append each row's last token and choose its next one."""
+        mesh = self._runtime.mesh
+        sampling = replace(self._sampling, candidate_count=choice.candidates)
+        if self._changed:
+            self._placed, self._changed = to_mesh(mesh, self._stopped.copy(), "batch"), False
+        cache, self._cache = self.cache, None
+        with jax.set_mesh(mesh):
+            self._last, self._cache = next_step(
+                self._runtime, self._last, cache, self._placed, sampling, mode=choice.mode
+            )
+        return self._last
+
+    def compile_step(self, choice: Choice, *, capacity: int) -> None:
+        """Compile a step at a capacity, for which nothing is allocated."""
+        sampling = replace(self._sampling, candidate_count=choice.candidates)
+        specs = (self._last, self._specs(self.rows, capacity), self._placed, sampling)
+        with jax.set_mesh(self._runtime.mesh):
+            compiled(next_step, self._runtime, *specs, mode=choice.mode)
+
+    def compile_extension(self, embedded: Embedded, capacity: int) -> None:
+        """Compile `extend` for rests of this shape at a capacity."""
+        runtime, cache = self._runtime, self._specs(len(embedded.host_lengths), capacity)
+        more = {"counts": embedded.lengths, "cfg": runtime.config, "window": capacity}
+        with jax.set_mesh(runtime.mesh):
+            compiled(append, runtime.params, embedded.embeddings, cache, **more)
+
+    def _specs(self, rows: int, capacity: int) -> KVCache:
+        runtime = self._runtime
+        dtype = jnp.dtype(runtime.cache_dtype)
+        return cache_specs(runtime.config.text_config, rows=rows, capacity=capacity, dtype=dtype, mesh=runtime.mesh)
+
+    def _put(self, array: np.ndarray, *axes: str) -> jax.Array:
+        return to_mesh(self._runtime.mesh, array, "batch", *axes)
+
+    def _settings(self, rows: Sequence[Row], count: int) -> SamplingParams:
+        vocab_size = self._runtime.config.text_config.vocab_size
+        params = row_params([row.config for row in rows], rows=count, stops=self._stops, vocab_size=vocab_size)
+        return jax.tree.map(self._put, params)
+
+    def _state(self, rows: Sequence[Row], count: int) -> SamplerState:
+        seeds = np.zeros(count, np.uint32)
+        seeds[: len(rows)] = [row.seed for row in rows]
+        return sampler_state(self._runtime, [row.ids for row in rows], rows=count, seeds=seeds)

@@ -1,0 +1,191 @@
+"""The engine answers as `generate` does, whatever else runs, and compiles nothing after its warm-up."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+import simulation
+from prompts import row_alone
+
+from qwen2audio_jax import Qwen2AudioProcessor, make_mesh
+from qwen2audio_jax.engine import Engine, EngineFull, Request, RequestError, placement
+
+
+@pytest.fixture(scope="module")
+def processor(hf_checkpoint):
+    return Qwen2AudioProcessor.from_pretrained(hf_checkpoint("gqa"))
+
+
+def simulated(model, processor, programs, cases, *, slots, positions, tokens, seconds):
+    with Engine(model, processor, slots=slots, positions=positions) as engine:
+        shapes = engine.warmup(tokens=tokens, seconds=seconds)
+        assert len(shapes) == len(set(shapes)) > 10
+        programs.clear()
+        outcomes = simulation.run(engine, cases)
+        assert programs == []
+        stats = engine.stats()
+        assert engine.drain(timeout=1)
+    counts = simulation.judge(model, processor, cases, outcomes)
+    assert counts["equal"] > len(cases) // 2
+    assert counts["errors"] > 0
+    assert counts["reused"] > 0
+    assert stats["submitted"] == len(cases)
+    assert stats["failed"] == counts["errors"]
+    assert stats["answered"] == counts["equal"]
+    assert stats["slots_in_use"] == stats["queued"] == 0
+
+
+def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
+    monkeypatch.setattr(placement, "SHORTEST", 8)
+    cases = simulation.random_cases("gqa", 100, seed=5, pool=10, longest=12, frames=41)
+    simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=48, seconds=0.4)
+
+
+@pytest.mark.slow(seconds=60)
+@pytest.mark.parametrize("shape", [None, (4, 2), (8, 1)])
+def test_random_requests_of_all_lengths(load, processor, programs, shape):
+    mesh = None if shape is None else make_mesh(data=shape[0], model=shape[1])
+    cases = simulation.random_cases("gqa", 300, seed=6)
+    simulated(load("gqa", mesh), processor, programs, cases, slots=8, positions=256, tokens=160, seconds=2.6)
+
+
+@pytest.fixture(scope="module")
+def engine(load, processor):
+    with Engine(load("gqa"), processor, slots=2, queue=3, positions=256) as engine:
+        yield engine
+
+
+def request(tokens=30, *, which=0, **more):
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, **more.pop("options", {})}
+    return Request(inputs=row_alone("gqa", 0, ([4, "9", 3],), seed=which), options=options, **more)
+
+
+def test_a_handle_gives_tokens_and_text_as_they_come(engine):
+    handle = engine.submit(request(id="first"))
+    tokens = list(handle)
+    answer = handle.result()
+    assert tokens == answer.token_ids.tolist() == list(handle)
+    assert "".join(handle.text()) == answer.text
+    assert (answer.id, answer.finish_reason, len(answer.token_ids)) == ("first", "length", 30)
+    assert answer.seconds.load <= answer.seconds.queued <= answer.seconds.first_token <= answer.seconds.total
+    assert (answer.prompt_tokens, answer.audio_seconds) == (9, 0.09)
+
+
+def test_requests_beyond_the_queue_wait_or_are_refused(engine):
+    handles = [engine.submit(request(200, which=seed)) for seed in range(5)]
+    for how in ({"block": False}, {"timeout": 0.01}):
+        with pytest.raises(EngineFull, match="raise queue"):
+            handles.extend(engine.submit(request(200), **how) for _ in range(5))
+    for handle in handles[1:]:
+        handle.cancel()
+    assert len(handles[0].result().token_ids) == 200
+    assert {handle.result().finish_reason for handle in handles[1:]} <= {"cancelled", "length"}
+    assert engine.drain(timeout=5)
+
+
+def test_a_cancelled_request_frees_its_slot(engine):
+    events = []
+    for _ in range(2):
+        events.append(threading.Event())
+        long = engine.submit(
+            request(240), on_change=lambda handle, event=events[-1]: event.set() if len(handle._tokens) > 3 else None
+        )
+        events[-1].wait(timeout=60)
+        long.cancel()
+        answer = long.result(timeout=60)
+        assert answer.finish_reason == "cancelled"
+        assert 4 <= len(answer.token_ids) < 240
+    assert engine.stats()["slots_in_use"] == 0
+    with pytest.raises(TimeoutError, match="no answer within"):
+        engine.submit(request(240)).result(timeout=0.001)
+    assert engine.drain(timeout=60)
+
+
+def test_several_questions_on_one_clip_compute_it_once(engine, load):
+    begin = row_alone("gqa", 0, ([4, "240", 3],), seed=3)
+    before = engine.stats()
+    requests = []
+    for question in ([7, 8, 9], [7, 8], [11] * 20):
+        inputs = {**begin, "input_ids": np.concatenate([begin["input_ids"], [question]], axis=1)}
+        inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
+        requests.append(Request(inputs=inputs, options={"max_new_tokens": 12}))
+    answers = list(engine.answers(requests))
+    after = engine.stats()
+    assert after["clips_encoded"] - before["clips_encoded"] == 1
+    assert [answer.reused_tokens for answer in answers] == [0, 68, 67]  # at least one token is computed
+    for asked, answer in zip(requests, answers, strict=True):
+        alone = load("gqa").generate(**asked.inputs, **asked.options)
+        np.testing.assert_array_equal(
+            alone[0, asked.inputs["input_ids"].shape[1] :][: len(answer.token_ids)], answer.token_ids
+        )
+
+
+def test_options_that_cannot_be_used_are_the_requests_error(engine):
+    for options, message in (
+        ({"temprature": 1}, "options: .*temperature"),
+        ({"num_return_sequences": 2, "do_sample": True}, "submit a request for each"),
+        ({"eos_token_id": list(range(9))}, "9 ids, and 8 fit"),
+        ({"max_new_tokens": 250, "min_new_tokens": 0}, "engine has 256 a slot: .*raise positions"),
+    ):
+        with pytest.raises(RequestError, match=message) as caught:
+            engine.submit(request(5, options=options)).result()
+        assert caught.value.kind == "input"
+    with pytest.raises(ValueError, match="either messages or a prompt"):
+        Request(prompt="a", messages=[])
+
+
+def test_logits_that_are_not_numbers_end_one_request(load, processor, monkeypatch):
+    with Engine(load("gqa"), processor, slots=2, positions=128) as engine:
+        first_tokens = engine._state.first_tokens
+
+        def spoilt(logits, embedded, rows):
+            bad = np.array([[np.nan if row.seed == 13 else 0.0] for row in rows] + [[0.0]] * (len(logits) - len(rows)))
+            return first_tokens(logits + bad, embedded, rows)
+
+        monkeypatch.setattr(engine._state, "first_tokens", spoilt)
+        good, bad = engine.submit(request(9)), engine.submit(request(9, seed=13))
+        assert len(good.result().token_ids) == 9
+        with pytest.raises(RequestError, match=r"not numbers .*token 1"):
+            bad.result()
+
+
+def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monkeypatch):
+    with Engine(load("gqa"), processor, slots=2, positions=128) as engine:
+        submitted = threading.Event()
+
+        def fail(choice):
+            submitted.wait()
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(engine._state, "step", fail)
+        handles = [engine.submit(request(9, which=seed)) for seed in range(4)]
+        submitted.set()
+        for handle in handles:
+            with pytest.raises(RequestError, match=r"device failed \(JaxRuntimeError\)") as caught:
+                handle.result(timeout=60)
+            assert caught.value.kind == "device"
+        with pytest.raises(RuntimeError, match="device failed"):
+            engine.submit(request(9))
+
+
+def test_a_closed_engine_leaves_nobody_waiting(load, processor):
+    engine = Engine(load("gqa"), processor, slots=1, positions=128)
+    handles = [engine.submit(request(100, which=seed)) for seed in range(4)]
+    engine.close()
+    for handle in handles:
+        with pytest.raises(RequestError, match="closed"):
+            handle.result(timeout=5)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(request(9))
+
+
+def test_numbers_out_of_range_are_refused(load, processor):
+    for more, message in (
+        ({"slots": 0}, "slots=0: at least 1"),
+        ({"positions": 10**6}, "positions=1000000: a slot has 1 to"),
+        ({"queue": 0}, "queue=0"),
+        ({"workers": -1}, "workers=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Engine(load("gqa"), processor, **more)
