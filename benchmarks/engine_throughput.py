@@ -4,8 +4,8 @@
 
 Needs the extra `test` and, for the mid-size configuration, about 12 GB of memory. All compute the same random weights
 on the same requests: 48 clips of random lengths, each with a number of new tokens of its own; the loops take them in
-their order and run every batch until its longest answer is whole. All greedy tokens are compared. A round runs all three; the
-table gives the medians of their seconds, and the engine's own figures.
+their order and run every batch until its longest answer is whole. All greedy tokens are compared. A round runs all
+three; the table gives the medians of their seconds, and the engine's own figures.
 """
 
 import argparse
