@@ -189,6 +189,17 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together (default: 2048)"
     )
     group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="let actors of a Ray cluster answer (extra: ray; default address: RAY_ADDRESS, or this machine)",
+    )
+    group.add_argument("--ray-actors", type=int, metavar="N", default=1, help="models on Ray (default: %(default)s)")
+    group.add_argument(
+        "--ray-resources", metavar="NAME=N,...", help="what each takes, as in TPU=4 or GPU=1 (default: nothing)"
+    )
+    group.add_argument(
         "--workers", type=int, metavar="N", default=2, help="processes that load clips (default: %(default)s)"
     )
     group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
