@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,8 +44,9 @@ from qwen2audio_jax.model.loss import next_token_loss
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
+from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
 from qwen2audio_jax.source import load_config, read_adapter
-from qwen2audio_jax.storage.bucket import PathOrUrl
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
 Source = PathOrUrl
 
@@ -151,11 +153,9 @@ class Qwen2AudioForConditionalGeneration:
         use_compilation_cache()
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         check_mesh(mesh, config=config)
-        settings = path / "generation_config.json"
-        if settings.exists():
-            defaults = GenerationConfig.from_json_file(settings)
-        else:
-            defaults = _default_generation(config)
+        defaults = default_generation(path, config=config)
+        if isinstance(path, Path):  # elsewhere the processor's files would be downloaded for it
+            warn_of_missing_stop(path, stops=defaults.eos_token_id, source=source)
         addition = None if adapter is None else read_adapter(adapter, config=config)
         params = load_weights(path, config=config, mesh=mesh, weights=weights_dtype, adapter=addition)
         return cls(config, params, mesh=mesh, generation_config=defaults, cache_dtype=cache_dtype, attention=attention)
@@ -410,8 +410,11 @@ class Qwen2AudioForConditionalGeneration:
         return Runtime(self.params, self.config, self.mesh, cache_dtype, self.attention)
 
 
-def _default_generation(config: Qwen2AudioConfig) -> GenerationConfig:
-    """The options of a checkpoint without generation_config.json: greedy, its configuration's stop and padding ids."""
+def default_generation(folder: Folder, *, config: Qwen2AudioConfig) -> GenerationConfig:
+    """The options of a checkpoint's generation_config.json; without one: greedy, with the stop ids of config.json."""
+    settings = folder / "generation_config.json"
+    if settings.exists():
+        return GenerationConfig.from_json_file(settings)
     text = config.text_config
     return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
 

@@ -363,11 +363,51 @@ REFUSED = [
     (dict(torch_dtype=["float32"]), "torch_dtype is"),
     (dict(text_config__torch_dtype="float64"), 'text_config.torch_dtype is "float64"'),
     (dict(text_config__hiden_size=64), "text_config.hiden_size is 64: this key is not known.*Check its spelling"),
-    (dict(vision_config={}), "vision_config is {}: this key is not known"),
+    (dict(text_config__attention_scale=2.0), "text_config.attention_scale is 2.0: this key is not known"),
+    (dict(text_config__final_logit_softcapping=30.0), "final_logit_softcapping is 30.0: this key is not known"),
+    (dict(audio_token_indx=7), "audio_token_indx is 7: this key is not known.*Check its spelling"),
     (dict(audio_config__layer_norm_eps=1e-5), "audio_config.layer_norm_eps is 1e-05: this key is not known"),
     (dict(audio_config=[]), r"audio_config is \[\]; it must be a JSON object"),
     (dict(text_config="qwen2"), 'text_config is "qwen2"; it must be a JSON object'),
 ]
+
+
+LEFT_BY_OTHERS = [
+    {"unsloth_version": "2026.4.2", "unsloth_fixed": True},
+    {"auto_map": {}, "vision_config": None, "special_tokens": {}},
+    {"swift_version": "3.8.1", "keys_to_ignore_at_inference": ["past_key_values"]},
+    {"llamafactory_version": "0.9.4", "train_dataset": "mine", "lora_rank": 8, "freeze_audio_tower": True},
+    {"peft_config": {"r": 8}, "_flash_attn_2_enabled": True, "use_flash_attention_2": True},
+    {"hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 2048, "rope_theta": 10000},
+    {"text_config__unsloth_version": "x", "audio_config__attention_probs_dropout_prob": 0.1},
+    {"audio_bos_token_id": 301, "audio_eos_token_id": 302, "mask_token_id": 5},
+    {"trust_remote_code": True, "model_max_length": 2048, "best_metric": 0.25, "license": "apache-2.0"},
+    {"output_router_logits": False, "_moe_implementation": None, "gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("edits", LEFT_BY_OTHERS, ids=lambda edits: next(iter(edits)))
+def test_notes_of_other_tools_are_kept_and_change_nothing(edits):
+    data = edited(BASE, **edits)
+    config = Qwen2AudioConfig.from_dict(data)
+    assert config == Qwen2AudioConfig.from_dict(BASE)
+    kept = config.to_dict()
+    for key, value in edits.items():
+        section, _, name = key.rpartition("__")
+        assert (kept[section] if section else kept)[name] == value
+    assert Qwen2AudioConfig.from_dict(kept) == config
+
+
+def test_a_size_of_the_top_level_that_contradicts_is_refused():
+    with pytest.raises(ValueError, match="hidden_size is 65: this key is not known"):
+        Qwen2AudioConfig.from_dict(edited(BASE, hidden_size=65))
+
+
+def test_code_of_the_checkpoint_is_named_and_not_run(caplog):
+    Qwen2AudioConfig.from_dict(edited(BASE, auto_map={"AutoModel": "theirs.Model"}))
+    assert (
+        "auto_map names code of the checkpoint's own ({'AutoModel': 'theirs.Model'}), which is not run" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("edits", "message"), REFUSED, ids=[str(list(edits.items()))[:60] for edits, _ in REFUSED])

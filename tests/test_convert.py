@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from qwen2audio_jax.checkpoint import bounded_pool, hf_folder, mapping, reader, safetensors_file, writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert
+from qwen2audio_jax.convert import convert, verify
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,29 +347,93 @@ def test_index_and_files_that_disagree(tmp_path):
     assert tensors
 
 
-def test_links(tmp_path):
-    """A link out of the folder is refused; in the hub's cache, links into the same repository's blobs are its files."""
-    real = tmp_path / "real"
-    hf_layout.write_hf_checkpoint(real, "tied")
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for file in real.iterdir():
-        (linked / file.name).symlink_to(file)
-    refused(linked, tmp_path / "no", match=r"config\.json: is a link to outside its folder")
-    (linked / "config.json").unlink()
-    shutil.copy(real / "config.json", linked)
-    refused(linked, tmp_path / "no", match="is a link to outside its folder")
-    repo = tmp_path / "models--a--b"
-    snapshot = repo / "snapshots" / "0123"
-    snapshot.mkdir(parents=True)
+def link_all(source, folder):
+    folder.mkdir(parents=True)
+    for file in source.iterdir():
+        (folder / file.name).symlink_to(file)
+
+
+def link_into_a_subfolder(real, place):
+    shutil.copytree(real, place / "linked" / "weights")
+    for file in (place / "linked" / "weights").iterdir():
+        (place / "linked" / f"{file.name}").symlink_to(Path("weights", file.name))
+    return place / "linked"
+
+
+def link_to_another_folder(real, place):
+    link_all(real, place / "linked")
+    return place / "linked"
+
+
+def snapshot_of_a_hub_cache(real, place):
+    repo = place / "models--a--b"
     shutil.copytree(real, repo / "blobs")
     for file in real.iterdir():
-        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
-    convert(snapshot, tmp_path / "orbax")
-    assert reader.is_checkpoint(tmp_path / "orbax")
-    (snapshot / "model.safetensors").unlink()
-    (snapshot / "model.safetensors").symlink_to(real / "model.safetensors")
-    refused(snapshot, tmp_path / "no", match="is a link to outside its folder")
+        (repo / "blobs" / file.name).rename(repo / "blobs" / f"sha-{file.name}")
+    (repo / "snapshots" / "0123").mkdir(parents=True)
+    for file in real.iterdir():
+        (repo / "snapshots" / "0123" / file.name).symlink_to(Path("..", "..", "blobs", f"sha-{file.name}"))
+    return repo / "snapshots" / "0123"
+
+
+def folder_of_links_into_a_hub_cache(real, place):
+    """As huggingface_hub made them for local_dir= before 0.23."""
+    snapshot = snapshot_of_a_hub_cache(real, place)
+    (place / "local").mkdir()
+    for file in snapshot.iterdir():
+        (place / "local" / file.name).symlink_to(file.resolve())
+    return place / "local"
+
+
+def link_to_the_folder(real, place):
+    (place / "linked").symlink_to(snapshot_of_a_hub_cache(real, place))
+    return place / "linked"
+
+
+def link_of_links(real, place):
+    link_all(real, place / "first")
+    link_all(place / "first", place / "linked")
+    return place / "linked"
+
+
+@pytest.mark.parametrize(
+    "linked",
+    [
+        link_into_a_subfolder,
+        link_to_another_folder,
+        snapshot_of_a_hub_cache,
+        folder_of_links_into_a_hub_cache,
+        link_to_the_folder,
+        link_of_links,
+    ],
+)
+def test_links_that_are_followed(tmp_path, linked):
+    hf_layout.write_hf_checkpoint(tmp_path / "real", "tied", shards=2)
+    convert(linked(tmp_path / "real", tmp_path), tmp_path / "orbax")
+    assert verify(tmp_path / "real", tmp_path / "orbax") == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_links_to_files_of_another_name_are_refused(tmp_path, name):
+    """What a checkpoint from a stranger could link to: anything on this machine, but not under a name of its own."""
+    folder = tmp_path / "hf"
+    hf_layout.write_hf_checkpoint(folder, "tied")
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    refused(folder, tmp_path / "no", match=rf"{re.escape(name)}: is a link to outside its folder .*another name")
+
+
+def test_an_index_cannot_choose_a_link_out_of_the_folder(tmp_path):
+    folder = tmp_path / "hf"
+    hf_layout.write_hf_checkpoint(folder, "tied", shards=2)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    first = sorted(set(index.values()))[0]
+    for outside in ("other.safetensors", "sub/other.safetensors", "../other.safetensors"):
+        write_index(folder, {name: outside if file == first else file for name, file in index.items()})
+        (tmp_path / "other.safetensors").write_bytes((folder / first).read_bytes())
+        if "/" not in outside and not (folder / outside).exists():
+            (folder / outside).symlink_to(tmp_path / "other.safetensors")
+        refused(folder, tmp_path / "no", match="is a link to outside its folder|only plain names of files")
 
 
 def test_named_pipe_does_not_block(tmp_path):

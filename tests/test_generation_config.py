@@ -185,6 +185,38 @@ def test_unknown_options_are_refused_with_the_nearest():
         GenerationConfig.from_dict({"temprature": 1.0})
 
 
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"trust_remote_code": True, "unsloth_version": "2026.4.2"},
+        {"suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [], "sequence_bias": {}},
+        {"return_dict_in_generate": False, "output_scores": None, "cache_config": {"x": 1}},
+        {"presence_penalty": 0.0, "dry_multiplier": 0, "forced_decoder_ids": [], "min_p": 0.0},
+        {"swift_version": "3.8", "system_prompt": "x", "tp_plan": None, "_attn_implementation": "sdpa"},
+        {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0, "watermarking_config": {}},
+    ],
+    ids=lambda left: next(iter(left)),
+)
+def test_what_other_tools_leave_in_a_file_changes_nothing(left):
+    assert GenerationConfig.from_dict({**PUBLISHED, **left}) == GenerationConfig.from_dict(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3 is not supported"),
+        ({"suppress_tokens": [5]}, r"suppress_tokens=\[5\] is not supported"),
+        ({"presence_penalty": 1.5}, "no option 'presence_penalty'"),
+        ({"dry_multiplier": 0.8}, "no option 'dry_multiplier'"),
+        ({"repetition_penalti": 1.2}, "no option 'repetition_penalti': the nearest is 'repetition_penalty'"),
+        ({"num_beams": 4}, "num_beams=4 is not supported"),
+    ],
+)
+def test_what_would_change_a_token_is_refused_in_a_file(stated, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig.from_dict({**PUBLISHED, **stated})
+
+
 def test_none_in_a_call_takes_an_option_away():
     config = GenerationConfig.from_dict(PUBLISHED)
     without = config.updated(

@@ -464,6 +464,30 @@ def test_settings_that_change_the_features_are_refused(published, tmp_path):
             Qwen2AudioProcessor.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("preprocessor_config.json", {"unsloth_version": "2026.4.2", "auto_map": {"AutoProcessor": "x.Y"}}),
+        ("preprocessor_config.json", {"return_tensors": "np", "image_processor_type": "x", "tokenizer_class": "y"}),
+        ("preprocessor_config.json", {"device": None, "max_seconds": None, "mel_floor": []}),
+        ("processor_config.json", {"unsloth_version": "2026.4.2", "image_processor": {"x": 1}, "swift": {"v": 3}}),
+        ("processor_config.json", {"_commit_hash": "0123", "video_processor": None, "audio_tokens_per_clip": None}),
+        ("tokenizer_config.json", {"padding_side": "right", "extra_special_tokens": {}, "add_bos_token": False}),
+        ("tokenizer_config.json", {"unsloth_version": "x", "max_length": 512, "stride": 0, "is_local": True}),
+    ],
+)
+def test_what_other_tools_leave_in_the_files_changes_nothing(published, tmp_path, name, left):
+    folder = copy_of(published, tmp_path)
+    before = Qwen2AudioProcessor.from_pretrained(folder)
+    data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**data, **left}))
+    after = Qwen2AudioProcessor.from_pretrained(folder)
+    assert after.feature_extractor == before.feature_extractor
+    text = "<|im_start|>user\nHello <|AUDIO|>"
+    assert after.tokenizer.encode(text) == before.tokenizer.encode(text)
+    assert (after.chat_template, after.audio_token) == (before.chat_template, before.audio_token)
+
+
 def test_missing_and_damaged_files_are_named(published, tmp_path):
     folder = copy_of(published, tmp_path)
     text = (folder / "tokenizer.json").read_text()

@@ -1,10 +1,12 @@
 """Hugging Face checkpoint folders: tensors by safetensors file, and the settings files beside them.
 
-File names in an index are untrusted: only regular files of the folder itself are opened. In the hub's cache those are
-links into the `blobs` of the same repository, and no other links are followed.
+File names in an index are untrusted: only regular files of the folder itself are opened. Links are followed within the
+folder, into the `blobs` of a hub cache, and to a file of the same name elsewhere, as people link a checkpoint's files
+together: such a link cannot pass off anything else, a secret of another name, as a file of the checkpoint.
 """
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -36,6 +38,7 @@ SETTINGS = (
 )
 """Files copied beside the parameters as they are."""
 
+_USUAL = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -151,8 +154,8 @@ def inside(folder: Folder, name: str) -> Folder:
     """The path of a file of the folder.
 
     Raises:
-        ValueError: `name` is more than a plain file name, or the file is missing, not regular, or a link that leads
-            outside the folder (from a hub cache's snapshot: outside that repository's blobs).
+        ValueError: `name` is more than a plain file name, or the file is missing, not regular, or a link that is not
+            followed (see the module).
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"{folder}: names the file {name!r}; only plain names of files in the folder itself are read")
@@ -163,8 +166,10 @@ def inside(folder: Folder, name: str) -> Folder:
             raise ValueError(f"{path}: {problem}; copy the whole folder")
         return path
     real = Path(os.path.realpath(path))
-    if real.parent != Path(os.path.realpath(path.parent)) and real.parent != _blobs(path.parent):
-        raise ValueError(f"{path}: is a link to outside its folder ({real}); copy the file itself there")
+    if not (real.is_relative_to(os.path.realpath(path.parent)) or _is_blob(real) or _is_namesake(real, name)):
+        raise ValueError(
+            f"{path}: is a link to outside its folder ({real}), to a file of another name; copy the file itself there"
+        )
     try:
         mode = real.stat().st_mode
     except OSError as error:  # For example, a name too long for the file system.
@@ -175,12 +180,14 @@ def inside(folder: Folder, name: str) -> Folder:
     return path
 
 
-def _blobs(folder: Path) -> Path | None:
-    """The link target folder of a hub cache snapshot: models--<owner>--<name>/snapshots/<commit> -> its blobs."""
-    snapshots = Path(os.path.realpath(folder)).parent
-    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-        return snapshots.parent / "blobs"
-    return None
+def _is_blob(real: Path) -> bool:
+    """Return True for a file in a hub cache's models--<owner>--<name>/blobs, to which snapshots link."""
+    return real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+
+
+def _is_namesake(real: Path, name: str) -> bool:
+    """Return True for a file of the link's own name, which for weights must be one that no index can choose."""
+    return real.name == name and (not name.endswith(".safetensors") or _USUAL.fullmatch(name) is not None)
 
 
 def read_settings(folder: Folder) -> dict[str, bytes]:

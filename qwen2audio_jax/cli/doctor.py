@@ -4,15 +4,18 @@ import argparse
 import json
 from dataclasses import asdict
 
-from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration, default_generation
 from qwen2audio_jax.audio.load import load_audio
 from qwen2audio_jax.cli.from_options import join
 from qwen2audio_jax.cli.machine import look
 from qwen2audio_jax.cli.machine_checks import CHECKS
 from qwen2audio_jax.cli.output import one_line, say, write
+from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.parallel.roll_call import PeersMissing
+from qwen2audio_jax.processing.end_of_turn import missing_stop
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_checkpoint
+from qwen2audio_jax.storage.bucket import Folder
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
 PUBLISHED = "Glass is breaking."
@@ -68,6 +71,7 @@ def _examine_checkpoint(options: argparse.Namespace) -> int:
         findings.append(Finding("tokenizer, chat template and preprocessor: they load", []))
     except ValueError as error:
         findings.append(Finding("tokenizer, chat template and preprocessor", [" ".join(str(error).split())]))
+    warnings = _warnings(path)
     broken = any(finding.problems for finding in findings)
     if clip is not None and broken:
         say("the clip is not tried: mend the rest first")
@@ -80,8 +84,21 @@ def _examine_checkpoint(options: argparse.Namespace) -> int:
         findings.append(Finding("clip of breaking glass", problem))
     wrong = any(finding.problems for finding in findings)
     if options.json:
-        write(json.dumps({"ok": not wrong, "checks": [asdict(finding) for finding in findings]}) + "\n")
+        checks = [asdict(finding) for finding in findings]
+        write(json.dumps({"ok": not wrong, "checks": checks, "warnings": warnings}) + "\n")
         return int(wrong)
     for finding in findings:
         _show(finding.checked, finding.problems)
+    for warning in warnings:
+        write(f"warning {warning}\n")
     return int(wrong)
+
+
+def _warnings(path: Folder) -> list[str]:
+    """What is no fault of the checkpoint's files and yet surprises."""
+    try:
+        stops = default_generation(path, config=Qwen2AudioConfig.from_pretrained(path)).eos_token_id
+    except ValueError as error:
+        return [one_line(error)]
+    problem = missing_stop(path, stops=stops)
+    return [] if problem is None else [problem]

@@ -8,7 +8,7 @@ package does not implement are errors. Equality and hash cover only the fields t
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Qwen2AudioConfig:
             {key: value for key, value in data.items() if key not in ("audio_config", "text_config")},
             where="",
             fixed={"model_type": ("qwen2_audio",)},
-            inert=("eos_token_id", "pad_token_id", "tie_word_embeddings", "vocab_size"),
+            inert=("eos_token_id", "pad_token_id", "tie_word_embeddings", "vocab_size", *_repeated(data, text)),
             fields={"audio_token_index", "ignore_index"},
         )
         stated = _stated_dtype(inert)
@@ -163,6 +163,12 @@ class Qwen2AudioConfig:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, (json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n").encode())
         return path
+
+
+def _repeated(data: Mapping[str, Any], text: Qwen2AudioTextConfig) -> list[str]:
+    """Keys of the top level that say once more what text_config says: trainers look for sizes there."""
+    known = {field.name for field in fields(text)}
+    return [key for key, value in data.items() if key in known and strict_json.same(value, getattr(text, key))]
 
 
 def _stated_dtype(inert: Inert) -> str | None:

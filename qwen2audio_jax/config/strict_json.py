@@ -1,15 +1,17 @@
 """Strict parsing of config.json: keys that affect the computation, inert keys, and refused keys.
 
-`config` builds on this module. Every key is a field of a dataclass there, a key with a fixed supported value, a known
-inert key, or an error; nothing is dropped silently.
+`config` builds on this module. Every key is a field of a dataclass there, a key with a fixed supported value, an inert
+key, or an error if it could change the computation (see `unknown_keys`).
 """
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter, logger
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import Folder
 
@@ -53,6 +55,23 @@ COMMON_FIXED: Mapping[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (False, None),
 }
 """Keys of any section that change the computation unless they hold one of these values."""
+
+_CODE = "auto_map"
+"""Code that comes with a checkpoint, by class. It is never run, nor by the reference for a model that it has itself."""
+
+_ARCHITECTURE = re.compile(
+    r"act|adapter|alibi|alpha|attend|attention|attn|audio|awq|beta|bias|block|bnb|causal|channel|compress|conv|decoder"
+    r"|depth|dim|embed|encoder|eps|expert|ffn|final_|fusion|gate|gptq|head|hidden|kernel|kv_|layer|load_in|logit|logn"
+    r"|mask|mel_|mlp|moe|multiplier|norm|ntk|num_|patch|pool|position|proj|qk_|quant|query|rank|residual|rope|rotary"
+    r"|router|scal|shar|sink|size|softcap|sparse|state|stride|theta|tied?_|token_i|width|window"
+)
+"""Words of keys that change what some model computes."""
+_BESIDE = re.compile(
+    r"^_|^output_|deepspeed|drop|factory|flash|freez|frozen|_implementation$|lora|peft|_path$|swift|_token_(id|index)$"
+    r"|train|unsloth|_version$"
+)
+"""Words that make a key another tool's note, whatever else its name has."""
+_NOTHING = re.compile(r"(?!)")
 
 
 def read_json_object(path: Folder) -> dict[str, Any]:
@@ -170,7 +189,7 @@ def split_inert(
             if value is not None:
                 check_dtype(value, where=where + key)
             rest.append((key, json_text(where + key, value)))
-        elif key in known_inert or value is None:
+        elif key in known_inert or not _matters(key, value, known={*fields, *known_fixed, "dtype", "torch_dtype"}):
             rest.append((key, json_text(where + key, value)))
         else:
             raise ValueError(
@@ -178,6 +197,15 @@ def split_inert(
                 f"Check its spelling; delete it if it changes no output"
             )
     return values, tuple(sorted(rest))
+
+
+def _matters(key: str, value: object, *, known: Iterable[str]) -> bool:
+    """Return True if an unknown key could change what the model computes."""
+    if key == _CODE and not asks_for_nothing(value):
+        logger.warning("config.json: auto_map names code of the checkpoint's own (%s), which is not run", value)
+        return False
+    words = _NOTHING if _BESIDE.search(key.lower()) else _ARCHITECTURE
+    return could_matter(key, value, known=set(known), words=words)
 
 
 def inert_values(inert: Inert) -> dict[str, Any]:

@@ -7,6 +7,7 @@ supported here is refused by name if it would change the output, and accepted at
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from operator import index
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen2audio_jax.config.strict_json import present
+from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
@@ -90,6 +92,12 @@ _INERT = frozenset({
     "prefill_chunk_size", "renormalize_logits", "speculation_type", "synced_gpus", "target_lookbehind",
     "transformers_version", "use_cache", "use_model_defaults",
 })  # fmt: skip
+
+_DECODING = re.compile(
+    r"beam|bias|constrain|contrast|dry|eos|forbid|force|greedy|guid|length|logit|mirostat|ngram|penalt|prob|sampl|stop"
+    r"|suppress|temperature|token_ids|top_|typical|xtc|^max_|^min_"
+)
+"""Words of options that change tokens in some engine."""
 
 # The meaning of None in a call: not the default but "without this option", as in the reference.
 _WITHOUT: dict[str, Any] = {
@@ -243,12 +251,15 @@ class GenerationConfig:
     def from_dict(cls, settings: Mapping[str, Any]) -> "GenerationConfig":
         """Read the content of a generation_config.json; None means the default.
 
-        Options that change no token (`use_cache`, `transformers_version`, `chat_format`, ...) are dropped.
+        Options that change no token (`use_cache`, `transformers_version`, `chat_format`, ...) and the notes of other
+        tools are dropped.
 
         Raises:
-            ValueError: an unknown key, a value out of range, or an unsupported option of the reference.
+            ValueError: an unknown key that could change a token, a value out of range, or an unsupported option of the
+                reference.
         """
-        return cls(**_known(present(settings), unknown=ValueError, where="generation_config.json"))
+        read = {name: value for name, value in present(settings).items() if not _without_effect(name, value)}
+        return cls(**_known(read, unknown=ValueError, where="generation_config.json"))
 
     @classmethod
     def from_json_file(cls, path: PathOrUrl) -> "GenerationConfig":
@@ -288,6 +299,17 @@ def _refuse_assignment(self: GenerationConfig, name: str, value: Any) -> None:
 
 
 setattr(GenerationConfig, "__setattr__", _refuse_assignment)  # noqa: B010  (a frozen class may not define it itself)
+
+
+def _without_effect(name: str, value: Any) -> bool:
+    """Return True for what a file may state and no token depends on."""
+    if name in _LACKING:
+        return asks_for_nothing(value)
+    names = {field.name for field in fields(GenerationConfig)}
+    if name in names or name in _INERT:
+        return False
+    nothing = value is False or (not isinstance(value, bool) and value == 0)
+    return nothing or not could_matter(name, value, known=names | set(_LACKING), words=_DECODING)
 
 
 def _known(options: Mapping[str, Any], *, unknown: type[Exception], where: str) -> dict[str, Any]:

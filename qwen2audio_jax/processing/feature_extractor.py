@@ -1,5 +1,6 @@
 """Feature extractor: clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
 from qwen2audio_jax.audio.load import LoadedClip, load_clip
 from qwen2audio_jax.config.strict_json import describe, present
+from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
@@ -37,6 +39,15 @@ INERT = frozenset(
     )
 )
 """Keys that some release of transformers writes and that change no feature."""
+
+
+KNOWN = frozenset((*FIXED, "feature_size", "chunk_length", "n_samples", "nb_max_frames"))
+FRONT_END = re.compile(
+    r"audio|center|channel|chunk|clip|dither|duration|emphasis|energy|fft|filter|fmax|fmin|frame|freq|gain|hop|length"
+    r"|log|max|mean|mel|min|mono|normali|pad_|padding|patch|power|rate|resampl|samp|scal|second|silence|size|spec|std"
+    r"|stride|trim|trunc|window"
+)
+"""Words of settings that change what some front end hears."""
 
 
 class Heard(NamedTuple):
@@ -92,7 +103,7 @@ class Qwen2AudioFeatureExtractor:
                 if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
                     raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
                 values[key] = value
-            elif key not in INERT:
+            elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
                 raise ValueError(
                     f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
                     f"features is not either. Check its spelling; delete it if it changes nothing"

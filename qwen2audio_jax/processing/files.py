@@ -1,13 +1,16 @@
 """Processor files of a checkpoint, in the published layout and in that of transformers 5."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, present, read_json_object
+from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.processing.bpe_files import MERGES, VOCAB, has_bpe_files, read_bpe_files
 from qwen2audio_jax.storage.bucket import Folder
 from qwen2audio_jax.storage.write_whole import write_whole
 
@@ -23,6 +26,10 @@ KNOWN_KEYS = frozenset(
         "transformers_version",
     )
 )
+PLACEHOLDERS = re.compile(
+    r"audio|clip|feature|frame|length|max_|patch|pool|rate|ratio|sampl|stride|template|time|token"
+)
+"""Words of settings that change how some processor expands a clip's placeholder."""
 DEFAULT_AUDIO_TOKEN = "<|AUDIO|>"
 
 
@@ -54,17 +61,9 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
     Raises:
         ValueError: a file is missing, damaged or has unsupported content; the message names it.
     """
-    tokenizer_json = folder / "tokenizer.json"
-    if not tokenizer_json.is_file():
-        there = [name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()]
-        found = f"only {' and '.join(there)} were found" if there else "no tokenizer was found"
-        raise ValueError(
-            f"{folder}: tokenizer.json is missing ({found}); take it from the published checkpoint, or write it with "
-            f"transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
     processor_config = present(_read_optional(folder / "processor_config.json"))
     for key, value in processor_config.items():
-        if key not in KNOWN_KEYS:
+        if key not in KNOWN_KEYS and could_matter(key, value, known=KNOWN_KEYS, words=PLACEHOLDERS):
             raise ValueError(
                 f"{folder / 'processor_config.json'}: {key} is {describe(value)}: this key is not known, so its "
                 f"effect is not either. Check its spelling; delete it if it changes nothing"
@@ -79,7 +78,7 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
         extractor = read_json_object(folder / "preprocessor_config.json")
     if not isinstance(extractor, Mapping):
         raise ValueError(f"{folder / 'processor_config.json'}: feature_extractor must be a JSON object")
-    tokenizer_config = _read_optional(folder / "tokenizer_config.json")
+    tokenizer_json, tokenizer_config = _read_tokenizer(folder)
     in_tokenizer = tokenizer_config.pop("chat_template", None)
     audio_token = processor_config.get("audio_token", DEFAULT_AUDIO_TOKEN)
     if not isinstance(audio_token, str):
@@ -87,11 +86,26 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
             f"{folder / 'processor_config.json'}: audio_token is {describe(audio_token)}; it must be a str"
         )
     return ProcessorFiles(
-        tokenizer_json=_read_text(tokenizer_json, LIMITS.json_bytes),
+        tokenizer_json=tokenizer_json,
         tokenizer_config=tokenizer_config,
         feature_extractor=dict(extractor),
         chat_template=_read_template(folder, processor_config.get("chat_template"), in_tokenizer),
         audio_token=audio_token,
+    )
+
+
+def _read_tokenizer(folder: Folder) -> tuple[str, dict[str, Any]]:
+    """The text of tokenizer.json, or of what vocab.json and merges.txt amount to, and tokenizer_config.json."""
+    settings = _read_optional(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        return _read_text(folder / "tokenizer.json", LIMITS.json_bytes), settings
+    if has_bpe_files(folder):
+        return read_bpe_files(folder, settings=settings)
+    there = [name for name in (VOCAB, MERGES) if (folder / name).is_file()]
+    found = f"only {' and '.join(there)} were found" if there else "no tokenizer was found"
+    raise ValueError(
+        f"{folder}: tokenizer.json is missing ({found}); take it from the published checkpoint, or vocab.json and "
+        "merges.txt together"
     )
 
 
