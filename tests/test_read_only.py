@@ -32,10 +32,25 @@ def watch(event, arguments):
         if not path.startswith((place, "/dev", "/proc")):
             stray.append((event, path))
 sys.addaudithook(watch)
-from qwen2audio_jax.cli.main import main
-assert main(["generate", "--audio", sys.argv[2], "--audio", sys.argv[3], "--max-new-tokens", "3", "What is it?"]) == 0
+exec(sys.argv[4])
 assert not {"numba", "librosa", "llvmlite", "scipy.signal", "matplotlib"} & set(sys.modules), sorted(sys.modules)
 assert not stray, stray
+"""
+
+
+INPUTS = """
+from qwen2audio_jax import Qwen2AudioProcessor
+content = [{"type": "audio", "audio": path} for path in sys.argv[2:4]]
+messages = [{"role": "user", "content": content}]
+print(Qwen2AudioProcessor.from_pretrained().apply_chat_template(messages, tokenize=True))
+"""
+ANSWER = """
+from qwen2audio_jax.cli.main import main
+assert main(["generate", "--audio", sys.argv[2], "--audio", sys.argv[3], "--max-new-tokens", "3", "What is it?"]) == 0
+from pathlib import Path
+[folder] = Path(sys.argv[1]).glob("qwen2audio_jax-*")
+assert folder.stat().st_mode & 0o077 == 0
+assert any(folder.glob("embedded-speech-*"))
 """
 
 
@@ -47,18 +62,16 @@ def run(program: str, *arguments, **environment) -> subprocess.CompletedProcess:
     )
 
 
-def test_nothing_is_written_beside_the_package(tmp_path):
+@pytest.mark.parametrize("program", [INPUTS, pytest.param(ANSWER, marks=pytest.mark.slow)], ids=["inputs", "answer"])
+def test_nothing_is_written_beside_the_package(tmp_path, program):
     """A home that cannot be made: the conversion goes to the temporary files, and nothing anywhere else."""
     for kind, rate in (("wav", 44_100), ("mp3", 24_000)):
         (tmp_path / f"clip.{kind}").write_bytes(sounds.encode(kind, sounds.speech(rate, rate=rate), rate))
     (tmp_path / "tmp").mkdir()
     environment = {"TMPDIR": str(tmp_path / "tmp"), "HOME": "/proc/no/such/home"}
-    done = run(WATCH, tmp_path / "tmp", tmp_path / "clip.wav", tmp_path / "clip.mp3", **environment)
+    done = run(WATCH, tmp_path / "tmp", tmp_path / "clip.wav", tmp_path / "clip.mp3", program, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip()
-    [folder] = (tmp_path / "tmp").glob("qwen2audio_jax-*")
-    assert folder.stat().st_mode & 0o077 == 0
-    assert any(folder.glob("embedded-speech-*"))
 
 
 def test_resampling_in_an_installation_that_numba_cannot_write(tmp_path):
