@@ -115,8 +115,8 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
             found.append(LineFile(_write(place("sounds.jsonl"), lines), each, each.rstrip("/") or "/", False))
         else:
             raise ValueError(
-                f"{each}: is no input; known are folders and names that end with {', '.join((*MANIFESTS, *TARS, *TABLES))} or "
-                f"{', '.join(SOUNDS)}"
+                f"{each}: is no input; known are folders and names that end with "
+                f"{', '.join((*MANIFESTS, *TARS, *TABLES, *SOUNDS))}"
             )
     flush()
     return found

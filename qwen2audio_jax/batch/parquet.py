@@ -74,7 +74,7 @@ def _record(row: Mapping[str, Any], *, column: str, file: BinaryIO, unpacked: Pa
 
 
 def _clip(value: Any, *, file: BinaryIO, unpacked: Path, root: Path) -> Any:
-    """A piece of the unpacked file, or the path that stands instead of bytes; other values are refused with their row."""
+    """A piece of the unpacked file, or the path that stands instead; other values are refused with their row."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):

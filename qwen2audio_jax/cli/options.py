@@ -300,6 +300,16 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
 
 
+def add_models_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `models`."""
+    parser.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
+    parser.add_argument("--remove", metavar="NAME", nargs="+", default=[], help="remove these entries")
+    parser.add_argument(
+        "--clean", action="store_true", help="remove unfinished entries, and earlier states that nothing needs"
+    )
+    parser.add_argument("--json", action="store_true", help="the entries as one JSON object")
+
+
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `plan`."""
     parser.add_argument(
