@@ -1,6 +1,6 @@
-"""A Beam pipeline that answers about clips, on Dataflow or any other runner.
+r"""A Beam pipeline that answers about clips, on Dataflow or any other runner.
 
-    python examples/dataflow.py gs://mine/manifest.jsonl gs://mine/answers --model gs://mine/instruct \\
+    python examples/dataflow.py gs://mine/manifest.jsonl gs://mine/answers --model gs://mine/instruct \
         --runner DataflowRunner --project ... --region ... --temp_location ...
 
 A line of the manifest is {"id", "audio", "prompt"}, its paths absolute or URLs. Beam retries a bundle that fails; a

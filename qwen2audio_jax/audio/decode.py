@@ -210,7 +210,7 @@ def decode_as_librosa(
         with soundfile.SoundFile(Seekable(file)) as sound:
             rate, frames = sound.samplerate, sound.frames
             trimmed = MP3_TRIM if content.format == "mp3" else OGG_TRIM * rate
-            if sound.format not in LIBROSA[content.format] or abs(frames - walk.seconds * rate) > trimmed:
+            if sound.format not in LIBROSA[content.format] or abs(frames - walk.length * rate) > trimmed:
                 return None
             check_rate(name, rate, sampling_rate)
             budget = Budget(name=name, rate=rate, channels=sound.channels, limits=limits, truncation=truncation)

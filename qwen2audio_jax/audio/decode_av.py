@@ -104,8 +104,8 @@ def survey(file: BinaryIO, content: Content, *, name: str, limits: Limits) -> Wa
                 walk.add(packet)
             if walk.seconds > limits.decoded_seconds:
                 return None
-        check_heard(file, content, walk, stated=stated, heard=walk.seconds, name=name)
-        missing = find_missing(file, content, walk, stated=None, heard=walk.seconds)
+        check_heard(file, content, walk, stated=stated, heard=walk.length, name=name)
+        missing = find_missing(file, content, walk, stated=None, heard=walk.length)
         plain = walk.count and not walk.seam and abs(walk.start or 0.0) < 0.2 and missing is None
         return walk if plain else None
 
