@@ -151,6 +151,14 @@ def test_wav_files_of_different_rates():
     )
 
 
+def test_wav_files_with_chunks_behind_the_sound():
+    """Titles and markers stand there; what is no chunk is left alone."""
+    chunk = b"LIST\x0c\0\0\0INFOICMT\0\0\0\0"
+    whole = load_audio(encoded("wav"))
+    assert np.array_equal(load_audio(encoded("wav") + chunk + b"\xff" * 99), whole)
+    assert len(load_audio(encoded("wav") + chunk + chunk + encoded("wav") + chunk)) == 2 * len(whole)
+
+
 def test_wav_files_of_which_the_last_is_cut():
     content = encoded("wav") + encoded("wav", seed=1)[:-2000]
     with pytest.raises(AudioError, match="truncated: its header states"):
