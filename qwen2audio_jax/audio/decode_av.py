@@ -107,7 +107,7 @@ def survey(file: BinaryIO, content: Content, *, name: str, limits: Limits) -> Wa
                 return None
         check_heard(file, content, walk, stated=stated, heard=walk.seconds, name=name)
         missing = find_missing(file, content, walk, stated=None, heard=walk.seconds)
-        plain = walk.count and not walk.seam and abs(walk.start or 0.0) < 0.2 and missing is None
+        plain = walk.count and not walk.seam and (walk.start or 0.0) < 0.2 and missing is None
         return walk if plain else None
 
 
