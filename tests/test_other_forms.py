@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from records import make_processor
 
+from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.train.encoding import ExampleEncoder
 from qwen2audio_jax.train.records import read_record
 
@@ -182,3 +183,57 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows():
     line = "\ufeff" + json.dumps({"messages": turns("a", "b")}) + "\r\n"
     plain = read({"messages": turns("a", "b")})
     assert read_record(line.encode(), where="x.jsonl:1", audio_root="/clips", preferences=False) == plain
+
+
+def converted(folder, content):
+    (folder / "theirs.json").write_text(content, encoding="utf-8")
+    code = main(["train", "--convert-records", str(folder / "theirs.json"), str(folder / "ours.jsonl")])
+    return code, (folder / "ours.jsonl").read_text().splitlines() if code == 0 else None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([*SINGLE.values()][1:5], indent=2),
+        "\ufeff" + json.dumps([*SINGLE.values()][1:5]),
+        "".join(json.dumps(record) + "\r\n" for record in [*SINGLE.values()][1:5]),
+    ],
+    ids=["array", "array with a byte order mark", "lines"],
+)
+def test_files_are_converted_to_our_form(tmp_path, content, capsys):
+    content = content.replace(', "audios": ["a.wav"]', "").replace("<audio>", "")
+    code, lines = converted(tmp_path, content)
+    assert code == 0
+    assert capsys.readouterr().err == f"{tmp_path / 'ours.jsonl'}: 4 records\n"
+    asked = [{**message, "content": message["content"].replace("<audio>", "")} for message in ASKED]
+    assert {json.dumps(json.loads(line)["messages"]) for line in lines} == {json.dumps(asked)}
+
+
+def test_pairs_are_converted_too(tmp_path):
+    code, (line,) = converted(tmp_path, json.dumps([{**PAIRS["trl"], "audios": ["a.wav"]}]))
+    assert (code, json.loads(line)) == (0, {"messages": ASKED[:1], **ANSWERS, "audios": ["a.wav"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"query": "a", "response": "b"}, {"query": "a"}]', r"theirs.json[1]: the messages end with"),
+        ('{"query": "a", "response": "b"}\n{"query": 3}', r"theirs.json:2: query is 3; it must be text"),
+        ("[3]", "theirs.json[0]: 3 is no record"),
+        ("[{", "theirs.json: no JSON at character"),
+    ],
+)
+def test_what_cannot_be_converted_leaves_nothing(tmp_path, content, message, capsys):
+    assert converted(tmp_path, content)[0] == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.json"]
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "ours.jsonl").write_text("mine")
+    assert converted(tmp_path, "[]")[0] == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "name a training configuration" in capsys.readouterr().err
+    assert main(["train", "run.toml", "--convert-records", "a", "b"]) == 2
+    assert "leave out the configuration" in capsys.readouterr().err
