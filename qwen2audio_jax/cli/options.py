@@ -200,7 +200,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--convert-records",
         metavar=("FILE", "JSONL"),
         nargs=2,
-        help="train nothing: write the records of a file (JSONL or an array; ms-swift's, LLaMA-Factory's, TRL's) as ours",
+        help="train nothing: write the records of a file of ms-swift's, LLaMA-Factory's or TRL's (or ours) as ours",
     )
     parser.add_argument(
         "--set",
