@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
+from qwen2audio_jax.checkpoint.adapter import CONFIG, find_adapter, load_adapter
 from qwen2audio_jax.checkpoint.conversion_cache import (
     default_cache_dir,
     earlier_states,
@@ -85,6 +85,11 @@ def resolve_checkpoint(
         read_manifest(folder)  # raises an error that names the problem
 
     if not (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
+            raise ValueError(
+                f"{folder}: holds an adapter ({CONFIG}) and no model; name the model that it was trained on, and this "
+                "folder as adapter= (--adapter)"
+            )
         raise ValueError(
             f"{folder}: holds neither an Orbax checkpoint ({MANIFEST}) nor a Hugging Face one (config.json with "
             "model.safetensors or model.safetensors.index.json)"

@@ -398,6 +398,11 @@ def test_notes_of_other_tools_are_kept_and_change_nothing(edits):
     assert Qwen2AudioConfig.from_dict(kept) == config
 
 
+def test_a_file_that_an_editor_began_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(BASE, indent=1).replace("\n", "\r\n").encode())
+    assert Qwen2AudioConfig.from_pretrained(tmp_path) == Qwen2AudioConfig.from_dict(BASE)
+
+
 def test_a_size_of_the_top_level_that_contradicts_is_refused():
     with pytest.raises(ValueError, match="hidden_size is 65: this key is not known"):
         Qwen2AudioConfig.from_dict(edited(BASE, hidden_size=65))

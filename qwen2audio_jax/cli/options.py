@@ -222,7 +222,13 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    parser.add_argument("config", metavar="CONFIG", help="training configuration: a TOML file")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="training configuration: a TOML file")
+    parser.add_argument(
+        "--convert-records",
+        metavar=("FILE", "JSONL"),
+        nargs=2,
+        help="train nothing: write the records of a file of ms-swift's, LLaMA-Factory's or TRL's (or ours) as ours",
+    )
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",

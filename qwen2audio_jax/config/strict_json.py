@@ -18,6 +18,9 @@ from qwen2audio_jax.storage.bucket import Folder
 Inert = tuple[tuple[str, str], ...]
 """Keys that do not change the computation, each with the JSON text of its value: hashable, written back verbatim."""
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors begin a file with; no part of the text."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 _GENERATION = (  # noqa: SIM905
@@ -85,7 +88,7 @@ def read_json_object(path: Folder) -> dict[str, Any]:
         size = path.stat().st_size
         if size > LIMITS.json_bytes:
             raise ValueError(f"{path}: {size} bytes; a configuration has at most {LIMITS.json_bytes}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a folder that holds a config.json") from None
     except UnicodeDecodeError as error:
