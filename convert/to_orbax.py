@@ -147,8 +147,7 @@ def _convert(job: _Job, dst: Folder, *, on_progress: Progress | None) -> bool:
     with open_weights(job.folder, request_bytes=request_bytes(job.memory_gb)) as weights:
         pairs = match(weights, config=job.config, folder=job.folder)
         tasks = [Task(tensor, target, stored_dtype(tensor, target, dtype=job.dtype)) for tensor, target in pairs]
-        stored = {str(DTYPES[task.tensor.entry.dtype] if job.dtype == INT8 else task.dtype) for task in tasks}
-        config = replace(job.config, dtype=_config_dtype(job.config, dtype=job.dtype, stored=stored))
+        config = replace(job.config, dtype=config_dtype(job.config, dtype=job.dtype, tasks=tasks))
         if finished:
             _check_same(job, dst, tasks, config=config, settings=settings)
             return False
@@ -171,7 +170,7 @@ def _write(
     with new_checkpoint(
         dst,
         work=job.work,
-        accept=lambda finished: _check_source(finished, tasks, dst=dst),
+        accept=lambda finished: check_source(finished, tasks, dst=dst),
         group_bytes=group_bytes(job.memory_gb),
     ) as writer:
         left = [task for task in tasks if not task.parts.keys() <= writer.finished.keys()]
@@ -231,7 +230,7 @@ def _origin(tensor: StoredTensor, *, sha256: str) -> dict[str, Any]:
     }
 
 
-def _check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task], *, dst: object) -> None:
+def check_source(finished: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task], *, dst: object) -> None:
     """Raise a `ValueError` unless the finished parameters are those that the source gives now."""
     left = dict(finished)
     for task, name in ((each, part) for each in tasks for part in each.parts):
@@ -277,7 +276,7 @@ def _check_same(
         raise refusal
     finished = {name: {**each, "note": stamps.get(each["origin"]["file"])} for name, each in parameters.items()}
     try:
-        _check_source(finished, tasks, dst=dst)
+        check_source(finished, tasks, dst=dst)
     except ValueError:
         raise refusal from None
     check_files(dst, listed=manifest["files"])
@@ -290,10 +289,11 @@ def _sha256(tensor: StoredTensor) -> str:
     return digest.hexdigest()
 
 
-def _config_dtype(config: Qwen2AudioConfig, *, dtype: str, stored: set[str]) -> str:
+def config_dtype(config: Qwen2AudioConfig, *, dtype: str, tasks: Sequence[Task]) -> str:
     """The dtype for config.json: the cast's, else the one that the source states, else that of its weights."""
     if dtype in CASTS:
         return dtype
+    stored = {str(DTYPES[task.tensor.entry.dtype] if dtype == INT8 else task.dtype) for task in tasks}
     text = inert_values(config.text_config.inert)
     states_none = "dtype" in config.omitted and not (text.get("dtype") or text.get("torch_dtype"))
     return stored.pop() if states_none and len(stored) == 1 else config.dtype

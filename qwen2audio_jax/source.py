@@ -1,12 +1,14 @@
 """Model sources: an Orbax checkpoint, a Hugging Face folder, a hub id or the embedded model.
 
-All but the first are converted once, by the normal converter, into the cache folder (see `cache_folder`) and loaded
-from there afterwards. An Orbax checkpoint in a bucket that Orbax cannot read is likewise copied.
+All but the first are converted once, by the normal converter, into the cache folder (see `conversion_cache`) and loaded
+from there afterwards; settings are judged before, and weights that were converted before are not converted again. An
+Orbax checkpoint in a bucket that Orbax cannot read is likewise copied.
 """
 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +17,18 @@ from typing import Any
 import jax
 
 from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
-from qwen2audio_jax.checkpoint.conversion_cache import default_cache_dir, made_once, named
+from qwen2audio_jax.checkpoint.conversion_cache import (
+    default_cache_dir,
+    earlier_states,
+    holds_weights,
+    is_usable,
+    made_once,
+    named,
+)
 from qwen2audio_jax.checkpoint.reader import MANIFEST, MARKER, PARAMS, is_checkpoint, read_in_place, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, is_url
 from qwen2audio_jax.storage.resolve_folder import resolve_folder
@@ -138,13 +148,15 @@ def _hub_id(source: Source) -> str:
 def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
     from qwen2audio_jax.checkpoint.hf_folder import INDEX, SETTINGS
 
-    settings = ["config.json", *SETTINGS]
+    names = ["config.json", *SETTINGS]
     # The settings give the commit; once that commit is converted, its weights need not be downloaded any more.
-    commit = hub.download(repo_id, revision=revision, patterns=settings).name
+    settings = hub.download(repo_id, revision=revision, patterns=names)
+    commit = settings.name
     done = named(cache, label=repo_id, told_by=(repo_id, commit))
-    if is_checkpoint(done):
+    if is_usable(done):
         return done
-    folder = hub.download(repo_id, revision=commit, patterns=[*settings, "model*.safetensors", INDEX])
+    _judge(settings)
+    folder = hub.download(repo_id, revision=commit, patterns=[*names, "model*.safetensors", INDEX])
     return _converted(folder, cache, label=repo_id, where=repo_id, what=commit)
 
 
@@ -184,18 +196,34 @@ def _stamp(path: Folder) -> list[Any]:
 
 def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str) -> Path:
     from qwen2audio_jax.checkpoint.progress import progress_bar
-    from qwen2audio_jax.convert import convert
+    from qwen2audio_jax.convert import convert, share
 
     place = named(cache, label=label, told_by=(where, what))
-    if is_checkpoint(place):
+    if is_usable(place):
         return place
+    _judge(folder)
     if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock below.
         raise ValueError(
             f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) and "
             "give them the result"
         )
     with made_once(place, source=folder, doing="converting"):
-        if not is_checkpoint(place):
-            with progress_bar("converting") as progress:
-                convert(folder, place, on_progress=progress)
+        if is_usable(place):
+            return place
+        before = [other for other in sorted(cache.iterdir()) if other != place and holds_weights(other)]
+        if (other := share(folder, place, among=before)) is not None:
+            print(f"{folder}: its weights were converted before, into {other}", file=sys.stderr)
+            return place
+        print(f"{folder}: converting once into {place}", file=sys.stderr)
+        with progress_bar("converting") as progress:
+            convert(folder, place, on_progress=progress)
+        for other in filter(holds_weights, earlier_states(place)):
+            print(f"{other}: from an earlier state of the same source; qwen2audio models removes it", file=sys.stderr)
     return place
+
+
+def _judge(folder: Folder) -> None:
+    """Raise a ValueError that names the user's own file where a setting is one that loading would refuse later."""
+    Qwen2AudioConfig.from_pretrained(folder)
+    if (settings := folder / "generation_config.json").is_file():
+        GenerationConfig.from_json_file(settings)

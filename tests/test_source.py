@@ -11,9 +11,11 @@ from pathlib import Path
 import hf_layout
 import jax
 import pytest
+import tiny
 
 from qwen2audio_jax.checkpoint.reader import MARKER, is_checkpoint, read_manifest, restore_params
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.convert import verify
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.source import default_cache_dir, resolve_checkpoint, resolve_processor_files
 from qwen2audio_jax.storage import hub
@@ -66,16 +68,105 @@ def test_sharded_folder(tmp_path, cache):
     assert is_checkpoint(resolve_checkpoint(tmp_path / "hf"))
 
 
-def test_changed_source_is_converted_anew(hf, cache, capfd):
+def test_changed_weights_are_converted_anew(hf, cache, capfd):
     first = resolve_checkpoint(hf)
     capfd.readouterr()
-    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
-        os.utime(hf / name, ns=(1, (hf / name).stat().st_mtime_ns + 1))
-        place = resolve_checkpoint(hf)
-        assert place != first
-        assert "from an earlier state of the same source; remove it if unused" in capfd.readouterr().err
-        first = place
-    assert len(conversions(cache)) == 4
+    hf_layout.write_tensors(hf, hf_layout.random_tensors(tiny.CONFIGS["tied"], seed=99))
+    second = resolve_checkpoint(hf)
+    assert second != first
+    assert f"{first}: from an earlier state of the same source; qwen2audio models removes it" in capfd.readouterr().err
+    assert verify(hf, second) == []
+    assert [(place / "params").is_symlink() for place in conversions(cache)] == [False, False]
+
+
+def touch(folder):
+    for file in folder.iterdir():
+        os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+
+
+def edit(name, **changes):
+    def change(folder):
+        data = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**data, **changes}))
+
+    return change
+
+
+def another_template(folder):
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def replaced_by_a_copy(folder):
+    shutil.copytree(folder, folder.with_name("copy"), copy_function=shutil.copy)
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+def without_a_settings_file(folder):
+    (folder / "generation_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch,
+        another_template,
+        edit("generation_config.json", max_new_tokens=7),
+        edit("tokenizer_config.json", padding_side="right"),
+        edit("config.json", unsloth_version="2026.4.2"),
+        replaced_by_a_copy,
+        without_a_settings_file,
+    ],
+)
+def test_what_is_not_weights_converts_nothing_again(hf, cache, made, change, capfd):
+    first = resolve_checkpoint(hf)
+    made.clear()
+    change(hf)
+    second = resolve_checkpoint(hf)
+    assert made == []
+    assert f"its weights were converted before, into {first}" in capfd.readouterr().err
+    assert (second / "params").resolve() == first / "params"
+    assert verify(hf, second) == []
+    for path in hf.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            assert (second / path.name).read_bytes() == path.read_bytes()
+    assert not (second / "generation_config.json").exists() or (hf / "generation_config.json").exists()
+    config = Qwen2AudioConfig.from_pretrained(second)
+    assert jax.tree.leaves(restore_params(second, specs=parameter_specs(config)))
+    assert resolve_checkpoint(hf) == second
+    assert (resolve_checkpoint(hf), made) == (second, [])
+
+
+def test_a_copy_of_another_name_shares_the_weights(hf, cache, made, tmp_path):
+    first = resolve_checkpoint(hf)
+    made.clear()
+    shutil.copytree(hf, tmp_path / "other")
+    second = resolve_checkpoint(tmp_path / "other")
+    assert made == []
+    assert second.name.startswith("other-")
+    assert (second / "params").resolve() == first / "params"
+    # Without the first there are no weights: they are converted, and what linked to them is made anew.
+    shutil.rmtree(first)
+    assert resolve_checkpoint(tmp_path / "other") == second
+    assert made
+    assert not (second / "params").is_symlink()
+
+
+def test_settings_that_would_be_refused_are_so_before_weights_are_converted(hf, cache, made):
+    good = (hf / "generation_config.json").read_text()
+    edit("generation_config.json", no_repeat_ngram_size=3)(hf)
+    with pytest.raises(ValueError, match="no_repeat_ngram_size=3 is not supported") as refusal:
+        resolve_checkpoint(hf)
+    assert str(refusal.value).startswith(f"{hf / 'generation_config.json'}: ")
+    assert made == []
+    assert not cache.exists()
+    (hf / "generation_config.json").write_text(good)
+    resolve_checkpoint(hf)
+    made.clear()
+    edit("generation_config.json", num_beams=4)(hf)
+    with pytest.raises(ValueError, match="num_beams=4 is not supported"):
+        resolve_checkpoint(hf)
+    assert made == []
 
 
 def test_cache_dir(hf, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 Where there is no home folder, or it cannot be written (containers, functions in a cloud), it is a folder of the user's
 own among the temporary files.
 
-The name of an entry encodes its source and the source's state, so a source that changes gets a new entry.
+The name of an entry encodes its source and the source's state, so a source that changes gets a new entry. One whose
+weights were converted before links to the parameters of that entry and has only its settings of its own.
 """
 
 import errno
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qwen2audio_jax.checkpoint.reader import MARKER, is_checkpoint
+from qwen2audio_jax.checkpoint.reader import MARKER, PARAMS, is_checkpoint
 
 
 def default_cache_dir() -> Path:
@@ -69,9 +70,24 @@ def named(folder: Path, *, label: str, told_by: tuple[str, ...]) -> Path:
     return folder / "-".join([name, *map(digest_of, told_by)])
 
 
+def is_usable(place: Path) -> bool:
+    """Return True for a finished checkpoint whose parameters, which may be those of another entry, are there."""
+    return is_checkpoint(place) and (place / PARAMS).exists()
+
+
+def holds_weights(place: Path) -> bool:
+    """Return True for a finished checkpoint with parameters of its own."""
+    return is_usable(place) and not (place / PARAMS).is_symlink()
+
+
 @contextmanager
 def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
     """Make a checkpoint in the cache, at `place`, under a lock against other processes.
+
+    Args:
+        place: of the entry; what cannot be used of it and of earlier states of its source is removed.
+        source: named in what is said.
+        doing: "converting" or "copying".
 
     Raises:
         ValueError: the cache folder cannot be written.
@@ -85,9 +101,8 @@ def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
             print(f"{source}: another process is {doing} it; waiting", file=sys.stderr)
             lock.acquire()
         try:
-            if not is_checkpoint(place):
+            if not is_usable(place):
                 _tidy(place)
-                print(f"{source}: {doing} once into {place}", file=sys.stderr)
             yield
         finally:
             lock.release()
@@ -100,14 +115,21 @@ def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
         ) from None
 
 
-def _tidy(place: Path) -> None:
-    """Remove unfinished entries of earlier states of this source, and report finished ones that are stale."""
+def earlier_states(place: Path) -> list[Path]:
+    """The other entries of the source of `place`: its earlier states, and what was left of unfinished ones."""
     prefix = place.name.rsplit("-", 1)[0] + "-"
-    for other in place.parent.iterdir():
-        if other == place or not other.name.startswith(prefix) or not other.is_dir():
-            continue
-        if is_checkpoint(other):
-            print(f"{other}: from an earlier state of the same source; remove it if unused", file=sys.stderr)
-        elif (other / MARKER).exists():
+    return [
+        other
+        for other in sorted(place.parent.iterdir())
+        if other != place and other.name.startswith(prefix) and other.is_dir()
+    ]
+
+
+def _tidy(place: Path) -> None:
+    """Remove unfinished entries of earlier states of this source, and links to parameters that are gone."""
+    for other in [place, *earlier_states(place)]:
+        if is_checkpoint(other) and not is_usable(other):
+            shutil.rmtree(other)
+        elif other != place and (other / MARKER).exists():
             with suppress(Timeout), FileLock(f"{other}.lock").acquire(timeout=0):  # Timeout: it is still being written
                 shutil.rmtree(other)

@@ -3,6 +3,7 @@
 The manifest is written last, as everywhere, so that an interrupted copy is not a checkpoint; it is resumed.
 """
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -41,6 +42,7 @@ def _copied(folder: BucketPath, *, cache: Path) -> Path:
         return place
     with made_once(place, source=folder, doing="copying"):
         if not is_checkpoint(place):
+            print(f"{folder}: copying once into {place}", file=sys.stderr)
             _copy(folder, place, content=content)
     return place
 

@@ -44,8 +44,15 @@ def batch(options: argparse.Namespace) -> int:
         mesh=mesh,
         **loading_arguments(options, mesh=mesh or {}),
     )
+    cluster = None
+    if options.ray is not None and not options.dry_run:
+        # Imported here: it takes a second, and few have it.
+        from qwen2audio_jax.ray import Cluster
+
+        cluster = Cluster(options.ray or None, actors=options.ray_actors, resources=_resources(options.ray_resources))
     summary = run_batch(
         options.inputs,
+        cluster=cluster,
         output=options.output,
         answerer=answerer,
         prompt=options.prompt,
@@ -67,3 +74,15 @@ def batch(options: argparse.Namespace) -> int:
     elif summary.state == "too_many_errors":
         say(f"stopped: more than {options.max_errors} errors; the same command goes on with the rest")
     return CODES[summary.state]
+
+
+def _resources(text: str | None) -> dict[str, float]:
+    """The resources in TPU=4,GPU=1."""
+    found = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, number = part.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--ray-resources {part}: write NAME=NUMBER, as in TPU=4") from None
+    return found

@@ -18,6 +18,7 @@ from qwen2audio_jax.cli.options import (
     add_generation_options,
     add_input_options,
     add_model_options,
+    add_models_options,
     add_output_options,
     add_plan_options,
     add_process_options,
@@ -49,6 +50,9 @@ BATCH = """\
 Answer every record of a manifest into a folder of part files, each complete or absent. A job that was stopped or killed
 goes on when the same command is given again; several hosts share one by --shard, or as their scheduler says. Exit code
 3: stopped by a signal, or other hosts' shards are missing. docs/batch.md has the forms of records and of rows."""
+MODELS = """\
+List what was converted or copied into the cache folder, with its source, size and state; remove some of it. What is
+removed is converted again when it is asked for."""
 CONVERT = "Convert a Hugging Face checkpoint to an Orbax checkpoint."
 
 
@@ -70,6 +74,7 @@ def build_parser() -> Parser:
     add_evaluate_options(evaluate)
     add_plan_options(commands.add_parser("plan", help="which machine a model needs", description=PLAN))
     commands.add_parser("convert", help="convert a checkpoint", add_help=False)
+    add_models_options(commands.add_parser("models", help="list and remove conversions", description=MODELS))
     add_doctor_options(commands.add_parser("doctor", help="check the machine or a checkpoint", description=DOCTOR))
     for command in (generate, chat):
         add_model_options(command)
@@ -100,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.cli.batch import batch
     elif options.command == "doctor":
         from qwen2audio_jax.cli.doctor import examine
+    elif options.command == "models":
+        from qwen2audio_jax.cli.models import models
     elif options.command == "plan":
         from qwen2audio_jax.cli.plan import plan
     elif options.command == "train":
@@ -115,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 0
         if options.command == "doctor":
             code = examine(options)
+        elif options.command == "models":
+            code = models(options)
         elif options.command == "plan":
             code = plan(options, arguments)
         elif options.command == "batch":

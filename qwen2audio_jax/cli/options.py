@@ -189,6 +189,17 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together (default: 2048)"
     )
     group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="let actors of a Ray cluster answer (extra: ray; default address: RAY_ADDRESS, or this machine)",
+    )
+    group.add_argument("--ray-actors", type=int, metavar="N", default=1, help="models on Ray (default: %(default)s)")
+    group.add_argument(
+        "--ray-resources", metavar="NAME=N,...", help="what each takes, as in TPU=4 or GPU=1 (default: nothing)"
+    )
+    group.add_argument(
         "--workers", type=int, metavar="N", default=2, help="processes that load clips (default: %(default)s)"
     )
     group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
@@ -287,6 +298,16 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
+
+
+def add_models_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `models`."""
+    parser.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
+    parser.add_argument("--remove", metavar="NAME", nargs="+", default=[], help="remove these entries")
+    parser.add_argument(
+        "--clean", action="store_true", help="remove unfinished entries, and earlier states that nothing needs"
+    )
+    parser.add_argument("--json", action="store_true", help="the entries as one JSON object")
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
