@@ -139,9 +139,9 @@ def opened(file: BinaryIO, content: Content, *, name: str) -> Iterator[Any]:
         if isinstance(error, av.EOFError) or type(error).__name__ == "OSError":
             raise truncated(name, "its bytes end before any sound", silent=True) from None
         raise corrupt(name, f"its {content.format} content cannot be decoded ({type(error).__name__})") from None
-    except UnicodeDecodeError:
-        # PyAV reads every text in a file, titles included.
-        raise corrupt(name, "a text in it, such as its title, is not UTF-8") from None
+    except (IndexError, KeyError, OverflowError, NotImplementedError) as error:
+        # PyAV's own, where a file announces a track too late or a form of samples that it has no word for.
+        raise corrupt(name, f"its {content.format} content cannot be decoded ({type(error).__name__})") from None
 
 
 def choose_track(container: Any, *, name: str, track: int | None) -> Any:
@@ -188,7 +188,7 @@ def decoded(packet: Any, walk: Walk) -> Iterator[Sound]:
         frames = packet.decode()
     except av.EOFError:
         return
-    except (av.InvalidDataError, av.ArgumentError):
+    except (av.InvalidDataError, av.ArgumentError, ValueError):  # the last one where a decoder has failed and is gone
         walk.unheard.append(walk.count)
         return
     for frame in frames:
