@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+from contextlib import suppress
 from functools import cache
 
 import av
@@ -55,9 +56,13 @@ def speech(rate: int) -> np.ndarray:
 
 
 def encode(container: str, codec: str, rate: int, **options) -> bytes:
+    skip_without(codec)
+    return sounds.encode_av(container, codec, speech(rate), rate, **options)
+
+
+def skip_without(codec: str) -> None:
     if codec == "libopencore_amrnb" and codec not in av.codecs_available:
         pytest.skip("PyAV writes no AMR from release 19 on")
-    return sounds.encode_av(container, codec, speech(rate), rate, **options)
 
 
 def likeness(heard: np.ndarray, expected: np.ndarray, *, shifts: int) -> float:
@@ -156,6 +161,44 @@ def test_titles_in_any_encoding():
     content = encode("ipod", "aac", 48_000)
     assert b"Lavf" in content
     assert np.array_equal(load_audio(content.replace(b"Lavf", b"\xe9\xff\xfe\xe9")), load_audio(content))
+
+
+# ---- Damage
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"),
+    [
+        *[("caf", "pcm_s16le", 16_000), ("w64", "pcm_s16le", 16_000), ("wav", "adpcm_ima_wav", 16_000)],
+        *[pytest.param(*each, marks=pytest.mark.slow) for each in (*LOSSLESS, *LOSSY)],
+    ],
+)
+def test_damaged_files_end_in_an_audio_error_or_sound(container, codec, rate):
+    """Seeded mutations: nothing but an AudioError comes out."""
+    skip_without(codec)
+    rng = np.random.default_rng([rate, *map(ord, container + codec)])
+    content = sounds.encode_av(container, codec, sounds.speech(rate // 4, rate=rate), rate)
+    for _ in range(100):
+        damaged = bytearray(content)
+        # Half the damage goes into the first bytes, where the headers are.
+        reach = len(damaged) if rng.random() < 0.5 else min(len(damaged), 200)
+        for _ in range(rng.integers(1, 8)):
+            damaged[rng.integers(reach)] = rng.integers(256)
+        if rng.random() < 0.3:
+            at, length = rng.integers(len(damaged)), rng.integers(1, 100)
+            damaged[at : at + length] = b"" if rng.random() < 0.5 else rng.bytes(length)
+        with suppress(AudioError):
+            assert np.isfinite(load_audio(bytes(damaged))).all()
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_chunks_beyond_any_file(size):
+    file = io.BytesIO()
+    soundfile.write(file, speech(16_000), 16_000, format="CAF")
+    content = bytearray(file.getvalue())
+    content[12:20] = size.to_bytes(8, "big")
+    with pytest.raises(AudioError, match="end before the chunk that holds the sound"):
+        load_audio(bytes(content))
 
 
 # ---- Tracks

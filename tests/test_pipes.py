@@ -1,6 +1,7 @@
 """Clips that are no files (standard input, named pipes, what a shell puts in their place), and `~`, the home folder."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 import sounds
 
+from qwen2audio_jax import Qwen2AudioProcessor
 from qwen2audio_jax.audio import AudioError, load_audio
+from qwen2audio_jax.batch.clips import locate
 from qwen2audio_jax.cli.from_options import clip_source
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example
+from qwen2audio_jax.storage.bucket import folder_at
+from qwen2audio_jax.train.records import read_record
 
 CLIP = example("digits-4719")
 ANSWER = "The digits are 4 7 1 9.\n"
@@ -103,6 +108,18 @@ def test_home_folder(home):
         assert np.array_equal(load_audio(source), expected)
     with pytest.raises(AudioError, match=r"'~/none\.wav' cannot be opened \(No such file"):
         load_audio("~/none.wav")
+
+
+def test_home_folder_of_models_and_records(home):
+    Qwen2AudioProcessor.from_pretrained().save_pretrained(home / "mine")
+    assert Qwen2AudioProcessor.from_pretrained("~/mine").audio_token == "<|AUDIO|>"
+    assert folder_at("~/new/answers") == home / "new" / "answers"
+    assert locate("~/a.wav", root="/elsewhere") == str(home / "a.wav")
+    assert locate("~/a.wav", root="gs://bucket") == "gs://bucket/~/a.wav"
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    line = json.dumps({"messages": messages, "audios": ["~/a.wav"]}).encode()
+    record = read_record(line, where="a:1", audio_root="/elsewhere", preferences=False)
+    assert record.clips == (str(home / "a.wav"),)
 
 
 def test_file_whose_name_is_a_tilde(tmp_path, monkeypatch):

@@ -32,6 +32,9 @@ AV_CODECS = (
 )
 """Codecs that ffmpeg may open; also passed to ffmpeg, which otherwise opens other streams (video) while probing."""
 
+LAST_BLOCK = {"aac": 2048, "alac": 4096}
+"""Codecs whose last block in an mp4 file is filled up -> its longest."""
+
 CODEC_PADDING = 4096
 """Maximum frames by which a codec's last block extends beyond the audio."""
 
@@ -89,7 +92,7 @@ def decode_av(
         missing = find_missing(file, content, walk, stated=stated, heard=total / rate)
         if content.format == "mp4":
             check_one_file(file, content, name=name)
-            if codec in ("aac", "alac") and stated and 0 < total - round(stated * rate) <= CODEC_PADDING:
+            if stated and 0 < total - round(stated * rate) <= LAST_BLOCK.get(codec, 0):
                 # An mp4 file states where in its last block the sound ends, and ffmpeg decodes the whole block.
                 samples = samples[: round(stated * rate)]
     return Sound(samples, rate, missing)
@@ -136,9 +139,9 @@ def opened(file: BinaryIO, content: Content, *, name: str) -> Iterator[Any]:
         if isinstance(error, av.EOFError) or type(error).__name__ == "OSError":
             raise truncated(name, "its bytes end before any sound", silent=True) from None
         raise corrupt(name, f"its {content.format} content cannot be decoded ({type(error).__name__})") from None
-    except UnicodeDecodeError:
-        # PyAV reads every text in a file, titles included.
-        raise corrupt(name, "a text in it, such as its title, is not UTF-8") from None
+    except (IndexError, KeyError, OverflowError, NotImplementedError) as error:
+        # PyAV's own, where a file announces a track too late or a form of samples that it has no word for.
+        raise corrupt(name, f"its {content.format} content cannot be decoded ({type(error).__name__})") from None
 
 
 def choose_track(container: Any, *, name: str, track: int | None) -> Any:
@@ -185,7 +188,7 @@ def decoded(packet: Any, walk: Walk) -> Iterator[Sound]:
         frames = packet.decode()
     except av.EOFError:
         return
-    except av.InvalidDataError:
+    except (av.InvalidDataError, av.ArgumentError, ValueError):  # the last one where a decoder has failed and is gone
         walk.unheard.append(walk.count)
         return
     for frame in frames:

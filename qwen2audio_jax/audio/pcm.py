@@ -112,7 +112,7 @@ def read_pcm(file: BinaryIO, content: Content, *, name: str) -> Pcm:
     family, position = FAMILIES[head[:4]], content.start + FAMILIES[head[:4]].start
     samples, large = None, None
     for _ in range(CHUNKS):
-        file.seek(position)
+        file.seek(min(position, content.size))  # a size in a damaged file may be beyond what can be sought
         step = family.name_bytes + struct.calcsize("=" + family.size)
         chunk = file.read(step)
         if len(chunk) < step:

@@ -33,4 +33,4 @@ def locate(source: Any, *, root: str) -> Clip:
         raise ValueError(f"the clip {describe(source)} is neither a path nor a URL")
     if is_url(source):
         return source
-    return f"{root}/{source}" if is_url(root) else os.path.join(root, source)
+    return f"{root}/{source}" if is_url(root) else os.path.join(root, os.path.expanduser(source))

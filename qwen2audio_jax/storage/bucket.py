@@ -298,14 +298,17 @@ def is_url(place: PathOrUrl) -> bool:
 
 
 def folder_at(place: PathOrUrl) -> Folder:
-    """The folder at a local path or a URL, which need not exist.
+    """The folder at a local path, in which ~ is the home folder, or a URL; it need not exist.
 
     Raises:
         ValueError: see `BucketPath`.
     """
     if isinstance(place, BucketPath):
         return place
-    return BucketPath(os.fspath(place)) if is_url(place) else Path(place)
+    if is_url(place):
+        return BucketPath(os.fspath(place))
+    # A folder of this very name comes first.
+    return Path(place if os.path.lexists(place) else os.path.expanduser(place))
 
 
 def is_there(path: Folder) -> bool:

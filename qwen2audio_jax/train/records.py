@@ -135,7 +135,7 @@ def _paths(sources: Any, *, root: str | PathLike[str]) -> tuple[str, ...]:
             raise ValueError(f"the clip {describe(source)} is no path; training reads clips from files")
         if "://" in source[:32] or source[:5].lower() == "data:":
             raise ValueError(f"the clip {describe(source)} is an address; download it and give its path")
-    return tuple(os.path.join(root, source) for source in sources)
+    return tuple(os.path.join(root, os.path.expanduser(source)) for source in sources)
 
 
 def _without_losses(messages: Any) -> tuple[Any, frozenset[int]]:
