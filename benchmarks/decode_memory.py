@@ -2,15 +2,18 @@
 
     python benchmarks/decode_memory.py decode --mesh 1x8
 
-Needs `libtpu` (x86 Linux) and no TPU: it compiles ahead of time. Only one process may use it at a time. Prints one JSON
-object; tests/test_tpu.py and tests/test_tpu_attention.py assert on it, decode_memory.md and attention.md record it.
+Needs `libtpu` (x86 Linux) and no TPU: it compiles ahead of time. Only one process may use it at a time. Prints a JSON
+object, or a list of them; tests/test_tpu.py and tests/test_tpu_attention.py assert on it, decode_memory.md and
+attention.md record it.
 """
 
 import argparse
+import inspect
 import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,9 +22,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
+import jax.numpy as jnp
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.generation.sampling import Mode
+from qwen2audio_jax.engine.slots import insert_row, take_row
+from qwen2audio_jax.generation.decoding import next_step
+from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.run import insert
+from qwen2audio_jax.generation.runtime import Runtime
+from qwen2audio_jax.generation.sampling import (
+    EOS_SLOTS,
+    MIN_CANDIDATES,
+    Mode,
+    NextToken,
+    SamplingParams,
+    row_params,
+)
+from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.model.kv_cache import CACHE_AXES, write
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.program import COLLECTIVES, operations, type_bytes
@@ -30,7 +47,8 @@ from qwen2audio_jax.plan.resident import device_bytes
 from qwen2audio_jax.plan.stages import Batch, lower
 from qwen2audio_jax.plan.topology import compile_mesh, parse_topology
 
-STAGES = ("decode", "prefill", "encode", "scan")
+STAGES = ("decode", "prefill", "encode", "scan", "slots", "insert", "insert-row", "begin")
+"""The last four are an engine's: its step, and what brings a prompt into a slot."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,54 @@ def lower_scan(batch: Batch) -> jax.stages.Lowered:
         return jax.jit(step, donate_argnums=0).lower(stacked, new, batch.cache.lengths)
 
 
+def lower_slots(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
+    """The step of an engine, in which every row has settings of its own."""
+    runtime = Runtime(batch.params, batch.config, batch.mesh, batch.cache_dtype, batch.chosen_attention)
+    last, sampling, rows = _last(batch), _settings(batch), (batch.shapes.rows,)
+    sampling = replace(sampling, candidate_count=MIN_CANDIDATES if mode == "sample" else None)
+    step = jax.jit(inspect.unwrap(next_step), static_argnames="mode", donate_argnames="cache", keep_unused=True)
+    return step.lower(runtime, last, batch.cache, batch.spec(rows, jnp.bool_, "batch"), sampling, mode=mode)
+
+
+def lower_insert(batch: Batch) -> jax.stages.Lowered:
+    """A piece of one row written into a slot."""
+    one = replace(batch, shapes=replace(batch.shapes, rows=1, capacity=PIECE))
+    piece = jax.tree.map(lambda leaf: _one_row(batch, leaf), (one.cache.keys, one.cache.values))
+    return insert.lower(batch.cache, piece, *_PLACES)
+
+
+def lower_insert_row(batch: Batch) -> jax.stages.Lowered:
+    """One of the rows that extend beginnings written into a slot."""
+    rows = replace(batch, shapes=replace(batch.shapes, rows=batch.mesh.shape["data"]))
+    return insert_row.lower(batch.cache, rows.cache, *_PLACES)
+
+
+def lower_begin(batch: Batch) -> jax.stages.Lowered:
+    """A row's state and settings put into a slot."""
+    rows = replace(batch, shapes=replace(batch.shapes, rows=8 * batch.mesh.shape["data"]))
+    whole, new = ((_last(each), _settings(each), each.cache.lengths) for each in (batch, rows))
+    return take_row.lower(whole, new, *_PLACES)
+
+
+_PLACES = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
+
+
+def _one_row(batch: Batch, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return batch.spec(leaf.shape, leaf.dtype, None, *CACHE_AXES[1 : leaf.ndim])
+
+
+def _last(batch: Batch) -> NextToken:
+    rows = (batch.shapes.rows,)
+    arrays: Any = (batch.spec(rows, jnp.int32, "batch"), batch.spec(rows, jnp.float32, "batch"), batch.sampler)
+    return NextToken(*arrays)
+
+
+def _settings(batch: Batch) -> SamplingParams:
+    rows, vocab_size = batch.shapes.rows, batch.config.text_config.vocab_size
+    params = row_params([GenerationConfig()], rows=rows, stops=EOS_SLOTS, vocab_size=vocab_size)
+    return jax.tree.map(lambda leaf: batch.spec(leaf.shape, leaf.dtype, "batch", *[None] * (leaf.ndim - 1)), params)
+
+
 def cache_moves(program: str, *, shape: tuple[int, ...], dtype: str) -> tuple[int, int]:
     """Counts of copies of arrays of the cache's shape: within main memory, and to or from on-chip memory."""
     array = f"{dtype}[{','.join(map(str, shape))}]"
@@ -105,7 +171,15 @@ def relaid(program: str, params: Any) -> int:
 
 def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
     """Compile a stage and read its memory and its operations."""
-    compiled = compile_program(lower_scan(batch) if stage == "scan" else lower(stage, batch, mode=mode))
+    own = {
+        "scan": lower_scan,
+        "slots": partial(lower_slots, mode=mode),
+        "insert": lower_insert,
+        "insert-row": lower_insert_row,
+        "begin": lower_begin,
+    }
+    with jax.set_mesh(batch.mesh):
+        compiled = compile_program(own[stage](batch) if stage in own else lower(stage, batch, mode=mode))
     buffer = batch.cache.keys[0]
     shard = buffer.sharding.shard_shape(buffer.shape)
     copies, staged = cache_moves(compiled.text, shape=shard, dtype="bf16")
@@ -113,7 +187,7 @@ def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
     talk = list(operations(compiled.text, *COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)))
     data, split = batch.mesh.devices.shape
     return Report(
-        stage=f"{stage} {mode}" if stage == "decode" else stage,
+        stage=f"{stage} {mode}" if stage in ("decode", "slots") else stage,
         topology=topology,
         mesh=f"{data}x{split}",
         layers=batch.config.text_config.num_hidden_layers,
@@ -140,7 +214,9 @@ def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES, help="scan is a decoder's cache as it should not be, to compare")
+    parser.add_argument(
+        "stages", nargs="+", choices=STAGES, help="scan is a decoder's cache as it should not be, to compare"
+    )
     parser.add_argument("--topology", default="v5e:2x4", help="as `qwen2audio plan` takes it (default %(default)s)")
     parser.add_argument("--mesh", default="1x8", help="DATAxMODEL, all chips (default %(default)s)")
     parser.add_argument("--mode", choices=("greedy", "sample"), default="greedy")
@@ -162,8 +238,10 @@ def main() -> None:
         "bfloat16",
         arguments.attention,
     )
-    report = measure(arguments.stage, batch, topology=arguments.topology, mode=arguments.mode)
-    print(json.dumps(asdict(report)))
+    reports = [
+        asdict(measure(stage, batch, topology=arguments.topology, mode=arguments.mode)) for stage in arguments.stages
+    ]
+    print(json.dumps(reports[0] if len(reports) == 1 else reports))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ Whole, by hand: `python tests/simulation.py --requests 5000`.
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 from prompts import row_alone
 
 from qwen2audio_jax.engine import Engine, Request, RequestError
+from qwen2audio_jax.generation import sampling
 
 
 @dataclass
@@ -115,7 +117,7 @@ def run(engine: Engine, cases: list[Case]) -> list:
 
 def judge(model, processor, cases: list[Case], outcomes: list) -> dict[str, int]:
     """Compare every outcome with `generate`; the numbers of each kind."""
-    counts = {"equal": 0, "cancelled": 0, "errors": 0, "reused": 0}
+    counts = {"equal": 0, "cancelled": 0, "errors": 0, "reused": 0, "decided by rounding": 0}
     known: dict[str, tuple] = {}
     for case, outcome in zip(cases, outcomes, strict=True):
         request = case.request
@@ -143,6 +145,12 @@ def judge(model, processor, cases: list[Case], outcomes: list) -> dict[str, int]
         ids, log_probs, reason = known[key]
         assert outcome.id == request.id
         got = len(outcome.token_ids)
+        differ = outcome.token_ids != ids[:got] if got <= len(ids) else np.ones(1, bool)
+        if seed is not None and differ.any():
+            first = int(differ.argmax())
+            assert rounding_decides(model, request, ids, first, int(outcome.token_ids[first])), (request.id, first)
+            counts["decided by rounding"] += 1
+            continue
         np.testing.assert_array_equal(outcome.token_ids, ids[:got], err_msg=f"request {request.id}: {request.options}")
         np.testing.assert_allclose(outcome.log_probs, log_probs[:got], atol=2e-4)
         if outcome.finish_reason == "cancelled":
@@ -153,6 +161,29 @@ def judge(model, processor, cases: list[Case], outcomes: list) -> dict[str, int]
             counts["equal"] += 1
         counts["reused"] += outcome.reused_tokens > 0
     return counts
+
+
+def rounding_decides(model, request: Request, ids: np.ndarray, step: int, other: int) -> bool:
+    """Whether logits that differ by float32's rounding draw another token at a step: both come of the same number.
+
+    A draw falls between two tokens within the rounding of their probabilities about once in ten thousand.
+    """
+    made = ids[:step]
+    prompt = request.inputs["input_ids"]
+    inputs = {**request.inputs, "input_ids": np.concatenate([prompt, made[None]], axis=1)}
+    inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
+    logits = np.asarray(model(**inputs).logits)[0, -1]
+    rows = 512
+    noise = np.random.default_rng(0).uniform(-1e-5, 1e-5, (rows, len(logits)))
+    config = model.generation_config.updated(**{name: value for name, value in request.options.items()})
+    params = sampling.sampling_params(config, vocab_size=len(logits))
+    seeds = np.full(rows, request.seed, np.uint32)
+    state = sampling.init_state([inputs["input_ids"][0]] * rows, seeds, vocab_size=len(logits))
+    state = replace(state, step=np.full(rows, step, np.int32))
+    drawn = np.asarray(
+        sampling.next_token(jnp.asarray(logits + noise, jnp.float32), state, params, mode="sample").tokens
+    )
+    return {other, int(ids[step])} <= set(drawn.tolist())
 
 
 def main() -> None:

@@ -65,13 +65,34 @@ def encode(kind: str, samples: np.ndarray, rate: int) -> bytes:
     return encode_av(container_format, codec, samples, rate)
 
 
-def encode_av(container_format: str, codec: str, samples: np.ndarray, rate: int, *, tracks: int = 1) -> bytes:
+class Pipe:
+    """A file that can be written and not sought in, as a pipe is: writers leave placeholders in it."""
+
+    def __init__(self):
+        self.inner = io.BytesIO()
+        self.write, self.getvalue = self.inner.write, self.inner.getvalue
+
+
+def encode_av(
+    container_format: str,
+    codec: str,
+    samples: np.ndarray,
+    rate: int,
+    *,
+    tracks: int = 1,
+    pipe: bool = False,
+    options: dict[str, str] | None = None,
+) -> bytes:
     """Bytes that ffmpeg writes for a container and codec; `tracks` copies of the sound."""
-    file = io.BytesIO()
+    file = Pipe() if pipe else io.BytesIO()
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     layout = {1: "mono", 2: "stereo"}[channels]
-    with av.open(file, "w", format=container_format) as container:
+    with av.open(file, "w", format=container_format, options=options or {}) as container:
         streams = [container.add_stream(codec, rate=rate, layout=layout) for _ in range(tracks)]
+        if codec.startswith("wma"):
+            streams[0].bit_rate = 64_000  # it has no default
+        for number, stream in enumerate(streams[1:], 1):
+            stream.metadata["title"] = f"copy {number}"
         for stream in streams:
             pcm = (np.clip(samples.reshape(-1, channels), -1, 1) * 32767).astype(np.int16).reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout=layout)

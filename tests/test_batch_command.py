@@ -119,6 +119,21 @@ def test_good_records_get_the_text_of_generate_and_bad_files_named_errors(tmp_pa
     assert "options.max_new_tokens is 3 and was null" in refusal(capsys, *command[1:], "--max-new-tokens", 3)
 
 
+def test_cut_files_are_heard_if_wanted_and_marked(tmp_path, capsys, cache):
+    whole = sounds.encode("wav", sounds.speech(16_000), 16_000)
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "whole.wav").write_bytes(whole)
+    command = ["batch", str(tmp_path), "--prompt", QUESTION, "--max-new-tokens", "2", "--output", str(tmp_path / "out")]
+    assert main([*command, "--allow-truncated", "--merge", str(tmp_path / "all.jsonl")]) == 0
+    capsys.readouterr()
+    cut, intact = map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())
+    assert cut["truncated_audio"] is True
+    assert cut["audio_seconds"] == pytest.approx(0.5, abs=0.01)
+    assert "truncated_audio" not in intact
+    # What was heard in part belongs to another job than what was refused.
+    assert "allow_truncated" in refusal(capsys, *command[1:])
+
+
 def test_draws_do_not_depend_on_the_group(cache, model):
     options = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6}
     records = [Record(f"r{i}", "", prompt="Hello", seed=100 + i) for i in range(4)]

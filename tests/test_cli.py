@@ -305,6 +305,33 @@ def test_control_tokens_stay_text(checkpoint, capsys):
     assert json.loads(capsys.readouterr().out)["prompt_tokens"] < text
 
 
+def test_cut_file_that_is_wanted(checkpoint, clips, capsys):
+    """The refusal's remedy works as typed, and the answer says what it rests on."""
+    arguments = ("generate", "--model", checkpoint, "--audio", clips / "speech.wav", "--audio", clips / "cut.wav", "hi")
+    assert "(--allow-truncated)" in refusal(capsys, *arguments)
+    assert call(*arguments, "--allow-truncated", "--json", "--max-new-tokens", "1") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["truncated_clips"] == [1]
+    assert err.count("cut.wav is heard in part: its header states 64000 bytes") == 1
+    assert call(*arguments[:5], "hi", "--allow-truncated", "--json", "--max-new-tokens", "1") == 0
+    assert "truncated_clips" not in json.loads(capsys.readouterr().out)
+    each = ("--each", clips / "speech.wav", clips / "cut.wav")
+    arguments = ("generate", "--model", checkpoint, "--allow-truncated", "--json", "--max-new-tokens", "1", "hi", *each)
+    assert call(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert [json.loads(line).get("truncated_clips") for line in out.splitlines()] == [None, [0]]
+    assert "cut.wav is heard in part: its header states 64000 bytes" in err
+
+
+def test_track(checkpoint, clips, capsys):
+    film = clips / "two.mp4"
+    film.write_bytes(sounds.encode_av("mp4", "aac", sounds.speech(24_000, rate=24_000), 24_000, tracks=2))
+    arguments = ("generate", "--model", checkpoint, "--audio", film, "--max-new-tokens", "1", "hi")
+    assert "--track 0" in refusal(capsys, *arguments)
+    assert "no number 2: choose from 0 to 1" in refusal(capsys, *arguments, "--track", "2")
+    assert call(*arguments, "--track", "1") == 0
+
+
 def test_truncation_and_mesh(checkpoint, clips, capsys):
     arguments = ("generate", "--model", checkpoint, *TALK, "hello", "--audio")
     assert call(*arguments, clips / "long.wav", "--truncation", "--mesh", "2x4") == 0

@@ -18,7 +18,7 @@ import soundfile
 import sounds
 
 from qwen2audio_jax.audio import AudioError, check_clip, load_audio
-from qwen2audio_jax.audio.mpeg import parse_frame
+from qwen2audio_jax.audio.mpeg import frame_bytes
 from qwen2audio_jax.limits import LIMITS
 
 ALL_KINDS = [*sounds.SOUNDFILE_KINDS, *sounds.AV_KINDS]
@@ -349,24 +349,46 @@ def test_too_many_channels():
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_truncated_files(tmp_path, kind):
+    """What is cut is refused, unless it is only what stands behind the sound; if asked for, what is there is heard."""
     content = sound_file(kind)
-    cuts = [int(len(content) * part) for part in (0.05, 0.3, 0.6, 0.9)] + [len(content) - 10, len(content) - 1]
-    for cut in cuts:
-        path = tmp_path / f"cut{cut}"
-        path.write_bytes(content[:cut])
-        for source in path, content[:cut]:
-            message = refusal(source, kind="truncated")
-            assert "is truncated: " in message
-        assert f"cut{cut}" in refusal(path, kind="truncated")
+    whole = load_audio(content)
+    for part in (0.05, 0.3, 0.6, 0.9):
+        path = tmp_path / f"cut{part}"
+        path.write_bytes(content[: int(len(content) * part)])
+        message = refusal(path, kind="truncated")
+        assert f"cut{part}' is truncated: " in message
+        assert refusal(path.read_bytes(), kind="truncated").partition(" is ")[2] == message.partition(" is ")[2]
+        if "allow_truncated=True" in message:
+            with pytest.warns(UserWarning, match="a clip is heard in part: "):
+                heard = load_audio(path, allow_truncated=True)
+            assert 0.2 * part * len(whole) < len(heard) < len(whole)
+            start = heard[: int(0.9 * len(heard)) - 200]  # the resampler and the codec's last block end otherwise
+            assert np.corrcoef(start, whole[: len(start)])[0, 1] > 0.99
+        else:
+            assert refusal(path, kind="truncated", allow_truncated=True) == message
+    for cut in (1, 10):
+        heard, error = attempt(content[:-cut])
+        assert error.kind == "truncated" if error else abs(len(heard) - len(whole)) <= 400, kind
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "vorbis", "m4a", "webm"])
+def test_truncated_behind_what_is_heard(kind):
+    """What is missing behind the longest clip changes nothing."""
+    content = sound_file(kind, seconds=4.0)
+    limits = replace(LIMITS, clip_seconds=1.0)
+    heard = load_audio(content, truncation=True, limits=limits)
+    if kind == "m4a":  # its index stands at the end
+        refusal(content[: len(content) * 3 // 4], kind="truncated", truncation=True, limits=limits)
+    else:
+        cut = content[: len(content) * 3 // 4]
+        assert np.allclose(load_audio(cut, truncation=True, limits=limits), heard, atol=1e-4)
 
 
 def test_wav_headers_that_claim_more():
     sound = bytes(32_000)
-    assert "states 4000000000 bytes of sound and 32000 are there" in refusal(
-        wav_header(data=4_000_000_000) + sound, kind="truncated"
+    assert "states 64000 bytes of sound and 32000 are there" in refusal(
+        wav_header(data=64_000) + sound, kind="truncated"
     )
-    assert "could not seek back" in refusal(wav_header(data=0xFFFFFFFF) + sound, kind="truncated")
-    assert "was not finished" in refusal(wav_header(data=0) + sound, kind="corrupt")
     refusal((wav_header(data=32_000) + sound)[:50], kind="truncated")
     refusal(wav_header(data=32_000)[:30], kind="truncated")
     assert len(load_audio(wav_header(data=32_000) + sound)) == 16_000
@@ -376,19 +398,20 @@ def test_wav_headers_that_claim_more():
 def test_rf64_that_claims_more():
     content = bytearray(sound_file("rf64"))
     at = content.index(b"ds64") + 8 + 8
-    content[at : at + 8] = struct.pack("<Q", 1 << 40)
+    content[at : at + 8] = struct.pack("<Q", 1 << 22)
     # libsndfile's RF64 files state their length in the data chunk where it fits there.
     at = content.index(b"data") + 4
     content[at : at + 4] = b"\xff\xff\xff\xff"
-    assert f"states {1 << 40} bytes" in refusal(bytes(content), kind="truncated")
+    assert f"states {1 << 22} bytes" in refusal(bytes(content), kind="truncated")
 
 
 def without_header_frame(content: bytes) -> bytes:
     first = content.index(b"\xff", 0)
-    frame = parse_frame(content[first : first + 4])
-    assert frame is not None
-    bare = content[first + frame.size :]
-    assert not {b"Xing", b"Info"} & {bare[frame.info_at : frame.info_at + 4]}
+    size = frame_bytes(content[first:])
+    assert size is not None
+    bare = content[first + size :]
+    assert b"Xing" not in bare[:50]
+    assert b"Info" not in bare[:50]
     return bare
 
 
@@ -404,16 +427,16 @@ def test_mp3_without_a_header_frame():
 def test_mp3_of_variable_rate_without_a_header_frame():
     """libsndfile guesses its length from the first frame, and would leave the rest of it out."""
     bare = without_header_frame(sound_file("mp3"))
-    assert "does not state its length" in refusal(bare, kind="format")
+    assert abs(len(load_audio(bare)) - len(load_audio(sound_file("mp3")))) < 1200
 
 
 def test_mp4_without_moov():
     content = sound_file("m4a")
-    assert "no 'moov' box" in refusal(content[: content.index(b"moov") - 4], kind="truncated")
+    assert "no whole 'moov' box" in refusal(content[: content.index(b"moov") - 4], kind="truncated")
 
 
-def test_chained_ogg_is_not_heard_in_part():
-    assert "several Ogg streams" in refusal(
+def test_chained_ogg_of_two_codings_is_not_heard_in_part():
+    assert "changes its coding on the way" in refusal(
         sound_file("vorbis") + sounds.encode("vorbis", sounds.speech(8000), 16_000), kind="format"
     )
 
@@ -425,23 +448,16 @@ def test_chained_ogg_is_not_heard_in_part():
     ("content", "words"),
     [
         (b"MATLAB 5.0 MAT-file" + bytes(500), "MATLAB"),
-        (b"caff\x00\x01" + bytes(100), "CAF"),
-        (b".snd" + bytes(100), "Sun AU"),
-        (b"NIST_1A\n   1024\n" + bytes(100), "NIST SPHERE"),
-        (b"FORM\x00\x00\x10\x00AIFF" + bytes(100), "AIFF"),
-        (b"RIFF\x00\x00\x10\x00AVI " + bytes(100), "'AVI '"),
-        (b"RIFX\x00\x00\x10\x00WAVE" + bytes(100), "RIFX"),
-        (b"\x30\x26\xb2\x75" + bytes(100), "ASF/WMA"),
-        (b"#!AMR\n" + bytes(100), "AMR"),
         (b"PK\x03\x04" + bytes(100), "zip"),
         (b"\x93NUMPY" + bytes(100), "numpy array"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"<!DOCTYPE html><html></html>", "a web page"),
         (b'{"error": "not found"}', "text"),
         (bytes(1000), "no known kind (it starts with 00 00"),
-        (b"OggS" + bytes(22) + b"\x01\x50" + b"Speex   " + bytes(72), "Speex in Ogg"),
-        (b"OggS" + bytes(22) + b"\x01\x50" + b"\x7fFLAC" + bytes(72), "FLAC in Ogg"),
-        (b"\xff\xfd\x80\x00" + bytes(500), "layer I or II"),
+        (b"RIFF\x00\x00\x10\x00WEBP" + bytes(100), "'WEBP'"),
+        (b"FORM\x00\x00\x10\x00ILBM" + bytes(100), "an IFF file"),
+        (b"\xff\xfd\x80\x00" + bytes(500), "no known kind (it starts with ff fd"),
+        ("text in UTF-16".encode("utf-16"), "no known kind (it starts with ff fe"),
     ],
 )
 def test_other_formats_are_named(tmp_path, content, words):
@@ -452,19 +468,11 @@ def test_other_formats_are_named(tmp_path, content, words):
     assert "Accepted: wav" in message
 
 
-@pytest.mark.parametrize(
-    "written", [("AIFF", "PCM_16"), ("AU", "PCM_16"), ("W64", "PCM_16"), ("CAF", "PCM_16"), ("MAT5", "PCM_16")]
-)
+@pytest.mark.parametrize("written", ["MAT4", "MAT5", "PAF", "SVX", "IRCAM", "HTK", "PVF", "SDS"])
 def test_other_formats_of_libsndfile(written):
     file = io.BytesIO()
-    soundfile.write(file, sounds.speech(1000), 16_000, format=written[0], subtype=written[1])
+    soundfile.write(file, sounds.speech(1000), 16_000, format=written)
     refusal(file.getvalue(), kind="format")
-
-
-def test_wav_codecs_that_are_not_accepted():
-    file = io.BytesIO()
-    soundfile.write(file, sounds.speech(1000), 16_000, format="WAV", subtype="MS_ADPCM")
-    assert "codec 0x0002" in refusal(file.getvalue(), kind="format")
 
 
 def test_several_audio_tracks():
@@ -473,13 +481,8 @@ def test_several_audio_tracks():
 
 
 def test_codec_in_container_that_is_not_accepted():
-    content = sounds.encode_av("mp4", "ac3", sounds.speech(48_000, rate=48_000), 48_000)
+    content = sounds.encode_av("flv", "nellymoser", sounds.speech(44_100, rate=44_100), 44_100)
     assert "codec" in refusal(content, kind="format")
-
-
-def test_without_pyav(monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    assert "pip install 'qwen2audio-jax[av]'" in refusal(sound_file("m4a"), kind="dependency")
 
 
 def test_missing_files(tmp_path):

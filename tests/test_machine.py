@@ -14,7 +14,7 @@ from qwen2audio_jax.cli.main import main
 SOUND = {
     "versions": {"python": "3.12.1", "jax": "0.12.0", "jaxlib": "0.12.0"},
     "devices": [{"id": 0, "kind": "cpu", "memory_bytes": None}],
-    "decoders": {"soundfile": "0.14.0", "av": None},
+    "decoders": {"soundfile": "0.14.0", "av": "18.1.0"},
     "memory": {"total": 2**34, "free": 2**33},
     "cache": "/cache",
 }
@@ -55,7 +55,7 @@ def test_a_sound_machine_has_no_problems():
         ),
         ({"other_versions": {1: "jax 0.11"}}, "process 1 has other versions: jax 0.11"),
         ({"versions": {"jax": "0.12.0", "jaxlib": "0.10.2"}}, "jax 0.12.0 with jaxlib 0.10.2"),
-        ({"decoders": {"soundfile": None}}, "no sound file can be read"),
+        ({"decoders": {"soundfile": None}}, "soundfile does not load, so not every sound file can be read"),
         ({"cache_problem": "/cache cannot be written"}, "point QWEN2AUDIO_CACHE"),
         (
             {"platform": "gpu", "memory_fractions": {"XLA_PYTHON_CLIENT_MEM_FRACTION": "90%"}},

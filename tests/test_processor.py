@@ -326,10 +326,10 @@ def test_several_clips_are_heard_in_threads_and_in_order(processor, tmp_path, mo
     alone = [processor(text="<|AUDIO|>", audio=path).input_features[0] for path in paths]
     monkeypatch.setattr(placeholders.os, "cpu_count", lambda: 4)
     names: set[str] = set()
-    load = Qwen2AudioFeatureExtractor.load
+    load = Qwen2AudioFeatureExtractor.load_clip
     monkeypatch.setattr(
         Qwen2AudioFeatureExtractor,
-        "load",
+        "load_clip",
         lambda self, source, **options: (
             names.add(threading.current_thread().name),
             load(self, source, **options),
@@ -378,6 +378,29 @@ def test_clips_that_are_refused_are_named(processor, tmp_path):
         cut.input_features, processor(text="<|AUDIO|>", audio=sound(30.5)[:480_000]).input_features
     )
     assert cut.input_ids.shape == (1, 750)
+
+
+def test_cut_files_are_heard_if_wanted(processor, tmp_path):
+    """The remedy of the refusal works, and the output names the clips; a copy too."""
+    file = io.BytesIO()
+    soundfile.write(file, np.full(16_000, 0.1), 16_000, format="WAV")
+    (tmp_path / "cut.wav").write_bytes(file.getvalue()[:20_000])
+    prompt = "<|AUDIO|><|AUDIO|>"
+    clips = [np.full(1000, 0.1, np.float32), tmp_path / "cut.wav"]
+    with pytest.raises(AudioError, match=r"audio\[1\].*truncated.*allow_truncated=True"):
+        processor(text=prompt, audio=clips)
+    inputs = processor(text=prompt, audio=clips, allow_truncated=True)
+    (missing,) = inputs.truncated_clips
+    assert missing.startswith("audio[1]: its header states 32000 bytes of sound and 19956 are there")
+    assert pickle.loads(pickle.dumps(inputs)).truncated_clips == copy.deepcopy(inputs).truncated_clips == (missing,)
+    assert "truncated_clips" not in dict(inputs)
+    assert processor(text="<|AUDIO|>", audio=clips[0], allow_truncated=True).truncated_clips == ()
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": clips[1]}]}]
+    inputs = processor.apply_chat_template(chat, tokenize=True, allow_truncated=True)
+    assert inputs.truncated_clips[0].startswith("messages[0]['content'][0]: its header states")
+    alone = processor.feature_extractor([clips[1]], allow_truncated=True)
+    assert alone.truncated_clips[0].startswith("clips[0]: its header states")
+    assert np.array_equal(alone.input_features, inputs.input_features)
 
 
 def test_files_at_other_rates_are_resampled(processor, tmp_path):

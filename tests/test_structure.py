@@ -25,7 +25,7 @@ FLOORS = (
     ("source",),
     ("processing", "api", "audio_encoder"),
     ("engine",),
-    ("batch",),
+    ("batch", "ray"),
     ("train",),
     ("speech", "plan"),
     ("cli", "__main__", "__init__"),

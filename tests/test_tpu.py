@@ -69,6 +69,33 @@ class TestDecodeStep:
         assert 0 < got["largest_collective"] <= 8 * 4096 * 2
 
 
+SLOTS = [
+    pytest.param(("--mesh", "2x4", "--layers", "2"), id="2x4, 2 layers"),
+    *(
+        # One chip of v5e does not hold all 32 layers.
+        pytest.param(
+            ("--mesh", mesh, "--layers", str(layers)), id=mesh, marks=pytest.mark.slow(seconds=15, together=mesh)
+        )
+        for mesh, layers in (("1x8", FULL), ("2x4", FULL), ("8x1", 8))
+    ),
+]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("arguments", SLOTS)
+def test_an_engine_of_128_slots_copies_no_cache(arguments):
+    insert, step = report("insert", "slots", *arguments, "--rows", "128", "--capacity", "1024")
+    for got in (insert, step):
+        assert got["cache"] == 2 * got["layers"] * 128 * 32 * 1024 * 128 * 2 // 8
+        assert got["cache"] <= got["aliased"] <= got["cache"] + 4096
+        assert got["cache_copies"] == got["cache_staged"] == 0
+    assert insert["collectives"] == {}
+    # As in the step of `generate`.
+    if "8x1" not in arguments:
+        assert step["collectives"] == {"all-reduce": 2 * step["layers"] + 3, "all-gather": 2}
+        assert step["largest_collective"] <= 128 * 4096 * 2
+
+
 @needs_libtpu
 def test_a_scan_over_stacked_buffers_is_seen_to_copy_the_cache():
     """The measurement can fail: a program known to need a second cache has one."""

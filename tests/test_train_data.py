@@ -185,6 +185,30 @@ def test_pairs_share_their_clips(folder, processor):
         assert np.array_equal(chosen["ids"][: prompt + 1], rejected["ids"][: prompt + 1])
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "audios", "heard", "learnt"),
+    [
+        (r"What is \<audio> in HTML?", "An element.", [], ["What is <audio> in HTML?"], "An element."),
+        ("How do I embed sound?", "Use <audio>.", [], ["How do I embed sound?"], "Use <audio>."),
+        ("How do I embed sound?", r"Use \<audio>.", [], ["How do I embed sound?"], "Use <audio>."),
+        (r"<audio>What of the \<audio> tag?", "It <audio>.", ["a"], [None, "What of the <audio> tag?"], "It <audio>."),
+        (r"What of the \<audio> tag?", "It exists.", ["a"], [None, "What of the <audio> tag?"], "It exists."),
+        (r"\<audio><audio>\<audio>", "Both.", ["a"], ["<audio>", None, "<audio>"], "Both."),
+        (r"<audio>\<audio><audio>", "Both.", ["a", "b"], [None, "<audio>", None], "Both."),
+        ([{"type": "text", "text": "<audio>"}], "A tag.", [], ["<audio>"], "A tag."),
+        ([{"type": "text", "text": r"\<audio>"}], "Escaped.", [], [r"\<audio>"], "Escaped."),
+    ],
+)
+def test_the_word_itself(question, answer, audios, heard, learnt):
+    """Text about HTML: `None` stands where a clip is heard."""
+    line = json.dumps(chat(question, answer, *audios)).encode()
+    record = read_record(line, where="a:1", audio_root="/", preferences=False)
+    first, last = (message["content"] for message in record.chat.messages)
+    assert [item.get("text") for item in first] == heard if isinstance(first, list) else [first] == heard
+    assert last == learnt
+    assert record.clips == tuple(f"/{name}" for name in audios)
+
+
 BAD = {
     "no JSON": (b'{"messages": [', "no JSON at character"),
     "bytes": (b'{"prompt": "\xff"}', "is no UTF-8"),
@@ -205,7 +229,15 @@ BAD = {
     "no answer": ({"messages": [{"role": "user", "content": "a"}]}, 'end with "user"'),
     "empty answer": (chat("a", ""), "empty answer"),
     "answer of no items": (chat("a", []), "empty answer"),
-    "clip in the answer": (chat("<audio>a", "<audio>", "a.wav", "b.wav"), "an answer with a clip"),
+    "clip in the answer": (
+        chat("<audio>a", "<audio>", "a.wav", "b.wav"),
+        "1 places that wait for a clip .*, but 2 audios",
+    ),
+    "clip item in the answer": (chat("a", [{"type": "audio", "audio": "a.wav"}]), "an answer with a clip"),
+    "marker without a clip": (
+        chat("<audio>a", "b"),
+        r"1 places .*, but 0 audios; the word itself is written \"\\\\<audio>\" in JSON",
+    ),
     "too many markers": (chat("<audio><audio>", "b", "a.wav"), "2 places that wait for a clip .*, but 1 audios"),
     "too few markers": (chat("<audio>", "b", "a.wav", "b.wav"), "1 places that wait for a clip .*, but 2 audios"),
     "raw placeholders": ({"prompt": RAW, "response": "a"}, "0 clips, but 1 <|AUDIO|> placeholders"),

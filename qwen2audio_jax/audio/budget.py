@@ -70,10 +70,17 @@ class Budget:
         self.check(stated)
         return stated
 
-    def check(self, frames: int, *, more: bool = False) -> None:
-        """Raise AudioError if a number of frames (`more`: and an unknown number beyond them) exceeds a limit."""
+    def check(self, frames: int, *, more: bool = False, seconds: float | None = None) -> None:
+        """Raise AudioError if a number of frames exceeds a limit.
+
+        Args:
+            frames: the number.
+            more: whether an unknown number follows.
+            seconds: how long it all is by its own word, for the message.
+        """
         if frames > self.clip_frames and not self.truncation:
-            raise too_long(self.name, None if more else frames / self.rate, self.limits)
+            known = seconds if more and (seconds or 0) * self.rate > frames else None if more else frames / self.rate
+            raise too_long(self.name, known, self.limits)
         if frames > self.decoded_frames:
             limits = self.limits
             raise AudioError(

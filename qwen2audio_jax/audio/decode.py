@@ -1,84 +1,222 @@
-"""Audio decoding: soundfile for wav, flac, mp3 and ogg; `decode_av` for the other formats.
+"""Audio decoding: plain samples as they stand, mp3 and ogg as librosa hears them, everything else by `decode_av`.
 
-Both decoders return the mean over the channels at the file's own rate, and enforce the limits before and while
+Every decoder returns the mean over the channels at the file's own rate, and enforces the limits before and while
 decoding.
 """
 
-from typing import BinaryIO
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 from qwen2audio_jax.audio.budget import Budget
-from qwen2audio_jax.audio.decode_av import decode_av
-from qwen2audio_jax.audio.errors import AudioError
-from qwen2audio_jax.audio.formats import SOUNDFILE_FORMATS, Content
-from qwen2audio_jax.audio.headers import corrupt, read_header, truncated
+from qwen2audio_jax.audio.decode_av import decode_av, joined, survey
+from qwen2audio_jax.audio.errors import corrupt, truncated
+from qwen2audio_jax.audio.formats import SEARCHED, Content, recognise
+from qwen2audio_jax.audio.pcm import Pcm, read_pcm
 from qwen2audio_jax.audio.sound import Seekable, Sound, check_rate, mean
 from qwen2audio_jax.limits import Limits
 
-FLAC_LOST_SYNC = 158
-"""libsndfile's error where the next FLAC frame cannot be found: at the end of the bytes, one is missing."""
+SAMPLES = ("wav", "w64", "aiff", "au", "caf")
+"""Formats of files that hold plain samples, or may."""
+
+LIBROSA = {"mp3": ("MP3", "MPEG"), "ogg": ("OGG",)}
+"""Formats whose decoders differ in the last bits -> the names that soundfile, librosa's decoder, has for them."""
+
+FLAC_START = b"fLaC\x00\x00\x00\x22"
+"""The beginning of every FLAC file: its mark, and the header of its first block."""
 
 MP3_TRIM = 4608
 """Maximum difference in samples between libsndfile's length of an MP3 and its blocks: four blocks."""
 
+OGG_TRIM = 0.15
+"""The same for Ogg, in seconds: a block of Vorbis or of Opus at both ends."""
+
 
 def decode(
-    file: BinaryIO, content: Content, *, name: str, limits: Limits, truncation: bool, sampling_rate: int | None
+    file: BinaryIO,
+    content: Content,
+    *,
+    name: str,
+    limits: Limits,
+    truncation: bool = False,
+    allow_truncated: bool = False,
+    sampling_rate: int | None = None,
+    track: int | None = None,
 ) -> Sound:
-    """Decode a seekable file whose format is known; `sampling_rate` is the rate that the caller says it has."""
-    decoder = decode_soundfile if content.format in SOUNDFILE_FORMATS else decode_av
-    return decoder(file, content, name=name, limits=limits, truncation=truncation, sampling_rate=sampling_rate)
+    """Decode a seekable file whose format is known.
+
+    Args:
+        file: the file.
+        content: its format and place.
+        name: what messages call it.
+        limits: bounds on rates, channels and samples.
+        truncation: whether the beginning is enough where it is too long.
+        allow_truncated: whether a file that is shorter than it says is heard as far as it goes.
+        sampling_rate: the rate that the caller says it has.
+        track: which of several tracks.
+
+    Raises:
+        AudioError: see there.
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "limits": limits,
+        "truncation": truncation,
+        "sampling_rate": sampling_rate,
+    }
+    sound, header = None, None
+    if content.format in SAMPLES:
+        header = read_pcm(file, content, name=name)
+        if header.subtype is not None and not track:
+            sound = decode_samples(file, content, header, **options)
+    elif content.format in LIBROSA and not track:
+        sound = decode_as_librosa(file, content, **options)
+    elif content.format == "flac" and not track:
+        sound = decode_flac_files(file, content, **options)
+    if sound is None:
+        sound = decode_av(file, content, track=track, **options)
+        if header is not None:
+            whole = len(sound.samples) > limits.clip_seconds * sound.rate
+            sound = replace(sound, missing=None if whole else missing_bytes(header))
+    silent = len(sound.samples) == 0
+    if sound.missing is not None and (silent or not allow_truncated):
+        raise truncated(name, sound.missing, silent=silent)
+    return sound
 
 
-def decode_soundfile(
-    file: BinaryIO, content: Content, *, name: str, limits: Limits, truncation: bool, sampling_rate: int | None
+def missing_bytes(header: Pcm) -> str | None:
+    """What shows that a file holds fewer samples than it says; None where nothing does."""
+    if header.stated is None or header.stated <= header.there:
+        return None
+    return f"its header states {header.stated} bytes of sound and {header.there} are there"
+
+
+def decode_samples(
+    file: BinaryIO,
+    content: Content,
+    header: Pcm,
+    *,
+    name: str,
+    limits: Limits,
+    truncation: bool,
+    sampling_rate: int | None,
 ) -> Sound:
-    """Decode wav, flac, mp3 or ogg."""
+    """Decode plain samples; of files that stand one behind the other, all."""
     import soundfile
 
-    stated = read_header(file, content, name=name)
-    if stated.rate is not None and stated.channels is not None:
-        check_rate(name, stated.rate, sampling_rate)
-        budget = Budget(name=name, rate=stated.rate, channels=stated.channels, limits=limits, truncation=truncation)
-        if stated.frames is not None:
-            budget.frames_to_decode(stated.frames)
+    check_rate(name, header.rate, sampling_rate)
+    parts = list(files_in_a_row(file, content, header, name=name))
+    pieces, frames = [], 0.0
+    for part in parts:
+        Budget(name=name, rate=part.rate, channels=part.channels, limits=limits, truncation=truncation)
+        frames += part.there // part.frame_bytes * header.rate / part.rate
+    budget = Budget(
+        name=name,
+        rate=header.rate,
+        channels=max(part.channels for part in parts),
+        limits=limits,
+        truncation=truncation,
+    )
+    wanted = budget.frames_to_decode(round(frames))
+    left = wanted
+    for part in parts:
+        count = min(part.there // part.frame_bytes, -(-left * part.rate // header.rate))
+        file.seek(part.start)
+        # The decoder gets the samples alone: headers are not read twice.
+        samples, _ = soundfile.read(
+            io.BytesIO(file.read(count * part.frame_bytes)),
+            dtype="float32",
+            always_2d=True,
+            format="RAW",
+            samplerate=part.rate,
+            channels=part.channels,
+            subtype=part.subtype,
+            endian="LITTLE" if part.order == "<" else "BIG",
+        )
+        pieces.append((part.rate, mean(samples.T)))
+        left -= round(count * header.rate / part.rate)
+    missing = missing_bytes(parts[-1]) if wanted >= round(frames) else None
+    return Sound(joined(pieces, header.rate), header.rate, missing)
+
+
+def files_in_a_row(file: BinaryIO, content: Content, header: Pcm, *, name: str) -> Iterator[Pcm]:
+    """The headers of a file and of those behind it: pieces of a recording or of speech are put together like that."""
+    yield header
+    while header.stated is not None and header.start + header.there + 8 < content.size:
+        # A chunk ends at an even byte.
+        end = header.start + header.there + (header.start + header.there - content.start) % 2
+        file.seek(end)
+        if recognise(file.read(512)) != content.format:
+            return
+        content = replace(content, start=end)
+        header = read_pcm(file, content, name=name)
+        if header.subtype is None:
+            raise corrupt(name, f"at byte {end} another file of another coding begins")
+        yield header
+
+
+def decode_flac_files(
+    file: BinaryIO, content: Content, *, name: str, limits: Limits, truncation: bool, sampling_rate: int | None
+) -> Sound | None:
+    """Decode FLAC files that stand one behind the other, each by itself, as ffmpeg loses blocks where they meet.
+
+    None for a single file.
+    """
+    starts = [*find_all(file, FLAC_START, start=content.start), content.size]
+    if len(starts) < 3:
+        return None
+    options: dict[str, Any] = {"name": name, "limits": limits, "truncation": truncation, "sampling_rate": sampling_rate}
+    pieces, missing, total = [], None, 0.0
+    for start, end in itertools.pairwise(starts):
+        file.seek(start)
+        part = io.BytesIO(file.read(end - start))
+        sound = decode_av(part, Content("flac", 0, end - start), **options)
+        pieces.append((sound.rate, sound.samples))
+        missing, rate = missing or sound.missing, pieces[0][0]
+        total += len(sound.samples) / sound.rate
+        budget = Budget(name=name, rate=rate, channels=1, limits=limits, truncation=truncation)
+        budget.check(round(total * rate), more=end < content.size)
+        if total > limits.clip_seconds:
+            break
+    return Sound(joined(pieces, rate), rate, missing)
+
+
+def find_all(file: BinaryIO, mark: bytes, *, start: int) -> Iterator[int]:
+    """Where the mark stands in a file."""
+    file.seek(start)
+    tail, position = b"", start
+    while piece := file.read(SEARCHED):
+        data = tail + piece
+        at = data.find(mark)
+        while at >= 0:
+            yield position - len(tail) + at
+            at = data.find(mark, at + 1)
+        tail, position = data[1 - len(mark) :], position + len(piece)
+
+
+def decode_as_librosa(
+    file: BinaryIO, content: Content, *, name: str, limits: Limits, truncation: bool, sampling_rate: int | None
+) -> Sound | None:
+    """Decode mp3 or ogg with the decoder that librosa uses; None for what it would not hear whole."""
+    import soundfile
+
+    walk = survey(file, content, name=name, limits=limits)
+    if walk is None:
+        return None
     file.seek(0)
-    reader = Seekable(file)
     try:
-        with soundfile.SoundFile(reader) as sound:
-            if sound.format not in SOUNDFILE_FORMATS[content.format]:
-                raise corrupt(name, f"it starts as {content.format} and is read as {sound.format}")
-            rate, channels, frames = sound.samplerate, sound.channels, sound.frames
+        with soundfile.SoundFile(Seekable(file)) as sound:
+            rate, frames = sound.samplerate, sound.frames
+            trimmed = MP3_TRIM if content.format == "mp3" else OGG_TRIM * rate
+            if sound.format not in LIBROSA[content.format] or abs(frames - walk.seconds * rate) > trimmed:
+                return None
             check_rate(name, rate, sampling_rate)
-            budget = Budget(name=name, rate=rate, channels=channels, limits=limits, truncation=truncation)
-            # libsndfile returns the largest integer for an unstated length.
-            known = frames if 0 <= frames < 1 << 62 else None
-            if stated.frames is not None and known != stated.frames:
-                raise corrupt(name, f"its header states {stated.frames} frames and {frames} are read")
-            if stated.counted is not None and abs(frames - stated.counted) > MP3_TRIM:
-                raise AudioError(
-                    f"{name} is an MP3 of variable bit rate that does not state its length: {frames} of its "
-                    f"{stated.counted} samples would be heard. Write it anew, for example with "
-                    "`ffmpeg -i INPUT -c copy OUTPUT.mp3`",
-                    kind="format",
-                )
-            wanted = budget.frames_to_decode(known)
-            if known is None:
-                # soundfile seeks to where a read ended, which libFLAC cannot do in a stream of unknown length.
-                sound.seekable = lambda: False
+            budget = Budget(name=name, rate=rate, channels=sound.channels, limits=limits, truncation=truncation)
+            wanted = budget.frames_to_decode(frames)
             # In one read: soundfile seeks after each read, which changes the output of lossy codecs.
             samples = sound.read(frames=wanted, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        # Its message holds memory addresses of this process, so it is not passed on, neither here nor in a traceback.
-        if reader.ended and getattr(error, "code", None) == FLAC_LOST_SYNC:
-            raise truncated(name, "its bytes end before the frames that its header states") from None
-        raise corrupt(name, f"its {content.format} content cannot be decoded ({error_code(error)})") from None
-    if known is None:
-        budget.check(len(samples), more=True)
-    elif len(samples) < wanted - (MP3_TRIM if stated.counted is not None else 0):
-        raise truncated(name, f"{len(samples)} frames can be decoded of the {known} that its header states")
-    return Sound(mean(samples.T), rate)
-
-
-def error_code(error: Exception) -> str:
-    """The code of a libsndfile error, the only part of it that is safe to report."""
-    return f"libsndfile error {getattr(error, 'code', 'unknown')}"
+    except soundfile.SoundFileError:
+        return None
+    return Sound(mean(samples.T), rate) if len(samples) == wanted else None

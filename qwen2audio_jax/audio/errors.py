@@ -11,8 +11,8 @@ class AudioError(ValueError):
     "missing" (no such file), "url" (an address that is refused or does not answer), "format" (a container or codec that
     is not accepted), "corrupt" (damaged content), "truncated" (shorter than its own header says), "too_long",
     "too_short", "empty", "not_finite" (NaN or infinity), "scale" (samples far beyond full scale), "too_large" (bytes,
-    channels or samples beyond a limit), "rate" (an impossible sampling rate, or another than stated), "shape" and
-    "dtype" (arrays), "dependency" (an optional package is needed).
+    channels or samples beyond a limit), "rate" (an impossible sampling rate, or another than stated), and "shape" and
+    "dtype" (arrays).
     """
 
     def __init__(self, message: str, *, kind: str):
@@ -22,3 +22,16 @@ class AudioError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with only the message, so no error could be unpickled from a worker process.
         return functools.partial(type(self), kind=self.kind), self.args
+
+
+def truncated(name: str, found: str, *, silent: bool = False) -> AudioError:
+    """The error for a file that is provably shorter than it says; `silent` if nothing of it can be heard."""
+    remedy = "Get the whole file"
+    if not silent:
+        remedy += ", or pass allow_truncated=True (--allow-truncated) to hear what is there"
+    return AudioError(f"{name} is truncated: {found}. {remedy}", kind="truncated")
+
+
+def corrupt(name: str, found: str) -> AudioError:
+    """The error for a file whose content contradicts itself."""
+    return AudioError(f"{name} is damaged: {found}. Get an intact copy, or write it anew", kind="corrupt")

@@ -7,37 +7,52 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.audio.mpeg import find_frames, frame_bytes
 
-SOUNDFILE_FORMATS = {"wav": ("WAV", "WAVEX", "RF64"), "flac": ("FLAC",), "ogg": ("OGG",), "mp3": ("MP3", "MPEG")}
-"""Formats that soundfile decodes -> the names it has for them."""
+DEMUXERS = {
+    **{name: name for name in ("wav", "w64", "aiff", "au", "caf", "flac", "ogg", "mp3", "aac", "amr", "asf", "avi")},
+    **{name: name for name in ("flv", "mpegts", "mpeg", "ac3", "eac3", "loas", "wv", "tta", "voc", "nistsphere")},
+    "mp4": "mov",
+    "matroska": "matroska",
+}
+"""Accepted format -> the demuxer that ffmpeg is asked for, so that no other one is tried."""
 
-AV_FORMATS = {"mp4": "mp4", "webm": "matroska", "aac": "aac"}
-"""Formats that PyAV decodes -> the requested demuxer, so that no other one is tried."""
+ACCEPTED = (
+    "wav, flac, mp3, ogg (Vorbis, Opus, Speex, FLAC), m4a/mp4/mov/3gp, webm/mkv, aac, aiff, caf, au, amr, wma, w64, "
+    "mp2, ac3, wavpack, tta, voc, NIST SPHERE, and the sound of avi, flv, mpg and ts"
+)
 
-ACCEPTED = "wav, flac, mp3, ogg (Vorbis or Opus), m4a/mp4, aac (ADTS), webm"
+STARTS = {
+    b"riff\x2e\x91\xcf\x11": "w64",
+    b".snd": "au",
+    b"caff": "caf",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"#!AMR": "amr",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",
+    b"FLV\x01": "flv",
+    b"wvpk": "wv",
+    b"TTA1": "tta",
+    b"Creative Voice File": "voc",
+    b"NIST_1A": "nistsphere",
+    b"\x1a\x45\xdf\xa3": "matroska",
+    b"\x00\x00\x01\xba": "mpeg",
+}
+"""First bytes of accepted formats."""
+
+BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
+"""Boxes that an mp4 or QuickTime file may begin with."""
 
 OTHERS = {
-    b"caff": "CAF",
-    b".snd": "Sun AU",
-    b"riff\x2e\x91\xcf\x11": "Sony Wave64",
     b"MATLAB 5.0": "MATLAB",
-    b"NIST_1A": "NIST SPHERE",
     b"ajkg": "Shorten",
-    b"wvpk": "WavPack",
     b"MAC ": "Monkey's Audio",
     b"MPCK": "Musepack",
     b"MP+": "Musepack",
     b"DSD ": "DSD",
-    b"TTA1": "True Audio",
-    b"#!AMR": "AMR",
     b"#!SILK": "SILK",
     b"\x02#!SILK": "SILK",
-    b"Creative Voice File": "Creative VOC",
     b"MThd": "MIDI",
-    b"\x30\x26\xb2\x75": "ASF/WMA",
-    b"FLV": "FLV",
-    b"RIFX": "big-endian WAV (RIFX)",
-    b"BW64": "BW64",
     b"\x1f\x8b": "a gzip archive",
     b"PK\x03\x04": "a zip archive",
     b"7z\xbc\xaf": "a 7z archive",
@@ -50,29 +65,40 @@ OTHERS = {
 }
 """First bytes -> common name of formats that are not decoded."""
 
+SEARCHED = 1 << 16
+"""Bytes in which the first frame of an MP3 is looked for, behind what taggers and radio recordings leave there."""
+
 
 @dataclass(frozen=True)
 class Content:
     """The detected content of a file."""
 
     format: str
-    """A key of SOUNDFILE_FORMATS or AV_FORMATS."""
+    """A key of DEMUXERS."""
     start: int
-    """Offset of the audio data, after an ID3 tag."""
+    """Offset of the content, after ID3 tags and, in MP3, what else stands before the first frame."""
     size: int
     """Bytes in the file."""
+    inside: bool = False
+    """Whether the first frame was found behind something else: in a piece of a stream that is within one."""
 
 
 def sniff(file: BinaryIO, *, size: int, name: str) -> Content:
     """The format of a seekable file from its first bytes; AudioError "format" names one that is not accepted."""
     start = skip_id3(file, size=size, name=name)
     file.seek(start)
-    head = file.read(512)
+    head = file.read(SEARCHED)
     found = recognise(head)
     if found is not None:
         return Content(found, start, size)
+    what = describe(head)
+    if what is None:
+        at = find_frames(head)
+        if at is not None:
+            return Content("mp3", start + at, size, inside=True)
+        what = f"content of no known kind (it starts with {head[:8].hex(' ')})"
     raise AudioError(
-        f"{name} holds {describe(head)}, which is not decoded. Accepted: {ACCEPTED}. "
+        f"{name} holds {what}, which is not decoded. Accepted: {ACCEPTED}. "
         "Convert it first, for example with `ffmpeg -i INPUT -ar 16000 -ac 1 OUTPUT.wav`",
         kind="format",
     )
@@ -97,54 +123,43 @@ def skip_id3(file: BinaryIO, *, size: int, name: str) -> int:
 
 def recognise(head: bytes) -> str | None:
     """The accepted format that starts with these bytes, or None."""
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+    for mark, name in STARTS.items():
+        if head.startswith(mark):
+            return name
+    kind = head[8:12]
+    if head[:4] in (b"RIFF", b"RF64", b"BW64", b"RIFX") and kind == b"WAVE":
         return "wav"
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"OggS" and ogg_codec(head) in ("Vorbis", "Opus"):
-        return "ogg"
-    if head[4:8] == b"ftyp":
+    if head[:4] == b"RIFF" and kind in (b"AVI ", b"AVIX"):
+        return "avi"
+    if head[:4] == b"FORM" and kind in (b"AIFF", b"AIFC"):
+        return "aiff"
+    if head[4:8] in BOXES:
         return "mp4"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "webm"
-    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        layer = head[1] >> 1 & 3
-        if layer == 0 and head[1] & 0xF0 == 0xF0:
-            return "aac"
-        if layer == 1 and head[1] >> 3 & 3 != 1 and head[2] >> 4 != 15 and head[2] >> 2 & 3 != 3:
-            return "mp3"
-    return None
+    if head[:2] == b"\x0b\x77" and len(head) > 5:
+        return "eac3" if head[5] >> 3 > 10 else "ac3"
+    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
+        return "mpegts"
+    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        return "aac"
+    if head[:1] == b"\x56" and head[1:2] and head[1] & 0xE0 == 0xE0:
+        return "loas"
+    size = frame_bytes(head)
+    # Two headers in a row, as one alone may be chance: text in UTF-16 begins like one.
+    return "mp3" if size and (size <= len(head) < size + 4 or frame_bytes(head[size:])) else None
 
 
-def ogg_codec(head: bytes) -> str:
-    """The codec that the first packet of an Ogg file names."""
-    packet = head[27 + head[26] :] if len(head) > 26 else b""
-    names = {
-        b"\x01vorbis": "Vorbis",
-        b"OpusHead": "Opus",
-        b"Speex": "Speex",
-        b"\x7fFLAC": "FLAC",
-        b"\x80theora": "Theora",
-    }
-    return next((name for mark, name in names.items() if packet.startswith(mark)), "an unknown codec")
-
-
-def describe(head: bytes) -> str:
-    """A description of content that is not accepted."""
+def describe(head: bytes) -> str | None:
+    """A description of content that is not accepted; None of what is unknown."""
     for mark, words in OTHERS.items():
         if head.startswith(mark):
             return words
-    if head[:4] == b"OggS":
-        return f"{ogg_codec(head)} in Ogg"
     if head[:4] == b"FORM":
-        return "AIFF" if head[8:12] in (b"AIFF", b"AIFC") else "an IFF file"
+        return "an IFF file that is no AIFF"
     if head[:4] == b"RIFF":
         return f"a RIFF file of type {head[8:12].decode('ascii', 'replace')!r}"
-    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        return "MPEG audio of layer I or II, or damaged MP3"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if text and all(byte >= 0x20 or byte in b"\t\r\n" for byte in text):
         return "text"
-    return f"content of no known kind (it starts with {head[:8].hex(' ')})"
+    return None

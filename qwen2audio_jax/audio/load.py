@@ -4,6 +4,8 @@ import io
 import math
 import os
 import stat
+import warnings
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -19,11 +21,26 @@ from qwen2audio_jax.audio.sound import Sound
 from qwen2audio_jax.limits import LIMITS, Limits
 
 
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip, and what is known to be missing of it.
+
+    Attributes:
+        samples: [n] float32 at 16 kHz.
+        missing: what shows that the file holds less than it says, for messages; None where nothing does.
+    """
+
+    samples: np.ndarray
+    missing: str | None = None
+
+
 def load_audio(
     source: str | PathLike[str] | bytes | BinaryIO | Any,
     *,
     sampling_rate: int | None = None,
     truncation: bool = False,
+    allow_truncated: bool = False,
+    track: int | None = None,
     limits: Limits = LIMITS,
     allow_private_urls: bool = False,
 ) -> np.ndarray:
@@ -31,8 +48,8 @@ def load_audio(
 
     The samples of a file are those of `librosa.load(source, sr=16000)`: the mean over the channels, resampled with
     soxr's high quality. They are the same for a path, bytes, a file object and a URL. The format is detected from the
-    content, not from the name: wav (PCM, float, A-law, mu-law), flac, mp3 and ogg (Vorbis, Opus); with the extra `av`
-    also m4a, mp4 and webm (AAC, ALAC, Opus, Vorbis, MP3, FLAC) and raw AAC.
+    content, not from the name; `qwen2audio_jax.audio.formats.ACCEPTED` lists the formats. What ffmpeg plays is heard
+    whole, whatever a header states of its length; what is provably shorter than it says is refused.
 
     Args:
         source: a path, an http(s) or data: URL, bytes, a binary file object (read from its current position), or an
@@ -43,6 +60,9 @@ def load_audio(
             state.
         truncation: keep the first `limits.clip_seconds` of a longer clip instead of refusing it. The rest is not
             decoded.
+        allow_truncated: hear a file that is provably shorter than it says, as far as it goes, instead of refusing it; a
+            warning says so.
+        track: number, from 0, of the audio track that is meant in a file that has several.
         limits: bounds on bytes, seconds, channels, rates and samples, checked before the work that they bound.
         allow_private_urls: also fetch from addresses that are not public.
 
@@ -52,8 +72,48 @@ def load_audio(
     Raises:
         AudioError: the clip is invalid; see there for the kinds.
     """
+    clip = load_clip(
+        source,
+        sampling_rate=sampling_rate,
+        truncation=truncation,
+        allow_truncated=allow_truncated,
+        track=track,
+        limits=limits,
+        allow_private_urls=allow_private_urls,
+    )
+    if clip.missing is not None:
+        warnings.warn(f"a clip is heard in part: {clip.missing}", stacklevel=2)
+    return clip.samples
+
+
+def load_clip(
+    source: str | PathLike[str] | bytes | BinaryIO | Any,
+    *,
+    sampling_rate: int | None = None,
+    truncation: bool = False,
+    allow_truncated: bool = False,
+    track: int | None = None,
+    limits: Limits = LIMITS,
+    allow_private_urls: bool = False,
+) -> LoadedClip:
+    """Load one clip as `load_audio` does, and say what is known to be missing of it.
+
+    Args:
+        source: as for `load_audio`; so are the other arguments.
+        sampling_rate: see there.
+        truncation: see there.
+        allow_truncated: see there.
+        track: see there.
+        limits: see there.
+        allow_private_urls: see there.
+
+    Raises:
+        AudioError: the clip is invalid.
+    """
     if sampling_rate is not None and (isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate):
         raise AudioError(f"sampling_rate={sampling_rate!r} is not a whole number of samples a second", kind="rate")
+    if track is not None and (isinstance(track, bool) or not isinstance(track, int) or track < 0):
+        raise AudioError(f"track={track!r} is no track: a whole number from 0", kind="format")
     source, sampling_rate = unwrap(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits)
     if isinstance(source, str) and is_url(source):
         name, file = open_url(source, limits=limits, allow_private=allow_private_urls)
@@ -65,7 +125,7 @@ def load_audio(
     elif hasattr(source, "read"):
         name, file = open_stream(source, limits=limits)
     else:
-        return from_array(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits)
+        return LoadedClip(from_array(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits))
     with file:
         size = file.seek(0, io.SEEK_END)
         if size == 0:
@@ -76,12 +136,15 @@ def load_audio(
             name=name,
             limits=limits,
             truncation=truncation,
+            allow_truncated=allow_truncated,
             sampling_rate=sampling_rate,
+            track=track,
         )
     if len(sound.samples) == 0:
         raise AudioError(f"{name} is empty (0 samples): pass a file that holds sound", kind="empty")
     check_finite(sound.samples, name=name)
-    return check_clip(resample(sound), limits=limits, truncation=truncation, name=name)
+    samples = check_clip(resample(sound), limits=limits, truncation=truncation, name=name)
+    return LoadedClip(samples, sound.missing)
 
 
 def is_url(source: str) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -11,34 +11,29 @@ from qwen2audio_jax.audio.errors import AudioError
 
 @dataclass(frozen=True)
 class Sound:
-    """Decoded sound: samples [n] float32, the mean over the channels, at `rate` a second."""
+    """Decoded sound.
+
+    Attributes:
+        samples: [n] float32, the mean over the channels.
+        rate: samples a second.
+        missing: why the file is known to hold less than it says, for messages; None where nothing says so.
+    """
 
     samples: np.ndarray
     rate: int
+    missing: str | None = None
 
 
 class Seekable:
-    """A file for libsndfile: invalid seeks in a damaged file do nothing.
+    """A file for libsndfile and ffmpeg: invalid seeks in a damaged file do nothing.
 
     Python would raise, which cffi prints and swallows. There is no `name`, by whose suffix soundfile would choose.
     """
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.ended = False
-        self.tell = file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, fewer at the end."""
-        data = self.file.read(size)
-        self.ended = len(data) < size
-        return data
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as the file goes; `ended` then says whether more was asked for than there is."""
-        count = self.file.readinto(buffer)  # type: ignore[attr-defined]
-        self.ended = count < len(buffer)
-        return count
+        self.tell, self.read = file.tell, file.read
+        self.readinto = file.readinto  # type: ignore[attr-defined]
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move, or stay where the target lies before the file."""

@@ -36,6 +36,8 @@ class Answerer:
         options: Mapping[str, Any] | None = None,
         seed: int | None = None,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         allow_special: bool = False,
         allow_private_urls: bool = False,
         token_ids: bool = False,
@@ -55,6 +57,8 @@ class Answerer:
             options: of `generate`, for every record that does not state its own.
             seed: for other draws than those of the same job with another one.
             truncation: keep the beginning of clips that are too long instead of refusing them.
+            allow_truncated: hear files that are shorter than they say, as far as they go; their rows say so.
+            track: number, from 0, of the audio track of files that have several.
             allow_special: let messages write control tokens.
             allow_private_urls: also fetch clips from addresses that are not public.
             token_ids: put the new tokens' ids into the rows.
@@ -75,7 +79,12 @@ class Answerer:
         self._model_source, self._revision, self._adapter, self._mesh = model, revision, adapter, mesh
         self._loading, self._size = loading, {"slots": slots, "positions": positions, "workers": workers}
         self._system, self._options, self._seed = system, dict(options or {}), seed
-        self._audio: dict[str, Any] = {"truncation": truncation, "allow_private_urls": allow_private_urls}
+        self._audio: dict[str, Any] = {
+            "truncation": truncation,
+            "allow_truncated": allow_truncated,
+            "track": track,
+            "allow_private_urls": allow_private_urls,
+        }
         self._allow_special, self._token_ids = allow_special, token_ids
         self._start()
 
@@ -121,7 +130,7 @@ class Answerer:
             "system": self._system,
             "options": self._options,
             "seed": self._seed,
-            "truncation": self._audio["truncation"],
+            **{name: self._audio[name] for name in ("truncation", "allow_truncated", "track")},
             "allow_special": self._allow_special,
             "token_ids": self._token_ids,
         }
@@ -221,6 +230,7 @@ class Answerer:
             "text": outcome.text,
             "finish_reason": outcome.finish_reason,
             "audio_seconds": outcome.audio_seconds,
+            **({"truncated_audio": True} if outcome.truncated_clips else {}),
             "tokens": len(outcome.token_ids),
             "prompt_tokens": outcome.prompt_tokens,
             "mean_log_prob": round(mean, 5) if math.isfinite(mean) else None,

@@ -13,13 +13,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qwen2audio_jax.batch.parquet import parquet_lines
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import BucketPath, is_url
 
 STDIN = "-"
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".webm", ".aac")
+SOUNDS = (
+    *(
+        ".wav",
+        ".flac",
+        ".mp3",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".spx",
+        ".m4a",
+        ".m4b",
+        ".mp4",
+        ".3gp",
+        ".webm",
+        ".mka",
+        ".aac",
+    ),
+    *(".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".w64", ".amr", ".awb", ".wma", ".mp2", ".ac3", ".wv", ".tta"),
+)
 """Names of sound files in folders and tars; what a file holds is told by its content."""
-MANIFESTS, TARS = (".jsonl", ".ndjson", ".json"), (".tar", ".tar.gz", ".tgz")
+MANIFESTS, TARS, TABLES = (".jsonl", ".ndjson", ".json"), (".tar", ".tar.gz", ".tgz"), (".parquet",)
 _MOST = 1 << 40
 """Largest manifest or tar that is copied from a bucket."""
 
@@ -45,8 +64,9 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
     """The records of all inputs, in order.
 
     Args:
-        inputs: JSONL files (also .gz), tars in WebDataset's layout, sound files, folders of these, patterns such as
-            "part-*.jsonl", URLs of any of these in buckets, or "-" for JSONL on stdin.
+        inputs: JSONL files (also .gz), tars in WebDataset's layout, Parquet files with a column of sounds, sound files,
+            folders of these, patterns such as "part-*.jsonl", URLs of any of these in buckets, or "-" for JSONL on
+            stdin.
         scratch: an empty folder for what cannot be read in place.
 
     Raises:
@@ -81,6 +101,8 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
             found.append(LineFile(path, "stdin", os.getcwd(), True))
         elif lower.endswith(TARS):
             found.append(_tar(each, place))
+        elif lower.endswith(TABLES):
+            found.append(_table(each, place))
         elif lower.removesuffix(".gz").endswith(MANIFESTS):
             path, root = Path(each), os.path.dirname(each) or "."
             if is_url(each):
@@ -93,8 +115,8 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
             found.append(LineFile(_write(place("sounds.jsonl"), lines), each, each.rstrip("/") or "/", False))
         else:
             raise ValueError(
-                f"{each}: is no input; known are folders and names that end with {', '.join((*MANIFESTS, *TARS))} or "
-                f"{', '.join(SOUNDS)}"
+                f"{each}: is no input; known are folders and names that end with "
+                f"{', '.join((*MANIFESTS, *TARS, *TABLES, *SOUNDS))}"
             )
     flush()
     return found
@@ -166,6 +188,13 @@ def _tar(source: str, place: Any) -> LineFile:
             return LineFile(_write(place("tar.jsonl"), _samples(tar, file, path.name)), source, str(path.parent), False)
     except tarfile.TarError:
         raise ValueError(f"{source}: is no whole tar; copy it again") from None
+
+
+def _table(source: str, place: Any) -> LineFile:
+    """A Parquet file as lines whose clips are pieces of another file."""
+    path = _copied(source, place(source.rpartition("/")[2])) if is_url(source) else Path(source).absolute()
+    lines = parquet_lines(path, place("sounds.bin"), name=source)
+    return LineFile(_write(place("table.jsonl"), lines), source, str(path.parent), False)
 
 
 def _samples(tar: tarfile.TarFile, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:

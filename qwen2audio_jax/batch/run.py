@@ -18,10 +18,11 @@ import numpy as np
 
 from qwen2audio_jax.batch.job import Job
 from qwen2audio_jax.batch.manifest import Manifest
-from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared
+from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared, to_line
 from qwen2audio_jax.batch.progress import OnProgress, Progress
 from qwen2audio_jax.batch.quality import Thresholds
-from qwen2audio_jax.batch.records import Record
+from qwen2audio_jax.batch.records import Problem, Record
+from qwen2audio_jax.batch.rows import Answers, Rows, error_row
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
 from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl, is_url
@@ -33,21 +34,6 @@ GROUP = 64
 DRAIN_SECONDS = 20.0
 """Time that groups under way have after a signal to stop."""
 _SAMPLED = 32
-
-
-class Answers(Protocol):
-    """What answers records: a callable without memory, which two threads may call at a time.
-
-    A row is {"id", "text", "finish_reason", "audio_seconds", "tokens", "mean_log_prob", ...} or {"id", "error":
-    {"kind", "message"}}, in the order of the records, and depends on its record and `settings` alone.
-    """
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Plain data, whatever changes an answer: it goes into the job's fingerprint."""
-
-    def __call__(self, records: Sequence[Record]) -> list[Row]:
-        """The rows of some records."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +48,52 @@ class Summary:
 
     state: str
     figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be answered somewhere: `rows(records)` goes into the file `name` of `output`, replacing one if so.
+
+    Its rows with an error, should it be given up, are those of `given_up`.
+    """
+
+    rows: Rows | None
+    records: Sequence[Record]
+    output: PathOrUrl
+    name: str
+    replace: bool
+
+    def with_rows(self, rows: Rows | None) -> "Task":
+        """The same with what answers it, which is sent once, or without."""
+        return replace(self, rows=rows)
+
+    def run(self, group: int = GROUP) -> list[Row]:
+        """Answer the records and write the part; what there is to count of each row."""
+        assert self.rows is not None
+        found: list[Row] = []
+        for start in range(0, len(self.records), group):
+            found += self.rows(self.records[start : start + group])
+        self.write(found)
+        kept = ("error", "audio_seconds", "tokens", "suspect")
+        return [{name: row[name] for name in kept if name in row} for row in found]
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the part."""
+        Output(self.output).write(self.name, b"".join(map(to_line, rows)), replace=self.replace)
+
+    def given_up(self, why: str) -> list[Row]:
+        """Write the part with an error for every record: what has been tried so often is not tried on and on."""
+        problem = Problem("lost", why)
+        rows = [error_row(replace(record, problem=record.problem or problem)) for record in self.records]
+        self.write(rows)
+        return rows
+
+
+class Cluster(Protocol):
+    """What runs tasks elsewhere."""
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[list[Row]]:
+        """Take tasks as there is room, and give what `Task.run` gives of each that is done, in any order."""
 
 
 @dataclass
@@ -92,6 +124,7 @@ def run_batch(
     on_progress: OnProgress | None = None,
     quiet: bool = False,
     dry_run: bool = False,
+    cluster: "Cluster | None" = None,
 ) -> Summary:
     """Answer every record of the inputs, into part files that are each whole or absent; a stopped run goes on.
 
@@ -116,6 +149,8 @@ def run_batch(
         on_progress: see `Progress`.
         quiet: show no progress.
         dry_run: only count, listen to the lengths of some records, and write nothing.
+        cluster: what answers whole shards elsewhere, such as `qwen2audio_jax.ray.Cluster`; this process then only
+            hands them out.
 
     Raises:
         ValueError: inputs that cannot be used, a folder that is another job's or is not shared, a wrong `shard`.
@@ -154,10 +189,13 @@ def run_batch(
             on_progress=on_progress,
         )
         mine = frozenset(range(host.index, shards.count, host.count)) if retry_errors else frozenset()
-        work = _Work(manifest, shards, parts, job, progress, answerer, thresholds, retry_suspect, mine)
+        work = _Work(manifest, shards, parts, job, progress, Rows(answerer, thresholds, retry_suspect), mine)
         with _draining() as stop:
             order = order_of_work(shards.count, host, fingerprint=job.fingerprint, others=shared)
-            state = work.do(order, group=group, stop=stop, max_errors=max_errors)
+            if cluster is None:
+                state = work.do(order, group=group, stop=stop, max_errors=max_errors)
+            else:
+                state = work.hand_out(order, cluster, stop=stop, max_errors=max_errors)
         progress.finish()
         missing = shards.count - len(parts.done())
         state = state or ("unfinished" if missing else "finished")
@@ -176,15 +214,13 @@ class _Work:
     parts: Parts
     job: Job
     progress: Progress
-    answerer: Answers
-    thresholds: Thresholds
-    retry: bool
+    rows: Rows
     errors_of: frozenset[int]
     """Shards whose errors are tried again."""
 
     def do(self, order: Iterator[int], *, group: int, stop: threading.Event, max_errors: int | None) -> str | None:
         """Answer the shards in their order; groups reach over the shards' ends. The state, if it ends early."""
-        with _Pipeline(self._answer, self.answerer) as pipeline:
+        with _Pipeline(self.rows, self.rows.answerer) as pipeline:
             for chunk, rows in pipeline.run(self._chunks(order, group=group), stop=stop):
                 for (part, position), row in zip(chunk, rows, strict=True):
                     part.rows[position] = row
@@ -195,6 +231,28 @@ class _Work:
                     if len(part.rows) == part.size:
                         whole = [part.rows[position] for position in sorted(part.rows)]
                         self.parts.write(part.shard, whole, replace=part.again)
+        return "unfinished" if stop.is_set() else None
+
+    def hand_out(
+        self, order: Iterator[int], cluster: Cluster, *, stop: threading.Event, max_errors: int | None
+    ) -> str | None:
+        """Have the shards answered by a cluster."""
+
+        def tasks() -> Iterator[Task]:
+            for shard in order:
+                if stop.is_set():
+                    return
+                again = shard in self.parts.done(within=LISTING_SECONDS)
+                if again and shard not in self.errors_of:
+                    continue
+                records = [self._record(position) for position in self.shards.positions(shard).tolist()]
+                if records:
+                    yield Task(self.rows, records, self.parts.output.place, self.parts.name(shard), again)
+
+        for rows in cluster.run(tasks()):
+            self.progress.add(rows)
+            if max_errors is not None and self.progress.errors > max_errors:
+                return "too_many_errors"
         return "unfinished" if stop.is_set() else None
 
     def _chunks(self, order: Iterator[int], *, group: int) -> Iterator[tuple[list[tuple[_Open, int]], list[Record]]]:
@@ -219,47 +277,6 @@ class _Work:
     def _record(self, position: int) -> Record:
         record = self.manifest.record(position)
         return replace(record, seed=self.job.seed(record.id))
-
-    def _answer(self, records: Sequence[Record]) -> list[Row]:
-        """The rows of a group, judged; suspect ones asked again where that is wanted."""
-        rows: list[Row] = [self._error(record) for record in records]
-        good = [index for index, record in enumerate(records) if record.problem is None]
-        for index, row in zip(good, self._judged([records[index] for index in good]), strict=True):
-            rows[index] = row
-        again = [index for index in good if self.retry and rows[index].get("suspect")]
-        options = self.thresholds.retry
-        second = self._judged(
-            [replace(records[index], options={**records[index].options, **options}) for index in again]
-        )
-        for index, row in zip(again, second, strict=True):
-            if "error" not in row and len(row["suspect"]) < len(rows[index]["suspect"]):
-                rows[index] = {**row, "retried": True}
-        return rows
-
-    def _judged(self, records: Sequence[Record]) -> list[Row]:
-        if not records:
-            return []
-        rows = []
-        for record, row in zip(records, self.answerer(records), strict=True):
-            if "error" in row:
-                row = {**row, "where": record.where}
-            else:
-                row = {
-                    **row,
-                    **self.thresholds.judge(
-                        row["text"],
-                        audio_seconds=row.get("audio_seconds", 0.0),
-                        finish_reason=row.get("finish_reason", ""),
-                    ),
-                }
-            rows.append(_named(record, row))
-        return rows
-
-    @staticmethod
-    def _error(record: Record) -> Row:
-        problem = record.problem
-        error = {} if problem is None else {"error": {"kind": problem.kind, "message": problem.message}}
-        return _named(record, {**error, "where": record.where})
 
 
 class _Pipeline:
@@ -303,12 +320,6 @@ class _Pipeline:
                     return
             self._under_way.popleft()
             yield place, future.result()
-
-
-def _named(record: Record, row: Row) -> Row:
-    """The row with its id first and the record's `meta` last."""
-    meta = {} if record.meta is None else {"meta": record.meta}
-    return {"id": record.id, **{name: value for name, value in row.items() if name != "id"}, **meta}
 
 
 def _count(manifest: Manifest, shards: Shards, parts: Parts, host: Host) -> dict[str, Any]:

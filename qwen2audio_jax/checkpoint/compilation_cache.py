@@ -23,6 +23,17 @@ def compilation_cache_dir() -> Path | None:
     return Path(asked) if asked else default_cache_dir() / "compiled"
 
 
+def _has_a_name() -> bool:
+    """Whether the user is listed: in a container the id may be any, and JAX fails where it measures its cache."""
+    try:
+        import pwd
+
+        pwd.getpwuid(os.getuid())
+    except (ImportError, KeyError):
+        return False
+    return True
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk, unless JAX's cache is configured already or `SWITCH` is "off".
 
@@ -39,5 +50,5 @@ def use_compilation_cache() -> None:
         return
     config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    config.update("jax_compilation_cache_max_size", MOST_BYTES if _has_a_name() else -1)
     config.update("jax_compilation_cache_dir", str(folder))

@@ -1,14 +1,20 @@
 """The folder for conversions and copies of checkpoints: $QWEN2AUDIO_CACHE, else ~/.cache/qwen2audio_jax.
 
+Where there is no home folder, or it cannot be written (containers, functions in a cloud), it is a folder of the user's
+own among the temporary files.
+
 The name of an entry encodes its source and the source's state, so a source that changes gets a new entry. One whose
 weights were converted before links to the parameters of that entry and has only its settings of its own.
 """
 
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +27,36 @@ from qwen2audio_jax.checkpoint.reader import MARKER, PARAMS, is_checkpoint
 def default_cache_dir() -> Path:
     """The default folder for conversions."""
     configured = os.environ.get("QWEN2AUDIO_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "qwen2audio_jax"
+    if configured:
+        return Path(configured)
+    # Without a home folder the tilde stays.
+    home = Path(os.path.expanduser("~/.cache/qwen2audio_jax"))
+    if home.is_absolute() and _can_be_made(home):
+        return home
+    return _temporary() or home
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder is there and can be written, which is tried, as rights alone do not tell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _temporary() -> Path | None:
+    """The user's folder among the temporary files; None where there is none, or another user has made one."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"qwen2audio_jax-{user}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    # What others can write may hold programs and weights of theirs.
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    return folder if own or not hasattr(os, "getuid") else None
 
 
 def digest_of(text: str) -> str:
@@ -71,7 +106,9 @@ def made_once(place: Path, *, source: object, doing: str) -> Iterator[None]:
             yield
         finally:
             lock.release()
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise ValueError(
             f"{place.parent}: the cache folder cannot be written ({error.strerror}); point QWEN2AUDIO_CACHE at one "
             "that can"

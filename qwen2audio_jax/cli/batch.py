@@ -10,7 +10,7 @@ from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
 from qwen2audio_jax.cli.from_options import loading_arguments, prepare
-from qwen2audio_jax.cli.options import mesh_arguments
+from qwen2audio_jax.cli.options import clip_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
 
 CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
@@ -35,7 +35,7 @@ def batch(options: argparse.Namespace) -> int:
         system=options.system,
         options=arguments,
         seed=options.seed,
-        truncation=options.truncation,
+        **clip_options(options),
         allow_special=options.allow_special,
         token_ids=options.token_ids,
         slots=options.slots,
@@ -44,8 +44,15 @@ def batch(options: argparse.Namespace) -> int:
         mesh=mesh,
         **loading_arguments(options, mesh=mesh or {}),
     )
+    cluster = None
+    if options.ray is not None and not options.dry_run:
+        # Imported here: it takes a second, and few have it.
+        from qwen2audio_jax.ray import Cluster
+
+        cluster = Cluster(options.ray or None, actors=options.ray_actors, resources=_resources(options.ray_resources))
     summary = run_batch(
         options.inputs,
+        cluster=cluster,
         output=options.output,
         answerer=answerer,
         prompt=options.prompt,
@@ -67,3 +74,15 @@ def batch(options: argparse.Namespace) -> int:
     elif summary.state == "too_many_errors":
         say(f"stopped: more than {options.max_errors} errors; the same command goes on with the rest")
     return CODES[summary.state]
+
+
+def _resources(text: str | None) -> dict[str, float]:
+    """The resources in TPU=4,GPU=1."""
+    found = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, number = part.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--ray-resources {part}: write NAME=NUMBER, as in TPU=4") from None
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.options import clip_options
 from qwen2audio_jax.cli.output import one_line, say, write, write_answer
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
@@ -106,9 +107,11 @@ class Chat:
             if not argument:
                 raise ValueError("/audio needs a file, as in: /audio speech.wav")
             extractor = self._processor.feature_extractor
-            clip = extractor.load(clip_source(argument), truncation=self._options.truncation)
-            self.clips.append(clip)
-            say(f"clip {len(self.clips)}: {len(clip) / extractor.sampling_rate:.1f} s; it goes with the next message")
+            clip = extractor.load_clip(clip_source(argument), **clip_options(self._options))
+            self.clips.append(clip.samples)
+            part = "" if clip.missing is None else f", heard in part ({clip.missing})"
+            seconds = len(clip.samples) / extractor.sampling_rate
+            say(f"clip {len(self.clips)}: {seconds:.1f} s{part}; it goes with the next message")
         elif command == "/system":
             self.system = argument or None
         elif command == "/reset" and not argument:

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.options import clip_options
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.engine import Engine, Request
 from qwen2audio_jax.engine.request import Answer, RequestError
+from qwen2audio_jax.limits import LIMITS
 
 WORKERS = 2
 """Processes that load clips, where there are many."""
@@ -30,7 +32,7 @@ def run_each(options: argparse.Namespace) -> int:
         raise ValueError("--each asks about every file by itself, --audio about all at once: give one of them")
     if "-" in options.each:
         raise ValueError("--each takes files: give --audio - for a clip on standard input")
-    files = [str(clip_source(name)) for name in options.each]
+    files = [_file(name) for name in options.each]
     if options.raw and "<|AUDIO|>" not in (options.prompt or ""):
         raise ValueError("with --raw write <|audio_bos|><|AUDIO|><|audio_eos|> into the prompt, where the clip belongs")
     check_profile_folder(options.profile)
@@ -53,7 +55,7 @@ def run_each(options: argparse.Namespace) -> int:
         )
         for index, (name, file) in enumerate(zip(options.each, files, strict=True))
     ]
-    hearing = {"truncation": options.truncation, "allow_special": options.allow_special}
+    hearing: dict[str, Any] = {**clip_options(options), "allow_special": options.allow_special}
     failures = 0
     with profiled(options.profile), Engine(model, processor, workers=WORKERS * (len(files) > FEW), **hearing) as engine:
         for request, outcome in zip(requests, engine.answers(requests), strict=True):
@@ -63,6 +65,14 @@ def run_each(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _file(name: str) -> str | bytes:
+    source = clip_source(name)
+    if isinstance(source, str):
+        return source
+    with source:  # what a shell puts in the place of a file: other processes cannot open it
+        return source.read(LIMITS.file_bytes + 1)
+
+
 def _lines(name: str, outcome: Answer | RequestError, *, as_json: bool) -> Iterator[str]:
     if isinstance(outcome, RequestError):
         if as_json:
@@ -70,6 +80,8 @@ def _lines(name: str, outcome: Answer | RequestError, *, as_json: bool) -> Itera
         else:
             say(f"{name}: {outcome}")
         return
+    for missing in outcome.truncated_clips:
+        say(f"{name} is heard in part: {missing.partition(': ')[2]}")
     if not as_json:
         yield f"{name}: {outcome.text}"
         return
@@ -81,5 +93,6 @@ def _lines(name: str, outcome: Answer | RequestError, *, as_json: bool) -> Itera
         "tokens": len(outcome.token_ids),
         "mean_log_prob": float(np.mean(outcome.log_probs)),
         "prompt_tokens": outcome.prompt_tokens,
+        **({"truncated_clips": [0]} if outcome.truncated_clips else {}),
     }
     yield json.dumps(answer)

@@ -46,7 +46,7 @@ def clip_source(name: str, *, stdin: bool = False) -> str | BinaryIO:
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError("--audio - reads sound from a pipe, and none is there: pipe a file into it")
         return sys.stdin.buffer
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):  # the last one where there is no home folder
         path = Path(name).expanduser()
         if stat.S_ISFIFO(path.stat().st_mode):
             return path.open("rb")

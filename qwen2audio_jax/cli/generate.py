@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.audio.load import LoadedClip
 from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
-from qwen2audio_jax.cli.output import write, write_answer
+from qwen2audio_jax.cli.options import clip_options
+from qwen2audio_jax.cli.output import say, write, write_answer
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
@@ -29,11 +31,16 @@ def generate(options: argparse.Namespace) -> int:
     prompt = _prompt(options)
     check_profile_folder(options.profile)
     processor, arguments = prepare(options)
-    inputs = _inputs(prompt, options=options, processor=processor)
+    clips = [_clip(path, options=options, processor=processor) for path in options.audio]
+    for path, clip in zip(options.audio, clips, strict=True):
+        if clip.missing is not None:
+            say(f"{path} is heard in part: {clip.missing}")
+    inputs = _inputs(prompt, [clip.samples for clip in clips], options=options, processor=processor)
     join(options)
     model = load_model(options)
+    truncated = [number for number, clip in enumerate(clips) if clip.missing is not None]
     with profiled(options.profile):
-        _answer(inputs, arguments, model=model, processor=processor, options=options)
+        _answer(inputs, arguments, model=model, processor=processor, options=options, truncated=truncated)
     return 0
 
 
@@ -44,6 +51,7 @@ def _answer(
     model: Qwen2AudioForConditionalGeneration,
     processor: Qwen2AudioProcessor,
     options: argparse.Namespace,
+    truncated: list[int],
 ) -> None:
     alone = jax.process_count() == 1
     if alone and not options.json and arguments["num_return_sequences"] == 1:
@@ -64,6 +72,7 @@ def _answer(
                 "tokens": int(length),
                 "mean_log_prob": float(np.mean(result.log_probs[row, :length])),
                 "prompt_tokens": width,
+                **({"truncated_clips": truncated} if truncated else {}),
             }
             text = json.dumps(answer)
         write(text + "\n")
@@ -86,8 +95,9 @@ def _prompt(options: argparse.Namespace) -> str:
     return prompt
 
 
-def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> ProcessorOutput:
-    clips = [_clip(path, options=options, processor=processor) for path in options.audio]
+def _inputs(
+    prompt: str, clips: list[np.ndarray], *, options: argparse.Namespace, processor: Qwen2AudioProcessor
+) -> ProcessorOutput:
     if options.raw:
         token = processor.audio_token
         if clips and token not in prompt:
@@ -106,10 +116,10 @@ def _inputs(prompt: str, *, options: argparse.Namespace, processor: Qwen2AudioPr
     )
 
 
-def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> np.ndarray:
+def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> LoadedClip:
     source = clip_source(path, stdin=options.prompt != "-")
     try:
-        return processor.feature_extractor.load(source, truncation=options.truncation)
+        return processor.feature_extractor.load_clip(source, **clip_options(options))
     finally:
         if not isinstance(source, str) and source is not sys.stdin.buffer:
             source.close()

@@ -202,8 +202,10 @@ def _decoders() -> dict[str, str | None]:
     except (ImportError, OSError):
         found["soundfile"] = None
     try:
-        found["av"] = importlib.metadata.version("av")
-    except importlib.metadata.PackageNotFoundError:
+        import av
+
+        found["av"] = av.__version__
+    except (ImportError, OSError):
         found["av"] = None
     return found
 

@@ -153,11 +153,10 @@ def check_memory(machine: Machine) -> Checked:
 def check_decoders(machine: Machine) -> Checked:
     """Check that audio files can be decoded."""
     problems = []
-    if machine.decoders.get("soundfile") is None:
-        problems.append("soundfile does not load, so no sound file can be read: pip install soundfile")
+    for name in ("soundfile", "av"):
+        if machine.decoders.get(name) is None:
+            problems.append(f"{name} does not load, so not every sound file can be read: pip install {name}")
     found = ", ".join(f"{name} {version}" for name, version in machine.decoders.items() if version is not None)
-    if machine.decoders.get("av") is None:
-        found += "; without av no m4a, mp4 and webm (pip install 'qwen2audio-jax[av]')"
     return Checked("decoders", found, problems)
 
 

@@ -102,8 +102,24 @@ def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -
             "--raw", action="store_true", help="use the prompt as it is, without the chat template (base models)"
         )
     group.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
-    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    add_clip_options(group)
     group.add_argument("--allow-special", action="store_true", help="let messages write control tokens")
+
+
+def add_clip_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of loading clips."""
+    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    group.add_argument(
+        "--allow-truncated",
+        action="store_true",
+        help="hear files that are shorter than they say, as far as they go, instead of refusing them",
+    )
+    group.add_argument("--track", type=int, metavar="N", help="audio track, from 0, of files that have several")
+
+
+def clip_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of them, as `load_audio` takes it."""
+    return {"truncation": options.truncation, "allow_truncated": options.allow_truncated, "track": options.track}
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +189,17 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         "--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together (default: 2048)"
     )
     group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="let actors of a Ray cluster answer (extra: ray; default address: RAY_ADDRESS, or this machine)",
+    )
+    group.add_argument("--ray-actors", type=int, metavar="N", default=1, help="models on Ray (default: %(default)s)")
+    group.add_argument(
+        "--ray-resources", metavar="NAME=N,...", help="what each takes, as in TPU=4 or GPU=1 (default: nothing)"
+    )
+    group.add_argument(
         "--workers", type=int, metavar="N", default=2, help="processes that load clips (default: %(default)s)"
     )
     group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
@@ -186,7 +213,7 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--suspect", metavar="FILE", help="thresholds, instead of those in configs/batch-suspect.toml")
     group.add_argument("--token-ids", action="store_true", help="put the answers' token ids into the rows")
-    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    add_clip_options(group)
     group.add_argument("--allow-special", action="store_true", help="let messages write control tokens")
     group.add_argument("--metrics", metavar="FILE", help="figures: JSON lines if it ends with .jsonl, else Prometheus'")
     group.add_argument("--dry-run", action="store_true", help="count, listen to some records, and answer nothing")

@@ -68,6 +68,8 @@ class Engine:
         clips_kept: int = 32,
         share_prefixes: bool = True,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         allow_private_urls: bool = False,
         allow_special: bool = False,
     ):
@@ -85,6 +87,8 @@ class Engine:
             share_prefixes: copy the keys and values of a prompt's beginning from the slot of an earlier request with
                 the same beginning (several questions on one clip; the turns of a chat).
             truncation: keep the beginning of clips that are too long instead of refusing them.
+            allow_truncated: hear files that are shorter than they say, as far as they go; the answers say so.
+            track: number, from 0, of the audio track of files that have several.
             allow_private_urls: also fetch clips from addresses that are not public.
             allow_special: let messages write control tokens.
 
@@ -139,7 +143,13 @@ class Engine:
         self._queue, self._queued, self._open = queue, 0, 0
         self._closing = False
         self._broken: Exception | None = None
-        hearing = Hearing(truncation, allow_private_urls, allow_special)
+        hearing = Hearing(
+            truncation=truncation,
+            allow_truncated=allow_truncated,
+            track=track,
+            allow_private_urls=allow_private_urls,
+            allow_special=allow_special,
+        )
         self._preparation = Preparation(processor, hearing=hearing, workers=workers)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()

@@ -34,20 +34,24 @@ class Prepared:
         ids: [T] int32.
         features: of each clip [M, L] float32, its valid frames and at least two of silence.
         frames: valid frames of each clip.
+        truncated_clips: those that were heard in part, and what is missing of them.
         seconds: what preparing it took.
     """
 
     ids: np.ndarray
     features: tuple[np.ndarray, ...]
     frames: tuple[int, ...]
+    truncated_clips: tuple[str, ...]
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hearing:
-    """How requests are heard: `truncation` and `allow_private_urls` of their clips, `allow_special` of their text."""
+    """How requests are heard: `allow_special` is for their text, the others are the processor's for their clips."""
 
     truncation: bool = False
+    allow_truncated: bool = False
+    track: int | None = None
     allow_private_urls: bool = False
     allow_special: bool = False
 
@@ -66,18 +70,19 @@ def prepare(request: Request, *, processor: Qwen2AudioProcessor, hearing: Hearin
     mask = inputs.get("attention_mask")
     ids = ids[0] if mask is None else ids[0][np.atleast_2d(np.asarray(mask))[0].astype(bool)]
     if inputs.get("input_features") is None:
-        return Prepared(ids, (), (), time.monotonic() - began)
+        return Prepared(ids, (), (), (), time.monotonic() - began)
     features = np.asarray(inputs["input_features"])
     frames = [int(count) for count in np.asarray(inputs["feature_attention_mask"]).sum(axis=1)]
     kept = tuple(
         np.ascontiguousarray(clip[:, : min(count + 2 + count % 2, clip.shape[1])])
         for clip, count in zip(features, frames, strict=True)
     )
-    return Prepared(ids, kept, tuple(frames), time.monotonic() - began)
+    truncated = getattr(inputs, "truncated_clips", ())
+    return Prepared(ids, kept, tuple(frames), truncated, time.monotonic() - began)
 
 
 def _inputs(request: Request, processor: Qwen2AudioProcessor, hearing: Hearing) -> Mapping[str, Any]:
-    audio: dict[str, Any] = {"truncation": hearing.truncation, "allow_private_urls": hearing.allow_private_urls}
+    audio = {name: value for name, value in vars(hearing).items() if name != "allow_special"}
     clips = [open_clip(clip) for clip in request.clips]
     if request.prompt is not None and processor.audio_token in request.prompt:
         return processor(text=request.prompt, audio=clips or None, **audio)

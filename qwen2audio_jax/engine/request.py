@@ -79,6 +79,7 @@ class Answer:
         prompt_tokens: audio tokens included.
         reused_tokens: those of them whose keys and values another request had left.
         audio_seconds: of all clips, to 10 ms.
+        truncated_clips: those that were heard in part (`allow_truncated`), and what is missing of them.
         seconds: see `Timings`.
     """
 
@@ -90,6 +91,7 @@ class Answer:
     prompt_tokens: int
     reused_tokens: int
     audio_seconds: float
+    truncated_clips: tuple[str, ...]
     seconds: Timings
 
 

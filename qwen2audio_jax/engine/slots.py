@@ -77,7 +77,7 @@ class First:
 
 
 @jax.jit
-def _take(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
+def take_row(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
     """The arrays of `whole` with row `source` of those of `new` in row `slot`."""
 
     def put(array: jax.Array, rows: jax.Array) -> jax.Array:
@@ -89,7 +89,7 @@ def _take(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
 
 
 @partial(jax.jit, donate_argnames="cache")
-def _insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array) -> KVCache:
+def insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array) -> KVCache:
     """Write row `source` of another cache of the same capacity into row `slot`."""
 
     def put(array: jax.Array, other: jax.Array) -> jax.Array:
@@ -190,14 +190,14 @@ class Slots:
         """Put row `source` of what `extend` gave into a slot."""
         with jax.set_mesh(self._runtime.mesh):
             cache, self._cache = self.cache, None
-            self._cache = _insert_row(cache, rows, np.int32(source), np.int32(slot))
+            self._cache = insert_row(cache, rows, np.int32(source), np.int32(slot))
         self._begin(replace(first, lengths=rows.lengths), source=source, slot=slot)
 
     def _begin(self, first: First, *, source: int, slot: int) -> None:
         cache, where = self.cache, (np.int32(source), np.int32(slot))
         with jax.set_mesh(self._runtime.mesh):
             whole = (self._last, self._sampling, cache.lengths)
-            self._last, self._sampling, lengths = _take(whole, (first.last, first.sampling, first.lengths), *where)
+            self._last, self._sampling, lengths = take_row(whole, (first.last, first.sampling, first.lengths), *where)
         self._cache = replace(cache, lengths=lengths)
         self._set_stopped(slot, False)
 

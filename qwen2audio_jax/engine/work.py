@@ -58,6 +58,7 @@ class Work:
     key: np.ndarray = field(default_factory=lambda: text_tokens(np.zeros(0, int)))
     digests: tuple[bytes, ...] = ()
     audio_seconds: float = 0.0
+    truncated_clips: tuple[str, ...] = ()
     load_seconds: float = 0.0
     began: float = 0.0
     first: float = 0.0
@@ -103,6 +104,7 @@ class Work:
             self.digests = tuple(row.tobytes() for row in clip_digests(clips))
         self.inputs, self.load_seconds = inputs, prepared.seconds
         self.audio_seconds = round(sum(prepared.frames) * FRAME_SECONDS, 2)
+        self.truncated_clips = prepared.truncated_clips
 
     def answer(self, reason: str, *, decode: Callable[..., str]) -> Answer:
         """The answer of what has been read."""
@@ -116,6 +118,7 @@ class Work:
             prompt_tokens=self.length,
             reused_tokens=self.reused,
             audio_seconds=self.audio_seconds,
+            truncated_clips=self.truncated_clips,
             seconds=Timings(
                 load=self.load_seconds,
                 queued=(self.began or now) - self.submitted,

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
+from qwen2audio_jax.audio.load import LoadedClip, load_clip
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS, Limits
@@ -47,6 +48,20 @@ FRONT_END = re.compile(
     r"|stride|trim|trunc|window"
 )
 """Words of settings that change what some front end hears."""
+
+
+class Heard(NamedTuple):
+    """A clip as the encoder takes it.
+
+    Attributes:
+        features: [M, L] float32.
+        frames: how many of them are sound.
+        missing: what shows that the clip's file holds less than it says; None where nothing does.
+    """
+
+    features: np.ndarray
+    frames: int
+    missing: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +155,18 @@ class Qwen2AudioFeatureExtractor:
         """The table of limits, with the longest clip that these settings allow."""
         return replace(LIMITS, clip_seconds=self.n_samples / self.sampling_rate)
 
-    def load(self, source: Any, *, truncation: bool = False, allow_private_urls: bool = False) -> np.ndarray:
-        """Load one clip from any source as samples [n] float32 at 16 kHz, no longer than `n_samples`."""
-        return load_audio(source, truncation=truncation, limits=self.limits, allow_private_urls=allow_private_urls)
+    def load(self, source: Any, **options: Any) -> np.ndarray:
+        """Load one clip from any source as samples [n] float32 at 16 kHz, no longer than `n_samples`.
+
+        Args:
+            source: as for `load_audio`.
+            **options: of `load_audio`: truncation, allow_truncated, track, allow_private_urls.
+        """
+        return load_audio(source, limits=self.limits, **options)
+
+    def load_clip(self, source: Any, **options: Any) -> LoadedClip:
+        """The same, with what is known to be missing of it."""
+        return load_clip(source, limits=self.limits, **options)
 
     def __call__(
         self,
@@ -150,6 +174,8 @@ class Qwen2AudioFeatureExtractor:
         *,
         sampling_rate: int | None = None,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         return_tensors: str | None = None,
     ) -> ProcessorOutput:
         """Features of one clip or several.
@@ -158,6 +184,8 @@ class Qwen2AudioFeatureExtractor:
             clips: a clip, as an array [n] of samples at 16 kHz, or a list of whatever `load_audio` takes.
             sampling_rate: samples per second of the arrays; if stated, it must be 16000.
             truncation: keep the beginning of a clip that is too long instead of refusing it.
+            allow_truncated: hear files that are shorter than they say, as far as they go, instead of refusing them.
+            track: number, from 0, of the audio track of files that have several.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
 
         Returns:
@@ -170,22 +198,23 @@ class Qwen2AudioFeatureExtractor:
         self.check_sampling_rate(sampling_rate)
         if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
-        heard = [self.hear(clip, truncation=truncation) for clip in clips]
-        return to_output(self.stack(heard), return_tensors=return_tensors)
+        options = {"truncation": truncation, "allow_truncated": allow_truncated, "track": track}
+        heard = [self.hear(clip, **options) for clip in clips]
+        missing = tuple(f"clips[{i}]: {clip.missing}" for i, clip in enumerate(heard) if clip.missing is not None)
+        return to_output(self.stack(heard), return_tensors=return_tensors, truncated_clips=missing)
 
-    def hear(
-        self, source: Any, *, truncation: bool = False, allow_private_urls: bool = False
-    ) -> tuple[np.ndarray, int]:
-        """Load one clip from any source: its features [M, L] float32, and how many frames are sound."""
-        samples = self.load(source, truncation=truncation, allow_private_urls=allow_private_urls)
-        return log_mel(samples, num_mel_bins=self.feature_size, max_frames=self.nb_max_frames)
+    def hear(self, source: Any, **options: Any) -> Heard:
+        """Load one clip from any source, with options of `load`, and compute its features."""
+        clip = self.load_clip(source, **options)
+        features, frames = log_mel(clip.samples, num_mel_bins=self.feature_size, max_frames=self.nb_max_frames)
+        return Heard(features, frames, clip.missing)
 
-    def stack(self, heard: Sequence[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+    def stack(self, heard: Sequence[Heard]) -> dict[str, np.ndarray]:
         """The two feature arrays of clips that are heard already."""
         features = np.zeros((len(heard), self.feature_size, self.nb_max_frames), np.float32)
-        frames = np.array([count for _, count in heard], np.int32)
-        for row, (clip, _) in zip(features, heard, strict=True):
-            row[:] = clip
+        frames = np.array([clip.frames for clip in heard], np.int32)
+        for row, clip in zip(features, heard, strict=True):
+            row[:] = clip.features
         mask = np.arange(self.nb_max_frames) < frames[:, None]
         return {"input_features": features, "feature_attention_mask": mask.astype(np.int32)}
 

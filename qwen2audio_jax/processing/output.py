@@ -16,8 +16,13 @@ class ProcessorOutput(MutableMapping[str, Any]):
         feature_attention_mask: [A, L] int32, 1 for valid frames; absent without clips.
     """
 
-    def __init__(self, arrays: Mapping[str, Any]):
-        self.__dict__["_arrays"] = dict(arrays)
+    def __init__(self, arrays: Mapping[str, Any], *, truncated_clips: tuple[str, ...] = ()):
+        self.__dict__["_arrays"], self.__dict__["_truncated_clips"] = dict(arrays), truncated_clips
+
+    @property
+    def truncated_clips(self) -> tuple[str, ...]:
+        """Clips that were heard in part (`allow_truncated=True`): position and what is missing, for messages."""
+        return self.__dict__.get("_truncated_clips", ())
 
     def __getitem__(self, name: str) -> Any:
         return self._arrays[name]
@@ -54,7 +59,7 @@ class ProcessorOutput(MutableMapping[str, Any]):
         del self[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_arrays": dict(self._arrays)}
+        return {"_arrays": dict(self._arrays), "_truncated_clips": self.truncated_clips}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -78,12 +83,15 @@ def check_return_tensors(return_tensors: str | None) -> None:
         )
 
 
-def to_output(arrays: Mapping[str, np.ndarray], *, return_tensors: str | None) -> ProcessorOutput:
-    """Numpy arrays as they are (None, "np") or as JAX arrays ("jax")."""
+def to_output(
+    arrays: Mapping[str, np.ndarray], *, return_tensors: str | None, truncated_clips: tuple[str, ...] = ()
+) -> ProcessorOutput:
+    """Numpy arrays as they are (None, "np") or as JAX arrays ("jax"), and which clips were heard in part."""
     check_return_tensors(return_tensors)
     if return_tensors == "jax":
         # Imported here: processing audio and text needs no accelerator.
         import jax.numpy as jnp
 
-        return ProcessorOutput({name: jnp.asarray(value) for name, value in arrays.items()})
-    return ProcessorOutput(arrays)
+        converted = {name: jnp.asarray(value) for name, value in arrays.items()}
+        return ProcessorOutput(converted, truncated_clips=truncated_clips)
+    return ProcessorOutput(arrays, truncated_clips=truncated_clips)

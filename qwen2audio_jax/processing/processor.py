@@ -29,7 +29,7 @@ from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokeniz
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
-AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_private_urls")
+AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
 CALL_OPTIONS = ("text", "audio", *PADDING_OPTIONS, *AUDIO_OPTIONS, "return_tensors")
 CHAT_OPTIONS = (
     "conversation",
@@ -139,6 +139,8 @@ class Qwen2AudioProcessor:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         return_tensors: str | None = None,
         allow_private_urls: bool = False,
         **unknown: Any,
@@ -163,6 +165,9 @@ class Qwen2AudioProcessor:
             pad_to_multiple_of: round the number of tokens up.
             truncation: of clips: keep the first 30 s of a longer one instead of refusing it. (The reference always
                 truncates.)
+            allow_truncated: hear clips whose files are shorter than they say, as far as they go, instead of refusing
+                them; the output's `truncated_clips` names them.
+            track: number, from 0, of the audio track of clips whose files have several.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
             allow_private_urls: also fetch clips from addresses that are not public.
             **unknown: none; a TypeError names the nearest argument.
@@ -186,11 +191,13 @@ class Qwen2AudioProcessor:
         texts = _check_texts(text)
         rows = [np.asarray(self.tokenizer.encode(prompt), np.int32) for prompt in texts]
         counts = [int((row == self.audio_token_id).sum()) for row in rows]
-        clips = assign_clips(audio, texts=texts, counts=counts, audio_token=self.audio_token)
-        hear = partial(self.feature_extractor.hear, truncation=truncation, allow_private_urls=allow_private_urls)
-        heard = load_clips([clip for row in clips for clip in row], hear)
+        nested = assign_clips(audio, texts=texts, counts=counts, audio_token=self.audio_token)
+        clips = [clip for row in nested for clip in row]
         options = dict(zip(PADDING_OPTIONS, (padding, padding_side, max_length, pad_to_multiple_of), strict=True))
-        return self._assemble(rows, heard, padding_options=options, return_tensors=return_tensors)
+        audio_options = dict(
+            zip(AUDIO_OPTIONS[1:], (truncation, allow_truncated, track, allow_private_urls), strict=True)
+        )
+        return self._assemble(rows, clips, audio_options, padding_options=options, return_tensors=return_tensors)
 
     def apply_chat_template(
         self,
@@ -207,6 +214,8 @@ class Qwen2AudioProcessor:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         truncation: bool = False,
+        allow_truncated: bool = False,
+        track: int | None = None,
         return_tensors: str | None = None,
         allow_private_urls: bool = False,
         **unknown: Any,
@@ -237,6 +246,8 @@ class Qwen2AudioProcessor:
             max_length: see `__call__`.
             pad_to_multiple_of: see `__call__`.
             truncation: see `__call__`.
+            allow_truncated: see `__call__`.
+            track: see `__call__`.
             return_tensors: see `__call__`.
             allow_private_urls: see `__call__`.
             **unknown: none; a TypeError names the nearest argument.
@@ -274,16 +285,19 @@ class Qwen2AudioProcessor:
             clips += chat.clips
         if not tokenize:
             return rows if is_batch(conversation) else rows[0]
-        hear = partial(self.feature_extractor.hear, truncation=truncation, allow_private_urls=allow_private_urls)
-        heard = load_clips(clips, hear)
         options = dict(zip(PADDING_OPTIONS, (padding, padding_side, max_length, pad_to_multiple_of), strict=True))
-        output = self._assemble(rows, heard, padding_options=options, return_tensors=return_tensors)
+        audio_options = dict(
+            zip(AUDIO_OPTIONS[1:], (truncation, allow_truncated, track, allow_private_urls), strict=True)
+        )
+        output = self._assemble(rows, clips, audio_options, padding_options=options, return_tensors=return_tensors)
         return output if return_dict else output.input_ids
 
-    def load_conversation_clips(
-        self, conversation: Sequence[Any], *, truncation: bool = False, allow_private_urls: bool = False
-    ) -> list[np.ndarray]:
+    def load_conversation_clips(self, conversation: Sequence[Any], **options: Any) -> list[np.ndarray]:
         """The clips of one or several conversations, in order: the `audio` of `__call__` for the rendered text.
+
+        Args:
+            conversation: as for `apply_chat_template`.
+            **options: of `load_audio`: truncation, allow_truncated, track, allow_private_urls.
 
         Returns:
             Samples [n] float32 at 16 kHz.
@@ -292,8 +306,7 @@ class Qwen2AudioProcessor:
             AudioError, ValueError: as `apply_chat_template`.
         """
         clips = [clip for _, chat in self._read(conversation) for clip in chat.clips]
-        load = partial(self.feature_extractor.load, truncation=truncation, allow_private_urls=allow_private_urls)
-        return load_clips(clips, load)
+        return load_clips(clips, partial(self.feature_extractor.load, **options))
 
     def decode(
         self, ids: Any, *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
@@ -321,14 +334,16 @@ class Qwen2AudioProcessor:
     def _assemble(
         self,
         rows: Sequence[np.ndarray],
-        heard: Sequence[tuple[np.ndarray, int]],
+        clips: Sequence[ClipSource],
+        audio_options: Mapping[str, Any],
         *,
         padding_options: Mapping[str, Any],
         return_tensors: str | None,
     ) -> ProcessorOutput:
-        """Assemble the model's inputs from rows with one placeholder per clip, and the clips as they are heard."""
+        """Assemble the model's inputs from rows with one placeholder per clip, and the clips."""
+        heard = load_clips(clips, partial(self.feature_extractor.hear, **audio_options))
         features = self.feature_extractor.stack(heard) if heard else {}
-        tokens, start, expanded = token_count(np.array([frames for _, frames in heard], np.int32)), 0, []
+        tokens, start, expanded = token_count(np.array([clip.frames for clip in heard], np.int32)), 0, []
         for row in rows:
             is_clip = row == self.audio_token_id
             copies = np.ones(len(row), np.int64)
@@ -338,7 +353,10 @@ class Qwen2AudioProcessor:
         side = padding_options["padding_side"]
         options = {**padding_options, "padding_side": self.tokenizer.padding_side if side is None else side}
         padded = pad_rows(expanded, pad_id=self.tokenizer.pad_token_id, **options)
-        return to_output({**padded, **features}, return_tensors=return_tensors)
+        missing = tuple(
+            f"{clip.where}: {one.missing}" for clip, one in zip(clips, heard, strict=True) if one.missing is not None
+        )
+        return to_output({**padded, **features}, return_tensors=return_tensors, truncated_clips=missing)
 
 
 def _check_texts(text: Any) -> list[str]:

@@ -1,6 +1,8 @@
 """Training records: JSONL lines, checked, with their conversation or prompt, answers and clip files."""
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -14,6 +16,8 @@ from qwen2audio_jax.train.other_forms import as_record
 
 MARKER = "<audio>"
 """Placeholder for the next of a record's `audios` in a content that is a string."""
+_MARKED = re.compile(r"(?<!\\)<audio>")
+_LITERAL = "\\" + MARKER
 
 INERT = ("id", "task", "meta", "digits")
 """Keys that training ignores: an id for messages, and data for evaluations."""
@@ -45,12 +49,13 @@ class Record:
 
 
 def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
-    """Read one line of a JSONL file as a record.
+    r"""Read one line of a JSONL file as a record.
 
     The forms, each with `audios` if it has clips:
     - `messages` of role and content, ending with the assistant's. A content is a string, in which every `<audio>`
       stands for the next clip (where there is none in any message, the clips go before the first user message's text),
       or a list of text and audio items (see `read_conversation`); an audio item without a source takes the next clip.
+      In a string `\<audio>` is the word itself, and so is `<audio>` in the assistant's messages, which hold no clips.
     - `prompt` and `response`: text for a base model, with its control tokens written out.
     - for preferences `messages` that end with the user's, or `prompt`, and `chosen` and `rejected` answers.
     - what ms-swift, LLaMA-Factory and TRL read: see `other_forms`.
@@ -155,27 +160,27 @@ def _without_losses(messages: Any) -> tuple[Any, frozenset[int]]:
 
 def _read_chat(messages: Any, audios: Sequence[str], *, preferences: bool) -> Conversation:
     _check_roles(messages, preferences=preferences)
-    if not any(_places(message["content"]) for message in messages):
+    if not any(map(_places, messages)):
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
         content = messages[first]["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        items = [{"type": "text", "text": _literal(content)}] if isinstance(content, str) else content
         if audios and isinstance(items, list):
             front = [{"type": "audio", "audio": path} for path in audios]
             messages = [*messages]
             messages[first] = {**messages[first], "content": [*front, *items]}
-    else:
-        messages = _fill(messages, audios)
-    chat = read_conversation(messages)
+            audios = ()
+    chat = read_conversation(_fill(messages, audios))
     for i, message in enumerate(chat.messages):
         if message["role"] == "assistant":
             _check_answer(message["content"], where=f"messages[{i}]")
     return chat
 
 
-def _places(content: Any) -> int:
-    """The number of clips that a content takes from `audios` or names itself."""
+def _places(message: Mapping[str, Any]) -> int:
+    """The number of clips that a message takes from `audios` or names itself."""
+    content = message["content"]
     if isinstance(content, str):
-        return content.count(MARKER)
+        return 0 if message["role"] == "assistant" else len(_MARKED.findall(content))
     items = content if isinstance(content, list) else []
     texts = sum(not isinstance(item, Mapping) or item.get("type") == "text" or "text" in item for item in items)
     return len(items) - texts
@@ -192,19 +197,26 @@ def _fill(messages: Sequence[Mapping[str, Any]], audios: Sequence[str]) -> list[
 
     for message in messages:
         content = message["content"]
-        if isinstance(content, str) and MARKER in content:
-            first, *rest = content.split(MARKER)
-            content = [{"type": "text", "text": first}] if first else []
+        if isinstance(content, str):
+            first, *rest = [content] if message["role"] == "assistant" else _MARKED.split(content)
+            items = [{"type": "text", "text": first}] if first else []
             for text in rest:
-                content += [take(), {"type": "text", "text": text}] if text else [take()]
+                items += [take(), {"type": "text", "text": text}] if text else [take()]
+            content = [{**item, "text": _literal(item["text"])} if "text" in item else item for item in items]
+            content = content if rest else _literal(first)
         elif isinstance(content, list):
             content = [take() if item == {"type": "audio"} else item for item in content]
         filled.append({**message, "content": content})
     if taken != len(audios):
         raise ValueError(
-            f"{taken} places that wait for a clip ({MARKER}, or audio items without a path), but {len(audios)} audios"
+            f"{taken} places that wait for a clip ({MARKER}, or audio items without a path), but {len(audios)} audios; "
+            f"the word itself is written {json.dumps(_LITERAL)} in JSON, or in a content that is a list of text items"
         )
     return filled
+
+
+def _literal(text: str) -> str:
+    return text.replace(_LITERAL, MARKER)
 
 
 def _check_roles(messages: Any, *, preferences: bool) -> None:
@@ -237,7 +249,7 @@ def _check_roles(messages: Any, *, preferences: bool) -> None:
 
 def _check_answer(content: Any, *, where: str) -> None:
     if isinstance(content, str):
-        texts, clips = [content], content.count(MARKER)
+        texts, clips = [content], 0
     else:
         texts = [item["text"] for item in content if item["type"] == "text"]
         clips = len(content) - len(texts)
