@@ -87,7 +87,9 @@ def job(folder: Path, how: str, *, kills: int = 3) -> tuple[Path, float]:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     hosts = [[*command, "--merge", str(merged)]]
     if "x" in how:
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+        # On a busy machine eight threads of one process come together late.
+        patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {patience}"
         hosts[0] += ["--mesh", how]
     elif how in ("hosts", "killed"):
         hosts = [[*command, "--shard", f"{host}/3", "--merge", f"{merged}.{host}"] for host in range(3)]
