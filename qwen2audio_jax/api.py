@@ -45,7 +45,7 @@ from qwen2audio_jax.model.qwen2_audio import AudioFeatures
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
-from qwen2audio_jax.source import load_config, read_adapter
+from qwen2audio_jax.source import load_config, read_adapter, resolve_processor_files
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
 Source = PathOrUrl
@@ -151,6 +151,8 @@ class Qwen2AudioForConditionalGeneration:
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
         use_compilation_cache()
+        # First, and in the user's own file: an error must not wait for a conversion of the weights.
+        read_generation(resolve_processor_files(source, revision=revision))
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         check_mesh(mesh, config=config)
         defaults = default_generation(path, config=config)
@@ -412,11 +414,20 @@ class Qwen2AudioForConditionalGeneration:
 
 def default_generation(folder: Folder, *, config: Qwen2AudioConfig) -> GenerationConfig:
     """The options of a checkpoint's generation_config.json; without one: greedy, with the stop ids of config.json."""
-    settings = folder / "generation_config.json"
-    if settings.exists():
-        return GenerationConfig.from_json_file(settings)
+    if (found := read_generation(folder)) is not None:
+        return found
     text = config.text_config
     return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
+
+
+def read_generation(folder: Folder) -> GenerationConfig | None:
+    """The options of a folder's generation_config.json; None if it has none.
+
+    Raises:
+        ValueError: an option is not supported; the message names the file.
+    """
+    settings = folder / "generation_config.json"
+    return GenerationConfig.from_json_file(settings) if settings.exists() else None
 
 
 _loss = jax.jit(next_token_loss, static_argnames="ignore_index")

@@ -1,8 +1,8 @@
 """Model sources: an Orbax checkpoint, a Hugging Face folder, a hub id or the embedded model.
 
 All but the first are converted once, by the normal converter, into the cache folder (see `conversion_cache`) and loaded
-from there afterwards; settings are judged before, and weights that were converted before are not converted again. An
-Orbax checkpoint in a bucket that Orbax cannot read is likewise copied.
+from there afterwards; weights that were converted before are not converted again. An Orbax checkpoint in a bucket that
+Orbax cannot read is likewise copied.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
+from qwen2audio_jax.checkpoint.adapter import CONFIG, find_adapter, load_adapter
 from qwen2audio_jax.checkpoint.conversion_cache import (
     default_cache_dir,
     earlier_states,
@@ -28,7 +28,6 @@ from qwen2audio_jax.checkpoint.conversion_cache import (
 from qwen2audio_jax.checkpoint.reader import MANIFEST, MARKER, PARAMS, is_checkpoint, read_in_place, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
-from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, is_url
 from qwen2audio_jax.storage.resolve_folder import resolve_folder
@@ -85,6 +84,11 @@ def resolve_checkpoint(
         read_manifest(folder)  # raises an error that names the problem
 
     if not (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
+            raise ValueError(
+                f"{folder}: holds an adapter ({CONFIG}) and no model; name the model that it was trained on, and this "
+                "folder as adapter= (--adapter)"
+            )
         raise ValueError(
             f"{folder}: holds neither an Orbax checkpoint ({MANIFEST}) nor a Hugging Face one (config.json with "
             "model.safetensors or model.safetensors.index.json)"
@@ -155,7 +159,7 @@ def _from_hub(repo_id: str, *, revision: str | None, cache: Path) -> Path:
     done = named(cache, label=repo_id, told_by=(repo_id, commit))
     if is_usable(done):
         return done
-    _judge(settings)
+    Qwen2AudioConfig.from_pretrained(settings)  # an error now costs no download of the weights
     folder = hub.download(repo_id, revision=commit, patterns=[*names, "model*.safetensors", INDEX])
     return _converted(folder, cache, label=repo_id, where=repo_id, what=commit)
 
@@ -201,12 +205,6 @@ def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str
     place = named(cache, label=label, told_by=(where, what))
     if is_usable(place):
         return place
-    _judge(folder)
-    if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock below.
-        raise ValueError(
-            f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) and "
-            "give them the result"
-        )
     with made_once(place, source=folder, doing="converting"):
         if is_usable(place):
             return place
@@ -214,16 +212,14 @@ def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str
         if (other := share(folder, place, among=before)) is not None:
             print(f"{folder}: its weights were converted before, into {other}", file=sys.stderr)
             return place
+        if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock.
+            raise ValueError(
+                f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) "
+                "and give them the result"
+            )
         print(f"{folder}: converting once into {place}", file=sys.stderr)
         with progress_bar("converting") as progress:
             convert(folder, place, on_progress=progress)
         for other in filter(holds_weights, earlier_states(place)):
             print(f"{other}: from an earlier state of the same source; qwen2audio models removes it", file=sys.stderr)
     return place
-
-
-def _judge(folder: Folder) -> None:
-    """Raise a ValueError that names the user's own file where a setting is one that loading would refuse later."""
-    Qwen2AudioConfig.from_pretrained(folder)
-    if (settings := folder / "generation_config.json").is_file():
-        GenerationConfig.from_json_file(settings)

@@ -17,7 +17,7 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.model.lora import merge_adapter_in_place, with_adapter
-from qwen2audio_jax.source import read_adapter
+from qwen2audio_jax.source import read_adapter, resolve_checkpoint
 
 
 @pytest.fixture
@@ -188,6 +188,32 @@ def test_kinds_of_adapters_that_are_refused(saved, values, message):
     reconfigure(folder, **values)
     with pytest.raises(ValueError, match=message):
         load_adapter(folder, config=config_of("gqa"))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"unsloth_version": "2026.4.2", "unsloth_fixed": True},
+        {"swift_version": "3.8", "_commit_hash": "0123", "author": "x"},
+        {"llamafactory_version": "0.9", "dataset": ["mine"]},
+        {"peft_version": "0.19.0", "trl_version": "0.25", "license": "mit"},
+        {"use_qalora": False, "arrow_config": None, "ensure_weight_tying": False, "modules_to_save": []},
+    ],
+    ids=lambda notes: next(iter(notes)),
+)
+def test_notes_of_other_tools_change_nothing(saved, notes):
+    folder, adapter = saved
+    reconfigure(folder, **notes)
+    loaded, scale = load_adapter(folder, config=config_of("gqa"))
+    jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
+    assert scale == load_adapter(folder, config=config_of("gqa"))[1]
+
+
+def test_an_adapter_where_a_model_is_asked_for(saved, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"holds an adapter \(adapter_config.json\) and no model; .*adapter= \(--adapter\)"
+    ):
+        resolve_checkpoint(saved[0], cache_dir=tmp_path / "cache")
 
 
 def test_folders_that_hold_no_adapter(saved, tmp_path, capsys):

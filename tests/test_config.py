@@ -365,6 +365,11 @@ REFUSED = [
     (dict(text_config__hiden_size=64), "text_config.hiden_size is 64: this key is not known.*Check its spelling"),
     (dict(text_config__attention_scale=2.0), "text_config.attention_scale is 2.0: this key is not known"),
     (dict(text_config__final_logit_softcapping=30.0), "final_logit_softcapping is 30.0: this key is not known"),
+    (dict(quantization={"bits": 4}), "quantization is .*: this key is not known"),
+    (dict(text_config__use_qk_norm=True), "use_qk_norm is true: this key is not known"),
+    (dict(text_config__num_experts=8), "num_experts is 8: this key is not known"),
+    (dict(text_config__query_pre_attn_scalar=256), "query_pre_attn_scalar is 256: this key is not known"),
+    (dict(text_config__residual_multiplier=0.2), "residual_multiplier is 0.2: this key is not known"),
     (dict(audio_token_indx=7), "audio_token_indx is 7: this key is not known.*Check its spelling"),
     (dict(audio_config__layer_norm_eps=1e-5), "audio_config.layer_norm_eps is 1e-05: this key is not known"),
     (dict(audio_config=[]), r"audio_config is \[\]; it must be a JSON object"),
@@ -382,6 +387,8 @@ LEFT_BY_OTHERS = [
     {"text_config__unsloth_version": "x", "audio_config__attention_probs_dropout_prob": 0.1},
     {"audio_bos_token_id": 301, "audio_eos_token_id": 302, "mask_token_id": 5},
     {"trust_remote_code": True, "model_max_length": 2048, "best_metric": 0.25, "license": "apache-2.0"},
+    {"logging_steps": 10, "random_state": 3407, "conversation_style": "qwen", "per_device_train_batch_size": 4},
+    {"tensor_parallel_size": 2, "num_workers": 8, "num_epochs": 3, "deepspeed_config": {"zero": 3}},
     {"output_router_logits": False, "_moe_implementation": None, "gradient_checkpointing": True},
 ]
 
@@ -396,6 +403,11 @@ def test_notes_of_other_tools_are_kept_and_change_nothing(edits):
         section, _, name = key.rpartition("__")
         assert (kept[section] if section else kept)[name] == value
     assert Qwen2AudioConfig.from_dict(kept) == config
+
+
+def test_a_file_that_an_editor_began_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(BASE, indent=1).replace("\n", "\r\n").encode())
+    assert Qwen2AudioConfig.from_pretrained(tmp_path) == Qwen2AudioConfig.from_dict(BASE)
 
 
 def test_a_size_of_the_top_level_that_contradicts_is_refused():

@@ -347,6 +347,13 @@ def test_index_and_files_that_disagree(tmp_path):
     assert tensors
 
 
+def test_an_index_of_the_single_file_beside_it(tmp_path):
+    tensors = hf_layout.write_hf_checkpoint(tmp_path / "hf", "tied")
+    write_index(tmp_path / "hf", dict.fromkeys(tensors, "model.safetensors"))
+    convert(tmp_path / "hf", tmp_path / "orbax")
+    assert verify(tmp_path / "hf", tmp_path / "orbax") == []
+
+
 def link_all(source, folder):
     folder.mkdir(parents=True)
     for file in source.iterdir():

@@ -111,3 +111,12 @@ def test_a_converted_checkpoint_alone(tuned, tmp_path, capsys):
     convert(tuned([]), tmp_path / "orbax")
     assert main(["doctor", "--model", str(tmp_path / "orbax"), "--quiet"]) == 0
     assert "warning eos_token_id [] in generation_config.json lacks <|im_end|>" in capsys.readouterr().out
+
+
+def test_doctor_names_generation_settings_that_are_refused(tuned, tmp_path, capsys):
+    convert(tuned(tiny.IM_END), tmp_path / "orbax")
+    (tmp_path / "orbax" / "generation_config.json").write_text('{"no_repeat_ngram_size": 3}')
+    assert main(["doctor", "--model", str(tmp_path / "orbax"), "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert "PROBLEM generation settings\n" in out
+    assert "generation_config.json: no_repeat_ngram_size=3 is not supported" in out

@@ -254,6 +254,11 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text):
         GenerationConfig.from_json_file(path)
 
 
+def test_a_file_that_an_editor_began_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.json").write_text("\ufeff" + json.dumps(PUBLISHED), encoding="utf-8")
+    assert GenerationConfig.from_json_file(tmp_path / "x.json") == GenerationConfig.from_dict(PUBLISHED)
+
+
 def test_is_hashable_and_frozen():
     assert hash(GenerationConfig.from_dict(PUBLISHED)) == hash(GenerationConfig.from_dict(PUBLISHED))
     with pytest.raises(AttributeError):

@@ -11,9 +11,9 @@ from adapters import EVERYTHING, LINEARS, config_of, random_adapter, settings_of
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 from judge import assert_as_close_as_the_reference, relative_error
-from prompts import as_torch, forward_inputs, random_inputs
+from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 from safetensors.numpy import load_file
-from train_rows import examples, pack
+from train_rows import SHORT, examples, pack
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
@@ -95,7 +95,7 @@ def test_a_tied_head_is_no_linear_layer():
 
 def test_a_fresh_adapter_adds_nothing_and_its_values_are_a_linear_maps_own(load):
     model, settings = load("gqa"), settings_of()
-    adapter = init_adapter(model.config, settings, seed=1)
+    adapter = jax.jit(lambda: init_adapter(model.config, settings, seed=1))()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), adapter) == jax.tree.map(
         lambda x: (x.shape, x.dtype), lora_specs(model.config, settings)
     )
@@ -106,7 +106,7 @@ def test_a_fresh_adapter_adds_nothing_and_its_values_are_a_linear_maps_own(load)
     a = np.asarray(adapter["decoder"]["layers"]["1"]["mlp"]["down_proj"]["lora_a"])  # [80, 3]
     assert 0.9 * 80**-0.5 < np.abs(a).max() <= 80**-0.5
     assert np.abs(a.mean()) < 0.02
-    fewer = init_adapter(model.config, settings_of(("down_proj",)), seed=1)
+    fewer = jax.jit(lambda: init_adapter(model.config, settings_of(("down_proj",)), seed=1))()
     np.testing.assert_array_equal(fewer["decoder"]["layers"]["1"]["mlp"]["down_proj"]["lora_a"], a)
     assert not np.array_equal(fewer["decoder"]["layers"]["0"]["mlp"]["down_proj"]["lora_a"], a)
 
@@ -126,7 +126,7 @@ def test_merged_equals_beside(load, shape):
 def test_generating_with_an_adapter_beside_equals_merged(load):
     model, settings = load("gqa"), settings_of()
     adapter, scale = random_adapter("gqa", settings), lora_scale(settings)
-    inputs = random_inputs("gqa")
+    inputs = random_inputs("gqa", RAGGED[:2])
     beside, merged, plain = (
         Qwen2AudioForConditionalGeneration(model.config, params).generate(**inputs, max_new_tokens=8, do_sample=False)
         for params in (
@@ -178,8 +178,8 @@ def lora_loss(config, batch, *, scale, remat="none", dropout=0.0, key=None):
 
 
 def batch_of(name):
-    inputs, labels = examples(name)
-    return pack(inputs, labels, PACKED, tokens=160, clips=4)
+    inputs, labels = examples(name, SHORT)
+    return pack(inputs, labels, PACKED, tokens=64, clips=4)
 
 
 def test_gradients_do_not_depend_on_mesh_or_recomputation(load):
@@ -258,7 +258,8 @@ def peft():
 )
 def test_peft_computes_with_our_adapter(peft, reference, load, tmp_path, name, targets):
     model, settings = load(name), settings_of(targets, alpha=2.5, dropout=0.1)
-    adapter, inputs = random_adapter(name, settings), random_inputs(name)
+    # Clips of `base` are as long as the published model's: two rows of it hold one.
+    adapter, inputs = random_adapter(name, settings), random_inputs(name, RAGGED[:2] if name == "base" else RAGGED)
     save_adapter(tmp_path, adapter, settings=settings, config=model.config, base_model="owner/base")
     theirs = peft.PeftModel.from_pretrained(copy.deepcopy(reference(name)), tmp_path)
     adapted = {key for key, _ in theirs.named_modules() if key.endswith("lora_A.default")}
@@ -313,7 +314,7 @@ def test_gradients_equal_pefts(peft, reference, load, tmp_path):
     import torch
 
     theirs = peft_adapter(peft, reference, tmp_path, target_modules=["linear", "lm_head", *LINEARS])
-    inputs, labels = examples("gqa")
+    inputs, labels = examples("gqa", SHORT)
     for key, value in theirs.named_parameters():
         value.requires_grad_("lora_" in key)
     loss = theirs(**as_torch(inputs), labels=torch.from_numpy(labels)).loss

@@ -13,6 +13,7 @@ import jax
 import pytest
 import tiny
 
+from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.checkpoint.reader import MARKER, is_checkpoint, read_manifest, restore_params
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import verify
@@ -153,20 +154,32 @@ def test_a_copy_of_another_name_shares_the_weights(hf, cache, made, tmp_path):
 
 
 def test_settings_that_would_be_refused_are_so_before_weights_are_converted(hf, cache, made):
+    load = Qwen2AudioForConditionalGeneration.from_pretrained
     good = (hf / "generation_config.json").read_text()
     edit("generation_config.json", no_repeat_ngram_size=3)(hf)
     with pytest.raises(ValueError, match="no_repeat_ngram_size=3 is not supported") as refusal:
-        resolve_checkpoint(hf)
+        load(hf)
     assert str(refusal.value).startswith(f"{hf / 'generation_config.json'}: ")
     assert made == []
     assert not cache.exists()
     (hf / "generation_config.json").write_text(good)
-    resolve_checkpoint(hf)
+    load(hf)
     made.clear()
     edit("generation_config.json", num_beams=4)(hf)
-    with pytest.raises(ValueError, match="num_beams=4 is not supported"):
-        resolve_checkpoint(hf)
+    with pytest.raises(ValueError, match=r"my model/generation_config\.json: num_beams=4 is not supported"):
+        load(hf)
+    edit("generation_config.json", num_beams=1)(hf)
+    edit("config.json", attention_scale=2.0)(hf)
+    with pytest.raises(ValueError, match=r"my model/config\.json: attention_scale is 2\.0"):
+        load(hf)
     assert made == []
+
+
+def test_what_generates_nothing_needs_no_generation_settings(hf, cache):
+    edit("generation_config.json", no_repeat_ngram_size=3)(hf)
+    assert Qwen2AudioEncoder.from_pretrained(hf).params
+    with pytest.raises(ValueError, match=r"my model/generation_config\.json: no_repeat_ngram_size=3"):
+        Qwen2AudioForConditionalGeneration.from_pretrained(hf)
 
 
 def test_cache_dir(hf, tmp_path, monkeypatch):

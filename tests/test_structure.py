@@ -25,7 +25,7 @@ FLOORS = (
     ("source",),
     ("processing", "api", "audio_encoder"),
     ("engine",),
-    ("batch", "ray"),
+    ("batch", "ray", "serve"),
     ("train",),
     ("speech", "plan"),
     ("cli", "__main__", "__init__"),

@@ -224,7 +224,7 @@ BAD = {
     "no content": ({"messages": [{"role": "user"}]}, r"messages\[0\] has no content"),
     "content": ({"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "a"}]}, "is int"),
     "role": ({"messages": [{"role": "human", "content": "a"}]}, 'role "human"'),
-    "two users": ({"messages": [{"role": "user", "content": "a"}] * 2}, r'messages\[1\] has the role "user"'),
+    "two users": ({"messages": [{"role": "user", "content": "a"}] * 2}, r'the messages end with "user"'),
     "late system": ({"messages": [*chat("a", "b")["messages"], {"role": "system", "content": "c"}]}, '"system"'),
     "no answer": ({"messages": [{"role": "user", "content": "a"}]}, 'end with "user"'),
     "empty answer": (chat("a", ""), "empty answer"),

@@ -40,7 +40,9 @@ _KNOWN = (  # noqa: SIM905
     "megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules "
     "task_type use_rslora"
 ).split()
-"""Keys that are read by name, or that do not change what the stored tensors mean. Any other must be null or empty."""
+"""Keys that are read by name, or that do not change what the stored tensors mean. Any other must be null or empty..."""
+_NOTES = re.compile(r"^_|author|dataset|factory|license|swift|unsloth|_version$")
+"""...or be another tool's note: what else PEFT may come to write there would change the tensors' meaning."""
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -258,7 +260,7 @@ def _check_kind(data: Mapping[str, Any], *, where: Folder) -> None:
             "weights: save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain one"
         )
     for name, value in data.items():
-        if name not in _KNOWN and value not in (None, False, [], {}, ""):
+        if name not in _KNOWN and value not in (None, False, [], {}, "") and not _NOTES.search(name):
             raise ValueError(f"{where}: {name} is {describe(value)}, which is not supported: {plain}")
 
 

@@ -79,7 +79,7 @@ def weight_files(folder: Folder) -> list[Folder]:
         ValueError: there are none, or both kinds, or the index is malformed or names a file outside the folder.
     """
     single, index = (folder / WEIGHTS).exists(), (folder / INDEX).exists()
-    if single and index:
+    if single and index and not _names_the_single_file(folder):
         raise ValueError(f"{folder}: holds both {WEIGHTS} and {INDEX}; remove the one that is out of date")
     if single:
         return [inside(folder, WEIGHTS)]
@@ -137,6 +137,12 @@ def _index_problems(index: dict[str, str], tensors: list[StoredTensor]) -> list[
         if tensor.name not in index
     ]
     return missing + extra
+
+
+def _names_the_single_file(folder: Folder) -> bool:
+    """Return True for an index that has every tensor in model.safetensors."""
+    weight_map = read_json_object(inside(folder, INDEX)).get("weight_map")
+    return isinstance(weight_map, dict) and bool(weight_map) and all(file == WEIGHTS for file in weight_map.values())
 
 
 def _read_index(folder: Folder) -> dict[str, str]:

@@ -15,7 +15,6 @@ from qwen2audio_jax.parallel.roll_call import PeersMissing
 from qwen2audio_jax.processing.end_of_turn import missing_stop
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_checkpoint
-from qwen2audio_jax.storage.bucket import Folder
 
 PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
 PUBLISHED = "Glass is breaking."
@@ -71,7 +70,13 @@ def _examine_checkpoint(options: argparse.Namespace) -> int:
         findings.append(Finding("tokenizer, chat template and preprocessor: they load", []))
     except ValueError as error:
         findings.append(Finding("tokenizer, chat template and preprocessor", [" ".join(str(error).split())]))
-    warnings = _warnings(path)
+    warnings: list[str] = []
+    try:
+        stops = default_generation(path, config=Qwen2AudioConfig.from_pretrained(path)).eos_token_id
+        # No fault of a file, and yet a surprise.
+        warnings += filter(None, [missing_stop(path, stops=stops)])
+    except ValueError as error:
+        findings.append(Finding("generation settings", [one_line(error)]))
     broken = any(finding.problems for finding in findings)
     if clip is not None and broken:
         say("the clip is not tried: mend the rest first")
@@ -92,13 +97,3 @@ def _examine_checkpoint(options: argparse.Namespace) -> int:
     for warning in warnings:
         write(f"warning {warning}\n")
     return int(wrong)
-
-
-def _warnings(path: Folder) -> list[str]:
-    """What is no fault of the checkpoint's files and yet surprises."""
-    try:
-        stops = default_generation(path, config=Qwen2AudioConfig.from_pretrained(path)).eos_token_id
-    except ValueError as error:
-        return [one_line(error)]
-    problem = missing_stop(path, stops=stops)
-    return [] if problem is None else [problem]

@@ -22,6 +22,7 @@ from qwen2audio_jax.cli.options import (
     add_output_options,
     add_plan_options,
     add_process_options,
+    add_serve_options,
     add_train_options,
 )
 from qwen2audio_jax.cli.output import one_line, say
@@ -50,6 +51,9 @@ BATCH = """\
 Answer every record of a manifest into a folder of part files, each complete or absent. A job that was stopped or killed
 goes on when the same command is given again; several hosts share one by --shard, or as their scheduler says. Exit code
 3: stopped by a signal, or other hosts' shards are missing. docs/batch.md has the forms of records and of rows."""
+SERVE = """\
+Answer chats and transcriptions over HTTP in OpenAI's protocol, several at a time (extra: serve). docs/serve.md has the
+addresses. SIGTERM ends it after the requests that run."""
 MODELS = """\
 List what was converted or copied into the cache folder, with its source, size and state; remove some of it. What is
 removed is converted again when it is asked for."""
@@ -68,6 +72,9 @@ def build_parser() -> Parser:
     add_batch_options(batch)
     add_model_options(batch)
     add_generation_options(batch)
+    serve = commands.add_parser("serve", help="answer over HTTP, as OpenAI's API", description=SERVE)
+    add_serve_options(serve)
+    add_model_options(serve)
     add_train_options(commands.add_parser("train", help="fine-tune a model", description=TRAIN))
     evaluate = commands.add_parser("evaluate", help="score a model on spoken digits", description=EVALUATE)
     add_model_options(evaluate)
@@ -103,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.cli.generate import generate
     elif options.command == "batch":
         from qwen2audio_jax.cli.batch import batch
+    elif options.command == "serve":
+        from qwen2audio_jax.cli.serve import serve as run
     elif options.command == "doctor":
         from qwen2audio_jax.cli.doctor import examine
     elif options.command == "models":

@@ -222,7 +222,13 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
-    parser.add_argument("config", metavar="CONFIG", help="training configuration: a TOML file")
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="training configuration: a TOML file")
+    parser.add_argument(
+        "--convert-records",
+        metavar=("FILE", "JSONL"),
+        nargs=2,
+        help="train nothing: write the records of a file of ms-swift's, LLaMA-Factory's or TRL's (or ours) as ours",
+    )
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -353,3 +359,28 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory-gib", type=float, metavar="G", help="use no more of a chip than this (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`; those of the model are added apart."""
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    group.add_argument("--port", type=int, default=8000, metavar="N", help="(default: %(default)s)")
+    group.add_argument("--name", metavar="NAME", help="the model's name in the protocol (default: its folder's)")
+    group.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, of which a client must send one")
+    group.add_argument("--no-auth", action="store_true", help="let everybody in who reaches another --host")
+    group.add_argument("--allow-private-urls", action="store_true", help="fetch clips from private addresses too")
+    group.add_argument("--max-body", type=int, default=64, metavar="MiB", help="largest request (default: %(default)s)")
+    group = parser.add_argument_group("engine")
+    group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits; 8 on a CPU)")
+    group.add_argument("--positions", type=int, metavar="N", help="most tokens of prompt and answer (default: 2048)")
+    group.add_argument("--queue", type=int, metavar="N", help="requests that may wait (default: 4 for each slot)")
+    group.add_argument("--workers", type=int, default=2, metavar="N", help="processes that load clips (default: 2)")
+    group.add_argument("--truncation", action="store_true", help="cut clips that are too long instead of refusing them")
+    group.add_argument(
+        "--warmup",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="compile for prompts of up to N tokens before the first request; 0: when they come (default: %(default)s)",
+    )

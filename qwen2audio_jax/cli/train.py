@@ -15,6 +15,11 @@ def run(options: argparse.Namespace) -> None:
     """
     from qwen2audio_jax.train.settings_file import parse_overrides, read_settings
 
+    if options.convert_records is not None:
+        _convert(options)
+        return
+    if options.config is None:
+        raise ValueError("name a training configuration, a TOML file; the README shows one")
     overrides = parse_overrides(options.set)
     if options.output is not None:
         if "output" in overrides:
@@ -40,3 +45,14 @@ def run(options: argparse.Namespace) -> None:
         say(f"stopped after step {int(state.step)} of {settings.steps}; the same command goes on from there")
     else:
         say(f"trained; the model is in {settings.output}/model")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from qwen2audio_jax.train.convert_records import convert_records
+
+    if options.config is not None:
+        raise ValueError("--convert-records trains nothing: leave out the configuration")
+    source, destination = options.convert_records
+    count = convert_records(source, destination)
+    if not options.quiet:
+        say(f"{destination}: {count} records")

@@ -18,6 +18,9 @@ from qwen2audio_jax.storage.bucket import Folder
 Inert = tuple[tuple[str, str], ...]
 """Keys that do not change the computation, each with the JSON text of its value: hashable, written back verbatim."""
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors begin a file with; no part of the text."""
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 _GENERATION = (  # noqa: SIM905
@@ -60,15 +63,15 @@ _CODE = "auto_map"
 """Code that comes with a checkpoint, by class. It is never run, nor by the reference for a model that it has itself."""
 
 _ARCHITECTURE = re.compile(
-    r"act|adapter|alibi|alpha|attend|attention|attn|audio|awq|beta|bias|block|bnb|causal|channel|compress|conv|decoder"
-    r"|depth|dim|embed|encoder|eps|expert|ffn|final_|fusion|gate|gptq|head|hidden|kernel|kv_|layer|load_in|logit|logn"
-    r"|mask|mel_|mlp|moe|multiplier|norm|ntk|num_|patch|pool|position|proj|qk_|quant|query|rank|residual|rope|rotary"
-    r"|router|scal|shar|sink|size|softcap|sparse|state|stride|theta|tied?_|token_i|width|window"
+    r"(^|_)(act|alpha|beta|bias|dim|eps|gate|kv|mask|num|pool|proj|qk|query|rank|scal|sink|size|theta|tied?|width)"
+    r"|adapter|alibi|attend|attention|attn|audio|awq|block|bnb|causal|channel|compress|conv(?!er)|decoder|depth|embed"
+    r"|encoder|expert|ffn|gptq|head|hidden|kernel|layer|load_in|logit|logn|mel_|mlp|moe|multiplier|norm|ntk|patch"
+    r"|position|quant|residual|rope|rotary|router|shared|softcap|sparse|stride|token_i|window"
 )
 """Words of keys that change what some model computes."""
 _BESIDE = re.compile(
-    r"^_|^output_|deepspeed|drop|factory|flash|freez|frozen|_implementation$|lora|peft|_path$|swift|_token_(id|index)$"
-    r"|train|unsloth|_version$"
+    r"^_|^output_|batch|dataset|deepspeed|drop|epoch|factory|flash|freez|frozen|gpus|_implementation$|lora|parallel|_path$"
+    r"|peft|process|step|swift|_token_(id|index)$|train|unsloth|_version$|worker"
 )
 """Words that make a key another tool's note, whatever else its name has."""
 _NOTHING = re.compile(r"(?!)")
@@ -85,7 +88,7 @@ def read_json_object(path: Folder) -> dict[str, Any]:
         size = path.stat().st_size
         if size > LIMITS.json_bytes:
             raise ValueError(f"{path}: {size} bytes; a configuration has at most {LIMITS.json_bytes}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a folder that holds a config.json") from None
     except UnicodeDecodeError as error:

@@ -235,7 +235,7 @@ class Engine:
             now = {"queued": self._queued, "slots": self.slots, "slots_in_use": self._residents.in_use}
         return {
             **now,
-            "capacity": self._state.capacity if self._broken is None else 0,
+            "capacity": self._state.capacity,
             "clips_encoded": self._prompts.encoded,
             "clips_reused": self._prompts.reused,
             **self._counts.figures(),

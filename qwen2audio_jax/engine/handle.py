@@ -22,6 +22,7 @@ class Handle:
         self._decode, self._on_change = decode, on_change
         self._changed = threading.Condition()
         self._tokens: list[int] = []
+        self._log_probs: list[float] = []
         self._answer: Answer | None = None
         self._error: RequestError | None = None
         self._wake: Callable[[], Any] = lambda: None
@@ -46,6 +47,14 @@ class Handle:
             raise self._error
         assert self._answer is not None
         return self._answer
+
+    def known(self, start: int) -> tuple[list[int], list[float], bool]:
+        """The tokens from the `start`-th on that are known by now, their log-probabilities, and whether these are all.
+
+        It never waits.
+        """
+        with self._changed:
+            return self._tokens[start:], self._log_probs[start:], self.done
 
     def cancel(self) -> None:
         """End it: its slot is free at the next step; what it has by then is its answer, "cancelled"."""
@@ -83,9 +92,10 @@ class Handle:
         if rest := stream.finish():
             yield rest
 
-    def _push(self, token: int) -> None:
+    def _push(self, token: int, log_prob: float) -> None:
         with self._changed:
             self._tokens.append(token)
+            self._log_probs.append(log_prob)
             self._changed.notify_all()
         self._tell()
 

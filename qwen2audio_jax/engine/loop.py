@@ -228,7 +228,7 @@ class Loop:
             if not work.first:
                 work.first = now
                 self._counts.first_token(now - work.submitted)
-            work.handle._push(token)
+            work.handle._push(token, work.log_probs[-1])
             if finished[row]:
                 self._finish(work, "eos")
             elif work.matcher is not None and work.matcher.push(token):

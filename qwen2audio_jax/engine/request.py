@@ -77,6 +77,7 @@ class Answer:
         log_probs: [n] float32, as in `GenerateOutput`.
         finish_reason: "eos", "stop_string", "length" or "cancelled".
         prompt_tokens: audio tokens included.
+        audio_tokens: of the prompt.
         reused_tokens: those of them whose keys and values another request had left.
         audio_seconds: of all clips, to 10 ms.
         truncated_clips: those that were heard in part (`allow_truncated`), and what is missing of them.
@@ -89,6 +90,7 @@ class Answer:
     log_probs: np.ndarray
     finish_reason: str
     prompt_tokens: int
+    audio_tokens: int
     reused_tokens: int
     audio_seconds: float
     truncated_clips: tuple[str, ...]

@@ -101,7 +101,7 @@ def insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array
 
 
 class Slots:
-    """The state of all slots on the device."""
+    """The state of all slots on the device; other threads may read `rows` and `capacity`, the cache's."""
 
     def __init__(self, runtime: Runtime, *, rows: int, capacity: int, stops: int):
         """Allocate.
@@ -112,7 +112,7 @@ class Slots:
             capacity: positions of the cache; `resize` changes it.
             stops: most stop ids of a row.
         """
-        self._runtime, self.rows, self._stops = runtime, rows, stops
+        self._runtime, self.rows, self._stops, self.capacity = runtime, rows, stops, capacity
         self._stopped = np.zeros(rows, bool)
         self._placed, self._changed = to_mesh(runtime.mesh, self._stopped.copy(), "batch"), False
         with jax.set_mesh(runtime.mesh):
@@ -129,16 +129,11 @@ class Slots:
         assert self._cache is not None, "a program failed and took the cache with it"
         return self._cache
 
-    @property
-    def capacity(self) -> int:
-        """Positions of the cache."""
-        return self.cache.capacity
-
     def resize(self, capacity: int) -> None:
         """Give the cache another capacity; positions beyond it are lost."""
         if capacity != self.capacity:
             cache, self._cache = [self.cache], None
-            self._cache = resized(self._runtime, cache, capacity=capacity)
+            self._cache, self.capacity = resized(self._runtime, cache, capacity=capacity), capacity
 
     def first_tokens(self, logits: jax.Array, embedded: Embedded, rows: Sequence[Row]) -> First:
         """The first tokens after prompts that have been prefilled: logits [R, V] of at least so many rows."""

@@ -116,6 +116,7 @@ class Work:
             log_probs=np.asarray(self.log_probs, np.float32),
             finish_reason=reason,
             prompt_tokens=self.length,
+            audio_tokens=int((self.key[:, 0] < 0).sum()),
             reused_tokens=self.reused,
             audio_seconds=self.audio_seconds,
             truncated_clips=self.truncated_clips,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qwen2audio_jax.config.strict_json import present
+from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.limits import LIMITS
@@ -273,7 +273,7 @@ class GenerationConfig:
         if (size := path.stat().st_size) > LIMITS.json_bytes:
             raise ValueError(f"{path} has {size} bytes, more than {LIMITS.json_bytes}: this is no settings file")
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = json.loads(path.read_text(encoding="utf-8").removeprefix(BYTE_ORDER_MARK))
             if not isinstance(settings, dict):
                 raise ValueError(f"holds a JSON {type(settings).__name__} where an object belongs")
             return cls.from_dict(settings)

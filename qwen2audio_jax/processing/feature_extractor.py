@@ -43,7 +43,7 @@ INERT = frozenset(
 
 KNOWN = frozenset((*FIXED, "feature_size", "chunk_length", "n_samples", "nb_max_frames"))
 FRONT_END = re.compile(
-    r"audio|center|channel|chunk|clip|dither|duration|emphasis|energy|fft|filter|fmax|fmin|frame|freq|gain|hop|length"
+    r"audio(?!_processor)|center|channel|chunk|clip|dither|duration|emphasis|energy|fft|filter|fmax|fmin|frame|freq|gain|hop|length"
     r"|log|max|mean|mel|min|mono|normali|pad_|padding|patch|power|rate|resampl|samp|scal|second|silence|size|spec|std"
     r"|stride|trim|trunc|window"
 )
@@ -103,6 +103,8 @@ class Qwen2AudioFeatureExtractor:
                 if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
                     raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
                 values[key] = value
+            elif key == "num_mel_bins" and value == settings.get("feature_size"):
+                continue  # the encoder's name of it
             elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
                 raise ValueError(
                     f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK
 from qwen2audio_jax.limits import LIMITS
 
 
@@ -48,7 +49,7 @@ def parse_line(line: bytes) -> Any:
     if len(line) > LIMITS.json_bytes:
         raise ValueError(f"the line has {len(line)} bytes or more; the limit is {LIMITS.json_bytes}. Split the record")
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8").removeprefix(BYTE_ORDER_MARK))
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8; write the file as UTF-8") from None
     except json.JSONDecodeError as error:

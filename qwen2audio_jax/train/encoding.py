@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class ExampleEncoder:
             else:
                 turns = [{"role": "assistant", "content": answer} for answer in record.answers]
                 chats = [Conversation([*record.chat.messages, turn], record.chat.clips) for turn in turns]
-                segments = [self._chat(chat) for chat in chats or [record.chat]]
+                segments = [self._chat(chat, unlearnt=record.unlearnt) for chat in chats or [record.chat]]
             for segment in segments:
                 self._check_clips(segment, clips=len(record.clips))
         except ValueError as error:
@@ -72,11 +72,11 @@ class ExampleEncoder:
         learnt = np.arange(len(before) + len(after)) >= len(before)
         return Segment(np.asarray(before + after, np.int32), learnt)
 
-    def _chat(self, chat: Conversation) -> Segment:
+    def _chat(self, chat: Conversation, *, unlearnt: Collection[int]) -> Segment:
         ids = self._encode_turns(chat, len(chat.messages), prompt=False)
         learnt = np.zeros(len(ids), bool)
         for i, message in enumerate(chat.messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or i in unlearnt:
                 continue
             before = self._encode_turns(chat, i, prompt=True)
             upto = self._encode_turns(chat, i + 1, prompt=False)

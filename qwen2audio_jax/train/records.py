@@ -12,6 +12,7 @@ from qwen2audio_jax.config.strict_json import describe, without_nulls
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import Conversation, read_conversation
 from qwen2audio_jax.processing.json_lines import parse_line
+from qwen2audio_jax.train.other_forms import as_record
 
 MARKER = "<audio>"
 """Placeholder for the next of a record's `audios` in a content that is a string."""
@@ -35,6 +36,7 @@ class Record:
         prompt: the raw form's, with its control tokens written out; None in the chat form.
         answers: the raw form's response, or a pair's chosen and rejected ones; none if `chat` holds the answers.
         clips: paths of the clips, in order.
+        unlearnt: indices of the chat's answers that are not in the loss.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Record:
     prompt: str | None
     answers: tuple[str, ...]
     clips: tuple[str, ...]
+    unlearnt: frozenset[int] = frozenset()
 
 
 def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], preferences: bool) -> Record:
@@ -55,6 +58,10 @@ def read_record(line: bytes, *, where: str, audio_root: str | PathLike[str], pre
       In a string `\<audio>` is the word itself, and so is `<audio>` in the assistant's messages, which hold no clips.
     - `prompt` and `response`: text for a base model, with its control tokens written out.
     - for preferences `messages` that end with the user's, or `prompt`, and `chosen` and `rejected` answers.
+    - what ms-swift, LLaMA-Factory and TRL read: see `other_forms`.
+
+    Users' and assistants' messages may come in any order. A message's `loss` (or `weight`) of false or 0 keeps an
+    answer of the assistant's out of the loss.
 
     Args:
         line: JSON.
@@ -75,7 +82,7 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
     value = parse_line(line)
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
-    value = without_nulls(value)
+    value = as_record(without_nulls(value))
     if unknown := [key for key in value if key not in KEYS]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
     if ("messages" in value) == ("prompt" in value):
@@ -86,16 +93,17 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
     if preferences and answers[0] == answers[1]:
         raise ValueError("chosen and rejected are the same text; leave the record out")
     if "prompt" in value:
-        chat, prompt, clips = None, _text(value, "prompt"), audios
+        chat, prompt, clips, unlearnt = None, _text(value, "prompt"), audios, frozenset[int]()
     else:
-        chat, prompt = _read_chat(value["messages"], audios, preferences=preferences), None
+        messages, unlearnt = _without_losses(value["messages"])
+        chat, prompt = _read_chat(messages, audios, preferences=preferences), None
         clips = _paths([clip.source for clip in chat.clips], root=audio_root)
     if len(clips) > LIMITS.clips_per_text:
         raise ValueError(f"{len(clips)} clips; the limit is {LIMITS.clips_per_text}. Split the record")
     id = value.get("id", where)
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise ValueError(f"id is {describe(id)}; it must be text or a whole number")
-    return Record(str(id), where, chat, prompt, answers, clips)
+    return Record(str(id), where, chat, prompt, answers, clips, unlearnt)
 
 
 def _check_answers(value: Mapping[str, Any], *, preferences: bool) -> None:
@@ -128,6 +136,26 @@ def _paths(sources: Any, *, root: str | PathLike[str]) -> tuple[str, ...]:
         if "://" in source[:32] or source[:5].lower() == "data:":
             raise ValueError(f"the clip {describe(source)} is an address; download it and give its path")
     return tuple(os.path.join(root, os.path.expanduser(source)) for source in sources)
+
+
+def _without_losses(messages: Any) -> tuple[Any, frozenset[int]]:
+    """The messages without their `loss` and `weight`, and the indices of the answers that these keep out."""
+    out, kept = set(), []
+    for i, message in enumerate(messages if isinstance(messages, list) else []):
+        for key in ("loss", "weight") if isinstance(message, dict) else ():
+            if key not in message:
+                continue
+            value = message[key]
+            if value not in (0, 1):
+                raise ValueError(f"messages[{i}]: {key} is {describe(value)}; it must be true or false, or 1 or 0")
+            if not value and message.get("role") == "assistant":
+                out.add(i)
+            message = {name: part for name, part in message.items() if name != key}
+        kept.append(message)
+    answers = {i for i, message in enumerate(kept) if isinstance(message, dict) and message.get("role") == "assistant"}
+    if out and out == answers:
+        raise ValueError("no answer is in the loss, so that there is nothing to learn; leave the record out")
+    return (kept if isinstance(messages, list) else messages), frozenset(out)
 
 
 def _read_chat(messages: Any, audios: Sequence[str], *, preferences: bool) -> Conversation:
@@ -194,7 +222,6 @@ def _literal(text: str) -> str:
 def _check_roles(messages: Any, *, preferences: bool) -> None:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages is {describe(messages)}; it must be a list of messages, and not empty")
-    expected = "user"
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ValueError(f"messages[{i}] is {describe(message)}; a message has a role and a content")
@@ -203,14 +230,12 @@ def _check_roles(messages: Any, *, preferences: bool) -> None:
         if missing := {"role", "content"} - set(message):
             raise ValueError(f"messages[{i}] has no {sorted(missing)[0]}")
         role = message["role"]
-        if i == 0 and role == "system":
-            continue
-        if role != expected:
+        if role not in ("user", "assistant") and not (i == 0 and role == "system"):
             raise ValueError(
-                f"messages[{i}] has the role {describe(role)}, but it is the turn of {describe(expected)}: after a "
-                "first system message, user and assistant take turns"
+                f"messages[{i}] has the role {describe(role)}; behind a system message there are user and assistant"
             )
-        expected = "assistant" if role == "user" else "user"
+    if not any(message["role"] == "user" for message in messages):
+        raise ValueError("the messages hold none of the user, so that there is nothing to answer")
     last = messages[-1]["role"]
     if preferences and last != "user":
         raise ValueError(

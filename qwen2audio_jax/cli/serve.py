@@ -1,0 +1,101 @@
+"""`qwen2audio serve`: OpenAI's protocol over HTTP, on an engine."""
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from qwen2audio_jax.cli.from_options import join, load_model
+from qwen2audio_jax.cli.options import DEFAULT_MODEL
+from qwen2audio_jax.cli.output import say
+from qwen2audio_jax.engine import Engine
+from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.source import resolve_processor_files
+
+GRACE = 30
+"""Seconds that running requests have after a signal to stop."""
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve until a signal comes.
+
+    Raises:
+        ValueError: an option cannot be used, or the extra is missing.
+    """
+    try:
+        import uvicorn
+
+        from qwen2audio_jax.serve.app import LOOPBACK, Readiness, Settings, make_app
+        from qwen2audio_jax.serve.slow_headers import TimedProtocol
+    except ImportError as error:
+        raise ValueError(f"the server needs {error.name}: pip install 'qwen2audio-jax[serve]'") from None
+    local = options.host in ("127.0.0.1", "::1", "localhost")
+    keys = _keys(options.api_key_file)
+    if not local and not keys and not options.no_auth:
+        raise ValueError(
+            f"--host {options.host} is reached from other machines: give --api-key-file FILE, or say --no-auth"
+        )
+    processor = Qwen2AudioProcessor.from_pretrained(resolve_processor_files(options.model, revision=options.revision))
+    name = options.name or ("qwen2audio-embedded" if options.model == DEFAULT_MODEL else Path(options.model).name)
+    join(options)
+    model = load_model(options)
+    engine = Engine(
+        model,
+        processor,
+        slots=options.slots,
+        positions=options.positions,
+        queue=options.queue,
+        workers=options.workers,
+        truncation=options.truncation,
+        allow_private_urls=options.allow_private_urls,
+    )
+    readiness = Readiness()
+    settings = Settings(name, keys=keys, hosts=LOOPBACK if local else (), body_bytes=options.max_body << 20)
+    app = make_app(engine, processor, settings, readiness)
+
+    def warm() -> None:
+        try:
+            if options.warmup:
+                engine.warmup(tokens=options.warmup, on_progress=readiness.progress)
+            readiness.ready = True
+            say(f"ready: http://{options.host}:{options.port}/v1 serves {name}")
+        except Exception as error:  # said by /health too
+            readiness.error = error
+            say(f"warm-up failed: {error}")
+
+    threading.Thread(target=warm, daemon=True).start()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            http=TimedProtocol,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=30,
+            server_header=False,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the one that ended it again, and the engine is to close
+    try:
+        server.run()
+    finally:
+        engine.close()
+    if not server.started:
+        sys.exit(1)
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    """The API keys in a file, one a line."""
+    if path is None:
+        return ()
+    try:
+        keys = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--api-key-file {path}: cannot be read ({error})") from None
+    if not keys:
+        raise ValueError(f"--api-key-file {path}: holds no key; write one a line")
+    return keys

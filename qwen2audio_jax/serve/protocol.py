@@ -1,0 +1,244 @@
+"""Requests of OpenAI's protocol, checked and turned into requests of the engine."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.engine.request import Request
+from qwen2audio_jax.serve.errors import ApiError, bad
+
+MOST_ANSWERS = 16
+"""Answers to one request (`n`)."""
+MOST_STOPS = 16
+LANGUAGES = ("en", "zh", "yue", "fr", "it", "es", "de", "ja", "ko")
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "parallel_tool_calls": (True, False),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+"""Parameters that are taken at values that change nothing."""
+IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
+"""Parameters that say nothing about the answer."""
+INSTEAD = {
+    "frequency_penalty": "use repetition_penalty",
+    "presence_penalty": "use repetition_penalty",
+    "top_logprobs": "logprobs gives those of the answer's own tokens",
+    "response_format": "constrained answers are not built yet: ask for the form in the prompt",
+}
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A request for chat completions.
+
+    Attributes:
+        requests: one for each answer.
+        stream: whether pieces are sent as they come.
+        usage: whether the stream ends with the numbers of tokens.
+        logprobs: whether tokens come with their log-probabilities.
+        stops: strings that end the text and are left out of it.
+    """
+
+    requests: list[Request]
+    stream: bool
+    usage: bool
+    logprobs: bool
+    stops: tuple[str, ...]
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """The object in a request's body.
+
+    Raises:
+        ApiError: there is none.
+    """
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise bad("the body's JSON is nested too deep") from None
+    except ValueError as error:
+        raise bad(f"the body is no JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise bad(f"the body is {describe(value)}; it must be an object")
+    return value
+
+
+def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
+    """Check the body of /v1/chat/completions.
+
+    Raises:
+        ApiError: a value that cannot be used, or an unknown name.
+    """
+    found = _Fields(body)
+    check_model(found.take("model", str, None), model=model)
+    messages = [_message(message, index) for index, message in enumerate(found.take("messages", list, None) or [])]
+    if not messages:
+        raise bad("messages is missing; write a list with at least one message", param="messages")
+    options = _options(found)
+    stops = _stops(found.take("stop", (str, list), None))
+    count = found.take("n", int, 1)
+    if not 1 <= count <= MOST_ANSWERS:
+        raise bad(f"n={count}: 1 to {MOST_ANSWERS} answers are given", param="n")
+    if count > 1 and options.get("do_sample") is False:
+        raise bad(f"n={count} at temperature 0 would give the same answer each time: raise the temperature", param="n")
+    seed = found.take("seed", int, None)
+    if seed is not None and not 0 <= seed < 2**32 - MOST_ANSWERS:
+        raise bad(f"seed={seed}: give a number from 0 to {2**32 - MOST_ANSWERS - 1}", param="seed")
+    stream = found.take("stream", bool, False)
+    stream_options = found.take("stream_options", dict, {})
+    logprobs = found.take("logprobs", bool, False)
+    found.finish()
+    if unknown := set(stream_options) - {"include_usage", "include_obfuscation"}:
+        raise bad(f"stream_options has no {sorted(unknown)[0]!r}", param="stream_options")
+    if stops:
+        options["stop_strings"] = stops
+    requests = [
+        Request(messages=messages, options=options, seed=None if seed is None else seed + index)
+        for index in range(count)
+    ]
+    return Chat(requests, stream, bool(stream_options.get("include_usage")), logprobs, stops)
+
+
+def check_model(name: Any, *, model: str) -> None:
+    """Raise unless a request names the model that is served, or none."""
+    if name is not None and name != model:
+        raise ApiError(404, f"the model {str(name)[:100]!r} is not served here; it is {model!r}", param="model")
+
+
+def read_transcription(form: Mapping[str, str], sound: bytes, *, model: str, translate: bool) -> tuple[Request, str]:
+    """Check the fields of /v1/audio/transcriptions or translations; the request, and the format of its answer.
+
+    Raises:
+        ApiError: a value that cannot be used, or an unknown name.
+    """
+    known = {"model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream"}
+    if unknown := set(form) - known:
+        raise bad(f"unknown field {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+    check_model(form.get("model"), model=model)
+    form_of_answer = form.get("response_format", "json")
+    if form_of_answer not in FORMATS:
+        raise bad(f"response_format={form_of_answer[:40]!r} is none of {', '.join(FORMATS)}", param="response_format")
+    language = form.get("language", "zh" if translate else "en")
+    if language not in LANGUAGES:
+        raise bad(f"language={language[:40]!r} is none of {', '.join(LANGUAGES)}", param="language")
+    if form.get("prompt"):
+        raise bad("prompt: the words of a prompt would come into the transcript; leave it out", param="prompt")
+    if form.get("timestamp_granularities[]") not in (None, "segment"):
+        raise bad("timestamp_granularities: the model tells no times of words; leave it out")
+    if form.get("stream", "false").lower() not in ("false", "0"):
+        raise bad("stream: transcriptions come whole; use chat completions to stream", param="stream")
+    try:
+        temperature = float(form.get("temperature", "0"))
+    except ValueError:
+        raise bad("temperature is no number", param="temperature") from None
+    options = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    task = "translate the speech into English" if translate else "recognize the speech"
+    prompt = f"<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and {task}: <|{language}|>"
+    return Request(prompt=prompt, clips=(sound,), options={**options, "max_new_tokens": 256}), form_of_answer
+
+
+class _Fields:
+    """The fields of a body, taken one by one."""
+
+    def __init__(self, body: Mapping[str, Any]):
+        self._left = {name: value for name, value in body.items() if value is not None}
+
+    def take(self, name: str, kind: Any, default: Any) -> Any:
+        value = self._left.pop(name, default)
+        wrong = isinstance(value, bool) and kind in (int, float, (int, float))
+        if value is not default and (wrong or not isinstance(value, kind)):
+            raise bad(f"{name} is {describe(value)}", param=name)
+        return value
+
+    def finish(self) -> None:
+        for name, value in self._left.items():
+            if name in NEUTRAL:
+                if value not in NEUTRAL[name]:
+                    raise bad(f"{name} is not supported; {INSTEAD.get(name, 'leave it out')}", param=name)
+            elif name not in IGNORED:
+                raise bad(f"unknown parameter {name[:100]!r}", param=name[:100])
+
+
+def _options(found: _Fields) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    number = (int, float)
+    temperature, top_p = found.take("temperature", number, None), found.take("top_p", number, None)
+    if temperature is not None and not 0 <= temperature <= 2:
+        raise bad(f"temperature={temperature}: from 0 to 2", param="temperature")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise bad(f"top_p={top_p}: above 0, at most 1", param="top_p")
+    if temperature is not None:
+        options["do_sample"] = temperature > 0
+        options |= {"temperature": float(temperature)} if temperature > 0 else {}
+    if top_p is not None:
+        options["top_p"] = float(top_p)
+        options.setdefault("do_sample", True)
+    limits = {name: found.take(name, int, None) for name in ("max_tokens", "max_completion_tokens")}
+    given = [value for value in limits.values() if value is not None]
+    if len(set(given)) > 1:
+        raise bad("max_tokens and max_completion_tokens are the same limit; give one", param="max_tokens")
+    options["max_new_tokens"] = given[0] if given else 256
+    for ours, theirs, kind in (("top_k", "top_k", int), ("repetition_penalty", "repetition_penalty", number)):
+        if (value := found.take(theirs, kind, None)) is not None:
+            options[ours] = value
+    if (least := found.take("min_tokens", int, None)) is not None:
+        options["min_new_tokens"] = least
+    return options
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(stops) > MOST_STOPS or not all(isinstance(stop, str) and 0 < len(stop) <= 200 for stop in stops):
+        raise bad(f"stop: a text of up to 200 characters, or up to {MOST_STOPS} of them", param="stop")
+    return stops
+
+
+def _message(message: Any, index: int) -> dict[str, Any]:
+    """A message whose sound comes with it or from a web address; files of the server are nobody's."""
+    where = f"messages[{index}]"
+    if not isinstance(message, Mapping):
+        raise bad(f"{where} is {describe(message)}; it must be an object with role and content", param="messages")
+    content = message.get("content")
+    if unknown := set(message) - {"role", "content", "name"}:
+        raise bad(f"{where} has an unknown key {str(sorted(unknown)[0])[:100]!r}", param="messages")
+    role = {"developer": "system"}.get(str(message.get("role")), message.get("role"))
+    if role not in ("system", "user", "assistant"):
+        raise bad(f"{where}: the role is {describe(role)}; known are system, user and assistant", param="messages")
+    if isinstance(content, list):
+        content = [_item(item, f"{where}.content[{place}]") for place, item in enumerate(content)]
+    elif not isinstance(content, str):
+        raise bad(f"{where}: content is {describe(content)}; it must be text or a list of parts", param="messages")
+    return {"role": role, "content": content}
+
+
+def _item(item: Any, where: str) -> dict[str, Any]:
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind == "text" and isinstance(item.get("text"), str):
+        return {"type": "text", "text": item["text"]}
+    if kind == "input_audio" and isinstance(item.get("input_audio"), Mapping):
+        data = item["input_audio"].get("data")
+        if isinstance(data, str):
+            return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    if kind == "audio_url" and isinstance(item.get("audio_url"), Mapping):
+        url = item["audio_url"].get("url")
+        if isinstance(url, str) and re.match(r"(https?|data):", url, re.IGNORECASE):
+            return {"type": "audio_url", "audio_url": {"url": url}}
+        raise bad(f"{where}: audio_url.url must be an http(s) or data: URL", param="messages")
+    raise bad(
+        f'{where}: parts are {{"type": "text", "text"}}, {{"type": "input_audio", "input_audio": {{"data"}}}} and '
+        '{"type": "audio_url", "audio_url": {"url"}}',
+        param="messages",
+    )
