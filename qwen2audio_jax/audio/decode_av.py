@@ -188,7 +188,9 @@ def decoded(packet: Any, walk: Walk) -> Iterator[Sound]:
         frames = packet.decode()
     except av.EOFError:
         return
-    except (av.InvalidDataError, av.ArgumentError, ValueError):  # the last one where a decoder has failed and is gone
+    except (
+        ValueError
+    ):  # invalid data or arguments in ffmpeg's words, or PyAV's own where a decoder has failed and is gone
         walk.unheard.append(walk.count)
         return
     for frame in frames:
