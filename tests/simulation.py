@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from prompts import row_alone
@@ -179,7 +180,7 @@ def rounding_decides(model, request: Request, ids: np.ndarray, step: int, other:
     params = sampling.sampling_params(config, vocab_size=len(logits))
     seeds = np.full(rows, request.seed, np.uint32)
     state = sampling.init_state([inputs["input_ids"][0]] * rows, seeds, vocab_size=len(logits))
-    state = replace(state, step=np.full(rows, step, np.int32))
+    state = jax.tree.map(jnp.asarray, replace(state, step=np.full(rows, step, np.int32)))
     drawn = np.asarray(
         sampling.next_token(jnp.asarray(logits + noise, jnp.float32), state, params, mode="sample").tokens
     )
@@ -197,7 +198,6 @@ def main() -> None:
     import tempfile
     from pathlib import Path
 
-    import jax
     from hf_layout import write_hf_checkpoint
 
     from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import batch_clips
 import numpy as np
 import pytest
 import sounds
@@ -222,3 +223,10 @@ def test_a_dry_run_needs_no_model(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (code, found["state"], found["left"], found["problems"]) == (0, "dry_run", 6, [])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow(seconds=60)
+@pytest.mark.parametrize("how", ["one", "4x2", "8x1", "hosts", "killed"])
+def test_clips_of_all_kinds_through_a_job(how, tmp_path, cache):
+    [figures] = batch_clips.run(tmp_path, clips=50, jobs=(how,), longest=8.0)
+    assert (figures["good"], figures["bad"]) == (47, 3)

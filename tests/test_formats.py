@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from functools import cache
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -54,6 +55,8 @@ def speech(rate: int) -> np.ndarray:
 
 
 def encode(container: str, codec: str, rate: int, **options) -> bytes:
+    if codec == "libopencore_amrnb" and codec not in av.codecs_available:
+        pytest.skip("PyAV writes no AMR from release 19 on")
     return sounds.encode_av(container, codec, speech(rate), rate, **options)
 
 
@@ -91,6 +94,14 @@ def test_lossy(container, codec, rate):
     # ffmpeg takes a block off the front of WMA, as another encoder's delay; ADPCM fills its last one.
     assert -0.05 * 16_000 < len(heard) - len(expected) < (0.12 if "adpcm" in codec else 0.06) * 16_000
     assert likeness(heard, expected, shifts=800) > (0.8 if "amr" in codec else 0.96)
+
+
+def test_amr_written_by_hand():
+    """Fifty frames of 20 ms; each begins with its kind."""
+    content = b"#!AMR\n" + (b"\x04" + bytes(12)) * 50
+    assert len(load_audio(content)) == 16_000
+    wide = b"#!AMR-WB\n" + (b"\x04" + bytes(17)) * 50
+    assert len(load_audio(wide)) == 16_000
 
 
 @pytest.mark.parametrize(

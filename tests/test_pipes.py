@@ -41,6 +41,12 @@ def refusal(capsys, *arguments) -> str:
     return capsys.readouterr().err
 
 
+def test_standard_input_is_the_clip(monkeypatch):
+    pipe_in(monkeypatch, CLIP.read_bytes())
+    assert np.array_equal(load_audio(clip_source("-", stdin=True)), load_audio(CLIP))
+
+
+@pytest.mark.slow
 def test_clip_from_standard_input(capsys, monkeypatch):
     pipe_in(monkeypatch, CLIP.read_bytes())
     assert main(["generate", "--audio", "-", QUESTION]) == 0

@@ -305,3 +305,15 @@ def test_piece_of_a_flac_file():
     whole = load_audio(content)
     heard = load_audio(content[: starts[0]] + content[starts[1] :])
     assert np.array_equal(heard, whole[-len(heard) :])
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 44_100])
+def test_vorbis_whose_packets_state_too_little_is_whole(rate):
+    """Of packets between short and long blocks ffmpeg's reader tells too short a time."""
+    samples = sounds.speech(12 * rate, rate=rate, seed=6)
+    data = sounds.encode("vorbis", samples, rate)
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    heard = load_audio(data, sampling_rate=rate) if rate == 16_000 else load_audio(data)
+    assert len(heard) == len(expected) * 16_000 // rate
+    if rate == 16_000:
+        np.testing.assert_array_equal(heard, expected)

@@ -137,6 +137,6 @@ def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:
     length = "goes on" if seconds is None else f"lasts {seconds:.10g} s, which is"
     return AudioError(
         f"{name} {length} longer than the {limits.clip_seconds:g} s that one clip may last: split it, or pass "
-        f"truncation=True to keep its first {limits.clip_seconds:g} s",
+        f"truncation=True (--truncation) to keep its first {limits.clip_seconds:g} s",
         kind="too_long",
     )

@@ -144,9 +144,8 @@ def decode_samples(
 def files_in_a_row(file: BinaryIO, content: Content, header: Pcm, *, name: str) -> Iterator[Pcm]:
     """The headers of a file and of those behind it: pieces of a recording or of speech are put together like that."""
     yield header
-    while header.stated is not None and header.start + header.there + 8 < content.size:
-        # A chunk ends at an even byte.
-        end = header.start + header.there + (header.start + header.there - content.start) % 2
+    while header.stated is not None and header.end + 8 < content.size:
+        end = header.end
         file.seek(end)
         if recognise(file.read(512)) != content.format:
             return

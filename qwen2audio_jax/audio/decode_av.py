@@ -60,13 +60,14 @@ def decode_av(
     with opened(file, content, name=name) as container:
         stream = choose_track(container, name=name, track=track)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        if codec_name(stream) != "opus":  # which has no rate of its own
+        codec = codec_name(stream)  # not asked for after decoding: a decoder that failed may be gone, and PyAV crashes
+        if codec != "opus":  # which has no rate of its own
             check_rate(name, rate, sampling_rate)
         budget = Budget(name=name, rate=rate, channels=channels, limits=limits, truncation=truncation)
-        if content.format == "caf" and codec_name(stream) == "alac":
+        if content.format == "caf" and codec == "alac":
             # ffmpeg's reader takes padding off that its decoder has left out, and with it the end of the sound.
             stream.codec_context.flags2 |= SKIP_MANUAL
-        if codec_name(stream) in ("flac", "wavpack", "tta"):
+        if codec in ("flac", "wavpack", "tta"):
             # Left alone, these decoders make noise of damage.
             stream.codec_context.options = {"err_detect": "crccheck+explode"}
         stated = stated_seconds(container, stream, content, limits=limits)
@@ -88,7 +89,7 @@ def decode_av(
         missing = find_missing(file, content, walk, stated=stated, heard=total / rate)
         if content.format == "mp4":
             check_one_file(file, content, name=name)
-            if codec_name(stream) in ("aac", "alac") and stated and 0 < total - round(stated * rate) <= CODEC_PADDING:
+            if codec in ("aac", "alac") and stated and 0 < total - round(stated * rate) <= CODEC_PADDING:
                 # An mp4 file states where in its last block the sound ends, and ffmpeg decodes the whole block.
                 samples = samples[: round(stated * rate)]
     return Sound(samples, rate, missing)
@@ -106,7 +107,7 @@ def survey(file: BinaryIO, content: Content, *, name: str, limits: Limits) -> Wa
                 return None
         check_heard(file, content, walk, stated=stated, heard=walk.seconds, name=name)
         missing = find_missing(file, content, walk, stated=None, heard=walk.seconds)
-        plain = walk.count and not walk.seam and abs(walk.start or 0.0) < 0.2 and missing is None
+        plain = walk.count and not walk.seam and (walk.start or 0.0) < 0.2 and missing is None
         return walk if plain else None
 
 
@@ -117,11 +118,11 @@ def opened(file: BinaryIO, content: Content, *, name: str) -> Iterator[Any]:
 
     file.seek(0)
     options = {"codec_whitelist": ",".join(AV_CODECS), "protocol_whitelist": ""}
+    # From release 19 on no text in a file is an error.
+    texts: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     demuxer = DEMUXERS[content.format]
     try:
-        with av.open(
-            Seekable(file), mode="r", format=demuxer, container_options=options, metadata_errors="replace"
-        ) as container:
+        with av.open(Seekable(file), mode="r", format=demuxer, container_options=options, **texts) as container:
             yield container
     except av.FFmpegError as error:
         if content.format == "mp4" and not any(kind == b"moov" for kind, end in boxes(file, content)):

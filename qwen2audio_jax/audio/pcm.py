@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from qwen2audio_jax.audio.errors import AudioError, corrupt, truncated
-from qwen2audio_jax.audio.formats import Content
+from qwen2audio_jax.audio.formats import Content, recognise
 
 PLACEHOLDER = 1_000_000_000
 """Bytes of sound from which on a size is taken for no length: 0x7FFFFFFF, 0xFFFFFFFF, 2000000000 and others are in use.
@@ -73,6 +73,7 @@ class Pcm:
         start: where the sound begins.
         there: bytes of sound that the file holds.
         stated: bytes of sound that its header states; None where it states a placeholder.
+        end: where what belongs to the file ends, and another one may begin.
     """
 
     subtype: str | None
@@ -83,6 +84,7 @@ class Pcm:
     start: int
     there: int
     stated: int | None
+    end: int
 
 
 @dataclass(frozen=True)
@@ -130,28 +132,29 @@ def read_pcm(file: BinaryIO, content: Content, *, name: str) -> Pcm:
         raise corrupt(name, f"the sound is not among its first {CHUNKS} chunks")
     size = large if large is not None and size == 0xFFFFFFFF else size
     position, size = position + family.extra, max(size - family.extra, 0)
-    empty = size == 0 and _only_chunks(file, position, content, family)
-    return _found(samples, position, size, content, empty=empty)
+    end = skip_chunks(file, position + size + -size % family.align, content, family=family)
+    return _found(samples, position, size, content, end=end)
 
 
-def _only_chunks(file: BinaryIO, position: int, content: Content, family: Family) -> bool:
-    """Whether nothing but whole chunks stands from here to the end, and no sound."""
+def skip_chunks(file: BinaryIO, position: int, content: Content, *, family: Family) -> int:
+    """Where the chunks that begin here end: at the end of the file, at another file, or at what is no chunk."""
     step = family.name_bytes + struct.calcsize("=" + family.size)
     while position < content.size:
         file.seek(position)
-        chunk = file.read(step).ljust(step, b"\0")
-        size = struct.unpack(family.order + family.size, chunk[family.name_bytes :])[0]
+        head = file.read(512)
+        name = head[:4]
+        if len(head) < step or recognise(head) or not (name.isascii() and name.decode().isprintable()):
+            return position
+        size = struct.unpack(family.order + family.size, head[family.name_bytes : step])[0]
         position += max(size, step) if family.whole else step + size + -size % family.align
-        if not chunk[:4].isascii() or not chunk[:4].decode().isprintable():
-            return False
-    return position == content.size
+    return position
 
 
-def _found(samples: Samples | None, start: int, size: int, content: Content, *, empty: bool) -> Pcm:
-    """The header's result; `empty` says that a size of 0 is meant."""
+def _found(samples: Samples | None, start: int, size: int, content: Content, *, end: int) -> Pcm:
+    """The header's result; `end` is where what belongs to the file ends."""
     there = max(content.size - start, 0)
     # Some programs count the header's bytes as sound, which gives the file's own size or 8 less.
-    placeholder = size >= PLACEHOLDER or size in (content.size, content.size - 8) or (size == 0 and not empty)
+    placeholder = size >= PLACEHOLDER or size in (content.size, content.size - 8) or (size == 0 and end != content.size)
     stated = None if placeholder and size != there else size
     if samples is None or samples.codec is None or samples.channels < 1 or samples.rate < 1:
         plain, samples = None, samples or Samples(None, "<", 0, 0, 0)
@@ -166,6 +169,7 @@ def _found(samples: Samples | None, start: int, size: int, content: Content, *, 
         start=start,
         there=there if stated is None else min(there, stated),
         stated=stated,
+        end=end,
     )
 
 
@@ -229,4 +233,4 @@ def _read_au(head: bytes, content: Content, name: str) -> Pcm:
         raise AudioError(f"{name} is damaged: its sound begins at byte {offset}, within its header", kind="corrupt")
     plain, width = AU_CODECS.get(codec, (None, 0))
     samples = Samples(plain, ">", rate, channels, width)
-    return _found(samples, content.start + offset, size, content, empty=False)
+    return _found(samples, content.start + offset, size, content, end=content.start + offset + size)

@@ -200,6 +200,8 @@ _mine: tuple[Qwen2AudioProcessor, Hearing] | None = None
 def _start(processor: Qwen2AudioProcessor, hearing: Hearing, memory: int) -> None:
     global _mine
     _mine = processor, hearing
+    # What decoders written in C say of damaged files is in no answer, and between the lines of a job's progress.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
