@@ -39,8 +39,8 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
 
 def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
     monkeypatch.setattr(placement, "SHORTEST", 8)
-    cases = simulation.random_cases("gqa", 100, seed=5, pool=10, longest=12, frames=41)
-    simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=48, seconds=0.4)
+    cases = simulation.random_cases("gqa", 100, seed=5, pool=10, longest=7, frames=23)
+    simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=32, seconds=0.2)
 
 
 @pytest.mark.slow(seconds=60)

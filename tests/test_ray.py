@@ -23,7 +23,7 @@ from qwen2audio_jax.batch.run import run_batch
 from qwen2audio_jax.embedded import examples
 from qwen2audio_jax.ray import ATTEMPTS, Cluster, answer
 
-pytestmark = pytest.mark.slow(seconds=70, together="ray")
+pytestmark = pytest.mark.slow(seconds=18, together="ray")
 TESTS = str(Path(__file__).resolve().parent)
 
 
