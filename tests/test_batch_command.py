@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -230,3 +231,17 @@ def test_a_dry_run_needs_no_model(tmp_path, capsys):
 def test_clips_of_all_kinds_through_a_job(how, tmp_path, cache):
     [figures] = batch_clips.run(tmp_path, clips=50, jobs=(how,), longest=8.0)
     assert (figures["good"], figures["bad"]) == (47, 3)
+
+
+@pytest.mark.slow(seconds=20)
+def test_the_page_on_batch_jobs_runs_as_it_stands(tmp_path, cache, capsys, monkeypatch):
+    """Its Python: a job, and the engine by itself."""
+    monkeypatch.chdir(tmp_path)
+    line = {"id": "a", "audio": str(example("tone")), "prompt": QUESTION}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+    page = (ROOT / "docs" / "batch.md").read_text()
+    job, engine = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(job, "batch.md", "exec"), {})
+    assert capsys.readouterr().out == "finished 1\n"
+    exec(compile(engine, "batch.md", "exec"), {})
+    assert capsys.readouterr().out.endswith(" 1\n")  # one clip for two questions
