@@ -187,12 +187,12 @@ class _Server:
         self._check_type(request, "multipart/form-data")
         body = await self._body(request)
 
-        async def replay() -> Mapping[str, Any]:
+        async def replay() -> Any:
             return {"type": "http.request", "body": body, "more_body": False}
 
         fields, sound = {}, None
         try:
-            async with Request(request.scope, replay).form(max_files=1, max_fields=20) as form:  # type: ignore[arg-type]
+            async with Request(request.scope, replay).form(max_files=1, max_fields=20) as form:
                 for name, value in form.multi_items():
                     if isinstance(value, UploadFile):
                         if name != "file":
