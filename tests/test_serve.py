@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra `serve`")
 pytest.importorskip("openai", reason="the server is tested with OpenAI's client")
+pytest.importorskip("httpx", reason="the server is tested with httpx")
 
 import httpx
 import openai
