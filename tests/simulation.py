@@ -36,7 +36,8 @@ def random_cases(
     for index in range(pool):
         line = [int(rng.integers(1, longest))]
         if rng.random() < 0.6:
-            line += [str(rng.integers(3, frames)), int(rng.integers(1, min(20, longest)))]
+            line += [str(rng.integers(3, frames)) for _ in range(int(rng.choice([1, 1, 1, 3])))]
+            line.append(int(rng.integers(1, min(20, longest))))
         prompts.append(row_alone(name, 0, (line,), seed=index % 7))
         if rng.random() < 0.5:  # another question after the same beginning
             same = {key: value.copy() for key, value in prompts[-1].items()}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import batch_clips
@@ -151,7 +152,7 @@ def test_a_failing_device_costs_the_record_that_fails(cache, monkeypatch):
 
     def first_tokens(self, logits, embedded, rows):
         calls.append([row.seed for row in rows])
-        if 2 in calls[-1] or len(calls) > 20:
+        if 2 in calls[-1] or len(calls) > 40:
             raise RuntimeError("RESOURCE_EXHAUSTED at 0x7f0011223344")
         return original(self, logits, embedded, rows)
 
@@ -162,7 +163,13 @@ def test_a_failing_device_costs_the_record_that_fails(cache, monkeypatch):
         rows = answerer(records)
         assert ["error" in row for row in rows] == [False, False, True, False]
         assert rows[2]["error"] == {"kind": "device", "message": "the model's device failed (RuntimeError)"}
-    calls += [[]] * 20
+    # Nor does it cost those of another call that runs at the same time.
+    calls.clear()
+    others = [Record(f"o{i}", "", prompt="Good day", seed=100 + i) for i in range(6)]
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(answerer, (records, others)))
+    assert ["error" in row for row in both[0] + both[1]] == [False, False, True, *[False] * 7]
+    calls += [[]] * 40
     with pytest.raises(RuntimeError, match=r"the model fails on every record: .*RESOURCE_EXHAUSTED"):
         answerer(records)
     answerer.close()

@@ -40,7 +40,7 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
 def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
     monkeypatch.setattr(placement, "SHORTEST", 8)
     cases = simulation.random_cases("gqa", 100, seed=5, pool=10, longest=7, frames=23)
-    simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=32, seconds=0.23)
+    simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
 
 @pytest.mark.slow(seconds=60)
@@ -48,7 +48,7 @@ def test_random_requests_are_answered_as_alone(load, processor, programs, monkey
 def test_random_requests_of_all_lengths(load, processor, programs, shape):
     mesh = None if shape is None else make_mesh(data=shape[0], model=shape[1])
     cases = simulation.random_cases("gqa", 300, seed=6)
-    simulated(load("gqa", mesh), processor, programs, cases, slots=8, positions=256, tokens=160, seconds=2.6)
+    simulated(load("gqa", mesh), processor, programs, cases, slots=8, positions=384, tokens=250, seconds=2.6)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,19 @@ def test_several_questions_on_one_clip_compute_it_once(engine, load):
         np.testing.assert_array_equal(
             alone[0, asked.inputs["input_ids"].shape[1] :][: len(answer.token_ids)], answer.token_ids
         )
+
+
+def test_a_clip_whose_vectors_are_gone_is_not_encoded_for_a_rest_without_it(load, processor):
+    begin = row_alone("gqa", 0, ([4, "240", 3],), seed=3)
+    with Engine(load("gqa"), processor, slots=2, positions=256, clips_kept=0) as engine:
+        for question in ([7, 8], [9, 10, 11]):
+            inputs = {**begin, "input_ids": np.concatenate([begin["input_ids"], [question]], axis=1)}
+            inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
+            answer = engine.submit(Request(inputs=inputs, options={"max_new_tokens": 5})).result()
+            alone = load("gqa").generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
+            np.testing.assert_array_equal(alone[: len(answer.token_ids)], answer.token_ids)
+        assert answer.reused_tokens == 67
+        assert engine.stats()["clips_encoded"] == 1
 
 
 def test_options_that_cannot_be_used_are_the_requests_error(engine):

@@ -323,14 +323,15 @@ def test_hostile_requests_get_their_status_and_the_server_lives(address, client,
         (post("/v1/models", GOOD, JSON), b"405"),
         (post("/v1/models/%2e%2e%2fetc", b"", JSON).replace(b"POST", b"GET"), b"404"),
         (b"GET /" + b"a" * (100 << 10) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"4"),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 40_000 + b"\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 40_000 + b"\r\n", b"4"),
         (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", b"4"),
         (b"nonsense\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
     ]
     for data, status in cases:
         got = raw(address, data)
-        assert got.startswith(b"HTTP/1.1 " + status) or (got == b"closed" and status in (b"413", b"400", b"4")), (
+        # A server that refuses while more is being sent may have closed before its answer was read.
+        assert got.startswith(b"HTTP/1.1 " + status) or (got == b"closed" and status in (b"413", b"4")), (
             data[:120],
             got[:300],
         )

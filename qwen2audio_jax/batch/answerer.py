@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 Row = dict[str, Any]
+_UNSENT = ("_lock", "_access", "_loaded", "_running", "_failure")
+"""What stays behind when an answerer is sent to another process."""
 
 
 class Answerer:
@@ -89,17 +92,13 @@ class Answerer:
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._access = threading.Lock(), _Access()
         self._loaded: tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor] | None = None
         self._running: Engine | None = None
         self._failure: BaseException | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_lock", "_loaded", "_running", "_failure")
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in _UNSENT}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
@@ -142,14 +141,16 @@ class Answerer:
             ValueError: the model cannot be loaded.
             RuntimeError: the device fails on every record: it is not the records' fault.
         """
-        outcomes = list(self._outcomes(records))
+        with self._access.shared():
+            outcomes = list(self._outcomes(records))
         failed = [index for index, outcome in enumerate(outcomes) if _is_device(outcome)]
-        if failed:
-            # One record may be more than the device can take: each is tried alone before the device is blamed.
-            for index in failed:
+        # One record may be more than the device can take, and end all that run beside it: each is tried alone, with
+        # no other call's either, before it or the device is blamed.
+        for index in failed:
+            with self._access.alone():
                 [outcomes[index]] = self._outcomes([records[index]])
-            if all(map(_is_device, outcomes)):
-                raise RuntimeError(f"the model fails on every record: {self._failure}") from self._failure
+        if failed and all(map(_is_device, outcomes)):
+            raise RuntimeError(f"the model fails on every record: {self._failure}") from self._failure
         return [self._row(record, outcome) for record, outcome in zip(records, outcomes, strict=True)]
 
     def close(self) -> None:
@@ -241,6 +242,41 @@ class Answerer:
             },
             **({"token_ids": outcome.token_ids.tolist()} if self._token_ids else {}),
         }
+
+
+class _Access:
+    """Access of several at a time, or of one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside, self._closed = 0, False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Be inside, with others; waits while somebody is alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be inside alone; waits until all others have left."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._closed = True
+            self._changed.wait_for(lambda: self._inside == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()
 
 
 def _is_device(outcome: Answer | RequestError) -> bool:

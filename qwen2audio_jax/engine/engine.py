@@ -121,7 +121,7 @@ class Engine:
         stops = max(EOS_SLOTS, len(model.generation_config.eos_token_id))
         self._bounds = Bounds(positions, stops)
         self._state = Slots(runtime, rows=rows, capacity=padded_capacity(1, config=runtime.config), stops=stops)
-        self._prompts = Prompts(runtime, kept=clips_kept)
+        self._prompts = Prompts(runtime, kept=clips_kept, together=slots)
         # An int8 cache gives a prompt's beginning rounded, where a whole prefill has it exact.
         self._residents = Residents(slots, shared=share_prefixes and runtime.cache_dtype != "int8", capacity=largest)
         self._waiting: Waiting[Work] = Waiting()

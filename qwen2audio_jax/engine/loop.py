@@ -135,7 +135,7 @@ class Loop:
         """Whole prompts, those of similar length together."""
         if not works:
             return
-        heard = self._prompts.hear(works)
+        heard = self._prompts.hear(works, [0] * len(works))
         lengths = [work.length for work in works]
         for group in prompt_groups(lengths, config=self._runtime.config, mesh=self._runtime.mesh):
             members = [works[index] for index in group.members]
@@ -158,7 +158,7 @@ class Loop:
             part = [work for work, beginning in left.items() if beginning.width == width][:most]
             found = [left.pop(work) for work in part]
             starts = [beginning.tokens for beginning in found]
-            heard = self._prompts.hear(part)
+            heard = self._prompts.hear(part, starts)
             embedded = self._prompts.embed(part, starts, heard, count=most, width=width)
             logits, rows = self._state.extend(embedded, sources=[beginning.slot for beginning in found], starts=starts)
             first = self._first(part, logits, embedded)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,30 +17,27 @@ from qwen2audio_jax.generation.runtime import Runtime
 class Prompts:
     """Encoder and embedding, with the audio vectors of the clips that were heard last."""
 
-    def __init__(self, runtime: Runtime, *, kept: int):
-        """Args: the model's `runtime`; the vectors of how many clips are kept."""
-        self._runtime, self._kept = runtime, kept
+    def __init__(self, runtime: Runtime, *, kept: int, together: int):
+        """Args: the model's `runtime`; the vectors of how many clips are kept, and how many are encoded together."""
+        self._runtime, self._kept, self._together = runtime, kept, together
         self._vectors: OrderedDict[bytes, jax.Array] = OrderedDict()
         self.encoded = 0
         self.reused = 0
 
-    def hear(self, works: Sequence[Work]) -> dict[bytes, jax.Array]:
-        """The audio vectors [max_tokens, D] of all clips of some requests, by their content."""
+    def hear(self, works: Sequence[Work], starts: Sequence[int]) -> dict[bytes, jax.Array]:
+        """The audio vectors [max_tokens, D] of the clips that prompts have from `starts` on, by their content."""
         wanted: dict[bytes, tuple[np.ndarray, int]] = {}
-        for work in works:
+        for work, start in zip(works, starts, strict=True):
             if work.inputs is not None and work.inputs.clips is not None:
-                clips = work.inputs.clips
-                for digest, features, frames in zip(work.digests, clips.features, clips.frames, strict=True):
-                    wanted[digest] = features, int(frames)
+                clips, needed = work.inputs.clips, np.unique(work.inputs.slots[0][start:, 0])
+                for clip in needed[needed >= 0]:
+                    wanted[work.digests[clip]] = clips.features[clip], int(clips.frames[clip])
         found = {digest: self._vectors[digest] for digest in wanted if digest in self._vectors}
-        new = {digest: clip for digest, clip in wanted.items() if digest not in found}
-        if new:
-            width = max(features.shape[1] for features, _ in new.values())
-            stacked = np.zeros((len(new), len(next(iter(new.values()))[0]), width), np.float32)
-            for row, (features, _) in zip(stacked, new.values(), strict=True):
-                row[:, : features.shape[1]] = features
-            frames = np.asarray([count for _, count in new.values()], np.int32)
-            found |= zip(new, hear(self._runtime, ClipFeatures(stacked, frames)), strict=True)
+        new = [digest for digest in wanted if digest not in found]
+        # Requests may have many clips each; more of them in one call would be shapes that no warm-up knows.
+        for begin in range(0, len(new), self._together):
+            part = new[begin : begin + self._together]
+            found |= zip(part, hear(self._runtime, _stacked([wanted[digest] for digest in part])), strict=True)
         self.encoded, self.reused = self.encoded + len(new), self.reused + len(wanted) - len(new)
         for digest in wanted:
             self._vectors[digest] = found[digest]
@@ -53,14 +51,23 @@ class Prompts:
     ) -> Embedded:
         """Embeddings [count, width, D] of the prompts from `starts` on."""
         ids, slots = [], []
-        vectors: list[jax.Array] = []
+        vectors: list[Any] = []  # None for a clip that the rest of its prompt does not have
         for work, start in zip(works, starts, strict=True):
             assert work.inputs is not None
             ids.append(work.inputs.rows.ids[0][start:])
             pairs = work.inputs.slots[0][start:].copy()
             pairs[pairs[:, 0] >= 0, 0] += len(vectors)
             slots.append(pairs)
-            vectors += [heard[digest] for digest in work.digests]
+            vectors += [heard.get(digest) for digest in work.digests]
         together = CheckedInputs(TextRows(ids, [], width), None, slots)
         group = Group(tuple(range(len(works))), count, width)
         return embed_group(self._runtime, together, vectors, group=group)
+
+
+def _stacked(clips: Sequence[tuple[np.ndarray, int]]) -> ClipFeatures:
+    """Clips (features [M, L], valid frames) side by side, padded with zeros."""
+    width = max(features.shape[1] for features, _ in clips)
+    stacked = np.zeros((len(clips), len(clips[0][0]), width), np.float32)
+    for row, (features, _) in zip(stacked, clips, strict=True):
+        row[:, : features.shape[1]] = features
+    return ClipFeatures(stacked, np.asarray([frames for _, frames in clips], np.int32))
