@@ -28,10 +28,6 @@ class _Worker:
     def __init__(self) -> None:
         self._rows: Any = None
 
-    def ready(self) -> bool:
-        """True once the actor runs."""
-        return True
-
     def run(self, task: Task, rows: Any) -> list[Row]:
         """Answer a task's records, and write its part."""
         if self._rows is None:

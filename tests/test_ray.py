@@ -23,7 +23,11 @@ from qwen2audio_jax.batch.run import run_batch
 from qwen2audio_jax.embedded import examples
 from qwen2audio_jax.ray import ATTEMPTS, Cluster, answer
 
-pytestmark = pytest.mark.slow(seconds=18, together="ray")
+pytestmark = [
+    pytest.mark.slow(seconds=18, together="ray"),
+    # Ray starts its processes by a fork that runs another program at once.
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
+]
 TESTS = str(Path(__file__).resolve().parent)
 
 

@@ -1,14 +1,16 @@
 """A batch job's run on one host: shards -> records -> answers -> parts. No jax here: that is the answerer's."""
 
 import itertools
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -67,12 +69,10 @@ class Task:
         """The same with what answers it, which is sent once, or without."""
         return replace(self, rows=rows)
 
-    def run(self, group: int = GROUP) -> list[Row]:
+    def run(self) -> list[Row]:
         """Answer the records and write the part; what there is to count of each row."""
         assert self.rows is not None
-        found: list[Row] = []
-        for start in range(0, len(self.records), group):
-            found += self.rows(self.records[start : start + group])
+        found = self.rows(self.records)
         self.write(found)
         kept = ("error", "audio_seconds", "tokens", "suspect")
         return [{name: row[name] for name in kept if name in row} for row in found]
@@ -302,7 +302,7 @@ class _Pipeline:
         self, chunks: Iterable[tuple[Any, Sequence[Record]]], *, stop: threading.Event
     ) -> Iterator[tuple[Any, list[Row]]]:
         """The rows of groups, in their order; after `stop` those that are answered within `DRAIN_SECONDS`."""
-        waiting = iter(chunks)
+        waiting, end = iter(chunks), math.inf
         while True:
             while len(self._under_way) < 2 and not stop.is_set() and (chunk := next(waiting, None)) is not None:
                 self._under_way.append((chunk[0], self._pool.submit(self._answer, chunk[1])))
@@ -310,14 +310,11 @@ class _Pipeline:
                 return
             place, future = self._under_way[0]
             while not future.done():
-                with suppress(TimeoutError):
-                    future.result(timeout=0.1)
-                    break
                 if stop.is_set():
-                    with suppress(TimeoutError):
-                        future.result(timeout=DRAIN_SECONDS)
-                        break
+                    end = min(end, time.monotonic() + DRAIN_SECONDS)  # for all groups together
+                if time.monotonic() > end:
                     return
+                wait([future], timeout=0.1)
             self._under_way.popleft()
             yield place, future.result()
 

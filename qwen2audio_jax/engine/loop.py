@@ -169,7 +169,7 @@ class Loop:
                     self._state.insert_row(first, rows, source=source, slot=self._residents.take(work, kept=kept))
 
     def _first(self, works: list[Work], logits: jax.Array, embedded: Any) -> First:
-        rows = [Row(work.key_ids(), work.seed, work.config) for work in works]
+        rows = [Row(work.ids, work.seed, work.config) for work in works]
         first = self._state.first_tokens(logits, embedded, rows)
         self._issued.append(_Issued(first.last, list(enumerate(works))))
         for work in works:
@@ -182,7 +182,7 @@ class Loop:
         self._issued.append(_Issued(tokens, [(work.slot, work) for work in running if work.slot is not None]))
         free = self._residents.slots - len(running)
         self._counts.issued()
-        self._counts.add(steps=1, row_steps=len(running))
+        self._counts.add(steps=1)
         if len(self._waiting):
             self._admission.stepped(free)
             self._counts.add(full_steps=self._residents.slots, full_row_steps=len(running))

@@ -145,7 +145,7 @@ class Preparation:
             self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS), thread_name_prefix="prepare")
 
     def submit(self, request: Request, done: Callable[[Prepared | RequestError], None]) -> Callable[[], Any]:
-        """Prepare a request; `done` is called once, in another thread. Returns what cancels it."""
+        """Prepare a request; `done` is called once, in this thread or another. Returns what cancels it."""
         future: Future[Prepared | RequestError]
         if self._processes is not None and request.inputs is None:
             future = self._processes.schedule(_in_worker, args=[request], timeout=self._seconds)

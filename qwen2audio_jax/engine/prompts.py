@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen2audio_jax.engine.work import Work
+from qwen2audio_jax.engine.work import Work, side_by_side
 from qwen2audio_jax.generation.encoding import Embedded, embed_group, hear
 from qwen2audio_jax.generation.grouping import Group
-from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, TextRows
+from qwen2audio_jax.generation.inputs import CheckedInputs, TextRows
 from qwen2audio_jax.generation.runtime import Runtime
 
 
@@ -37,7 +37,9 @@ class Prompts:
         # Requests may have many clips each; more of them in one call would be shapes that no warm-up knows.
         for begin in range(0, len(new), self._together):
             part = new[begin : begin + self._together]
-            found |= zip(part, hear(self._runtime, _stacked([wanted[digest] for digest in part])), strict=True)
+            own = [wanted[digest] for digest in part]
+            width = max(features.shape[1] for features, _ in own)
+            found |= zip(part, hear(self._runtime, side_by_side(own, width=width)), strict=True)
         self.encoded, self.reused = self.encoded + len(new), self.reused + len(wanted) - len(new)
         for digest in wanted:
             self._vectors[digest] = found[digest]
@@ -62,12 +64,3 @@ class Prompts:
         together = CheckedInputs(TextRows(ids, [], width), None, slots)
         group = Group(tuple(range(len(works))), count, width)
         return embed_group(self._runtime, together, vectors, group=group)
-
-
-def _stacked(clips: Sequence[tuple[np.ndarray, int]]) -> ClipFeatures:
-    """Clips (features [M, L], valid frames) side by side, padded with zeros."""
-    width = max(features.shape[1] for features, _ in clips)
-    stacked = np.zeros((len(clips), len(clips[0][0]), width), np.float32)
-    for row, (features, _) in zip(stacked, clips, strict=True):
-        row[:, : features.shape[1]] = features
-    return ClipFeatures(stacked, np.asarray([frames for _, frames in clips], np.int32))

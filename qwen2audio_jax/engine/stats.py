@@ -22,7 +22,6 @@ class Counts:
     reused_tokens: int = 0
     audio_seconds: float = 0.0
     steps: int = 0
-    row_steps: int = 0
     full_steps: int = 0
     full_row_steps: int = 0
     enqueued_seconds: float = 0.0

@@ -1,7 +1,7 @@
 """Work: a request on its way through the engine, from its checked inputs to its answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +43,9 @@ class Work:
         inputs: its checked prompt and clips; None once it is in a slot.
         key: the prompt as prefixes are compared: see `prefix.row_tokens`.
         digests: a hash of each clip's content.
+        audio_seconds, truncated_clips: of its answer.
+        load_seconds: what preparing it took.
+        began, first: when the model began with it and when its first token was read, as `submitted`; 0 before.
         slot: where its row is.
         reused: prompt tokens that were copied from another slot.
         issued: how many of its tokens have been issued; `tokens` has those that were read.
@@ -73,7 +76,8 @@ class Work:
         """Tokens of the prompt."""
         return len(self.key)
 
-    def key_ids(self) -> np.ndarray:
+    @property
+    def ids(self) -> np.ndarray:
         """The prompt's ids, [T] int32."""
         assert self.inputs is not None
         return self.inputs.rows.ids[0]
@@ -153,14 +157,19 @@ def make_work(
 
 
 def _clips(prepared: Prepared, *, config: Qwen2AudioConfig) -> ClipFeatures | None:
-    """The clips side by side, padded with zeros, which the encoder ignores."""
     if not prepared.frames:
         return None
     audio = config.audio_config
-    width = padded_frames(max(prepared.frames), config=audio)
-    features = np.zeros((len(prepared.frames), audio.num_mel_bins, width), np.float32)
-    for clip, own in zip(features, prepared.features, strict=True):
-        if own.shape[0] != audio.num_mel_bins:
-            raise ValueError(f"a clip has {own.shape[0]} mels, this model {audio.num_mel_bins}: use its processor")
-        clip[:, : own.shape[1]] = own
-    return ClipFeatures(features, np.asarray(prepared.frames, np.int32))
+    for features in prepared.features:
+        if len(features) != audio.num_mel_bins:
+            raise ValueError(f"a clip has {len(features)} mels, this model {audio.num_mel_bins}: use its processor")
+    clips = list(zip(prepared.features, prepared.frames, strict=True))
+    return side_by_side(clips, width=padded_frames(max(prepared.frames), config=audio))
+
+
+def side_by_side(clips: Sequence[tuple[np.ndarray, int]], *, width: int) -> ClipFeatures:
+    """Clips (features [M, L], valid frames) as one array, padded with zeros, which the encoder ignores."""
+    together = np.zeros((len(clips), len(clips[0][0]), width), np.float32)
+    for row, (features, _) in zip(together, clips, strict=True):
+        row[:, : features.shape[1]] = features
+    return ClipFeatures(together, np.asarray([frames for _, frames in clips], np.int32))
