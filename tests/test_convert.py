@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from qwen2audio_jax.checkpoint import bounded_pool, hf_folder, mapping, reader, safetensors_file, writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, verify
+from qwen2audio_jax.convert import convert, to_orbax, verify
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -612,7 +612,7 @@ def test_command_that_fails(tmp_path, capfd, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(command, "convert", fail)
+    monkeypatch.setattr(to_orbax, "convert", fail)
     assert command.main([str(tmp_path), str(tmp_path / "orbax")]) == 1
     assert "failed: no space left" in capfd.readouterr().err
 
