@@ -25,6 +25,7 @@ FLOORS = (
     ("source",),
     ("processing", "api", "audio_encoder"),
     ("engine",),
+    ("tasks",),
     ("batch", "ray", "serve"),
     ("train",),
     ("speech", "plan"),

@@ -26,6 +26,7 @@ from qwen2audio_jax.cli.options import (
     add_train_options,
 )
 from qwen2audio_jax.cli.output import one_line, say
+from qwen2audio_jax.cli.tasks_options import TASK_COMMANDS, add_task_parsers, hint
 
 DESCRIPTION = "Qwen2-Audio: speech, sound and music in, text out."
 GENERATE = """\
@@ -67,6 +68,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="answer one prompt", description=GENERATE)
     generate.add_argument("prompt", nargs="?", help="the text; - reads it from stdin, without its last line break")
+    add_task_parsers(commands, add_model_options=add_model_options)
     chat = commands.add_parser("chat", help="hold a conversation", description=CHAT)
     batch = commands.add_parser("batch", help="answer many prompts", description=BATCH)
     add_batch_options(batch)
@@ -102,12 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.convert.__main__ import main as convert
 
         return convert(arguments[1:], prog="qwen2audio convert")
+    if (said := hint(arguments)) is not None:
+        say(f"qwen2audio: {said}")
+        return 2
     options = build_parser().parse_args(arguments)
     # JAX would reserve most of a GPU's memory at once, and other programs may need it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Imported here: --help and --version need neither.
     if options.command == "generate":
         from qwen2audio_jax.cli.generate import generate
+    elif options.command in TASK_COMMANDS:
+        from qwen2audio_jax.cli.tasks import run_task
     elif options.command == "batch":
         from qwen2audio_jax.cli.batch import batch
     elif options.command == "serve":
@@ -137,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = plan(options, arguments)
         elif options.command == "batch":
             code = batch(options)
+        elif options.command in TASK_COMMANDS:
+            code = run_task(options)
         elif options.command == "generate":
             code = generate(options)
         else:
