@@ -1,43 +1,11 @@
 """Options of the commands that are tasks: transcribe, translate, caption, classify, ask and embed."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 TASK_COMMANDS = ("transcribe", "translate", "caption", "classify", "ask", "embed")
-TRANSCRIBE = """\
-Transcribe sound of any length: cut at silence, windows answered side by side, silence and noise left out. The text goes
-to stdout, or into a file for each sound in --output-dir. docs/tasks.md says what can be doubtful about it."""
-TRANSLATE = "Translate speech of any length; see transcribe."
-CAPTION = "Say in a sentence what can be heard."
-CLASSIFY = """\
-Say which label fits a clip best, by how probable the model finds each one after the prompt; no label is a word that it
-has to say by itself."""
-ASK = """\
-Answer a question about a sound; without --question or --task the sound is the question (voice chat). What is longer
-than 30 s is several clips of one prompt, as far as --positions allow."""
-EMBED = "Write the audio features of sounds, one vector for 40 ms, into one file."
 FORMATS = ("txt", "json", "srt", "vtt", "tsv")
-
-
-def add_task_parsers(commands: Any, *, add_model_options: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Add the commands of tasks to the command line's."""
-    for name, line, description in (
-        ("transcribe", "speech to text, of any length", TRANSCRIBE),
-        ("translate", "speech to text in another language", TRANSLATE),
-        ("caption", "what can be heard", CAPTION),
-        ("classify", "which label fits", CLASSIFY),
-        ("ask", "a question about sounds", ASK),
-        ("embed", "audio features", EMBED),
-    ):
-        parser = commands.add_parser(name, help=line, description=description)
-        parser.add_argument(
-            "files", nargs="+", metavar="FILE", help="a file, a URL, or example:NAME; each is answered by itself"
-        )
-        _ADD[name](parser)
-        _add_common(parser, name)
-        add_model_options(parser)
 
 
 def hint(arguments: Sequence[str]) -> str | None:
@@ -53,12 +21,21 @@ def hint(arguments: Sequence[str]) -> str | None:
     )
 
 
-def _add_transcribe(parser: argparse.ArgumentParser) -> None:
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the sounds."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file, a URL, - for standard input, or example:NAME; each by itself"
+    )
+
+
+def add_transcribe_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `transcribe`."""
     parser.add_argument("--language", metavar="CODE", help="of the speech: en (default), zh, yue, fr, it, es, de, ja")
     _add_long(parser)
 
 
-def _add_translate(parser: argparse.ArgumentParser) -> None:
+def add_translate_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `translate`."""
     parser.add_argument("--from", dest="source", metavar="CODE", default="zh", help="language of the speech (zh)")
     parser.add_argument("--to", dest="target", metavar="CODE", default="en", help="of the text: en, zh, de (en)")
     _add_long(parser)
@@ -89,11 +66,13 @@ def _add_long(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn again (default: 0)")
 
 
-def _add_caption(parser: argparse.ArgumentParser) -> None:
+def add_caption_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `caption`."""
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
-def _add_classify(parser: argparse.ArgumentParser) -> None:
+def add_classify_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `classify`."""
     parser.add_argument("--task", metavar="NAME", help="emotion, vocal_sound; of the embedded model sound_kind, voice")
     parser.add_argument("--labels", metavar="A,B,...", help="any labels, instead of the task's")
     parser.add_argument(
@@ -105,14 +84,16 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with every label's probability")
 
 
-def _add_ask(parser: argparse.ArgumentParser) -> None:
+def add_ask_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ask`."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--question", metavar="TEXT", help="any question")
     what.add_argument("--task", choices=("sound", "music"), help="a question of the package's")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
-def _add_embed(parser: argparse.ArgumentParser) -> None:
+def add_embed_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `embed`."""
     parser.add_argument("--output", metavar="FILE", required=True, help="file: .npz or .safetensors")
     parser.add_argument(
         "--layer",
@@ -123,28 +104,24 @@ def _add_embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", choices=("none", "mean"), default="none", help="mean: one vector for each file")
 
 
-def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
-    group = parser.add_argument_group("hearing and speed")
+def add_hearing_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of hearing sounds, which all have."""
+    group = parser.add_argument_group("hearing")
     group.add_argument(
         "--allow-truncated", action="store_true", help="hear files that are shorter than they say, as far as they go"
     )
     group.add_argument("--track", type=int, metavar="N", help="audio track, from 0, of files that have several")
-    if name == "embed":
-        return
-    group.add_argument("--kind", choices=("base", "instruct", "embedded"), help="of model (default: by the model)")
-    if name == "classify":
-        return
+
+
+def add_kind_option(parser: argparse.ArgumentParser) -> None:
+    """Add the kind of model."""
+    parser.add_argument("--kind", choices=("base", "instruct", "embedded"), help="of model (default: by the model)")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the engine."""
+    group = parser.add_argument_group("answering")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer (default: the task's)")
     group.add_argument("--slots", type=int, metavar="N", help="windows or files at a time (default: what fits)")
     group.add_argument("--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together")
     group.add_argument("--stats", action="store_true", help="say at the end on stderr how fast it was, as JSON")
-
-
-_ADD = {
-    "transcribe": _add_transcribe,
-    "translate": _add_translate,
-    "caption": _add_caption,
-    "classify": _add_classify,
-    "ask": _add_ask,
-    "embed": _add_embed,
-}
