@@ -3,7 +3,7 @@
 Each error message quotes the number from here, so a message can never disagree with the check.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,6 @@ class Limits:
 
 LIMITS = Limits()
 """The defaults."""
+
+LONG_LIMITS = replace(LIMITS, file_bytes=1 << 40, decoded_seconds=7 * 24 * 3600.0)
+"""For sound that is decoded block by block and never held whole."""

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from qwen2audio_jax.cli.commands import COMMANDS, build_parser
 from qwen2audio_jax.cli.output import one_line, say
+from qwen2audio_jax.cli.tasks_options import hint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.convert.__main__ import main as convert
 
         return convert(arguments[1:], prog="qwen2audio convert")
+    if (said := hint(arguments)) is not None:
+        say(f"qwen2audio: {said}")
+        return 2
     options = build_parser().parse_args(arguments)
     options.arguments = arguments
     # JAX would reserve most of a GPU's memory at once, and other programs may need it.
