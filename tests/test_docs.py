@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -82,6 +83,22 @@ def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_lea
     for file in [*DOCS.glob("*.md"), ROOT / "README.md", *ROOT.glob("[A-Z]*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_pictures_are_those_that_were_measured():
+    for name in ("side_by_side.png",):
+        assert (DOCS / "images" / name).read_bytes() == (ROOT / "benchmarks" / "results" / name).read_bytes()
+
+
+def test_container_files_copy_what_there_is_and_run_as_nobody_special():
+    for file in (ROOT / "docker").glob("*.Dockerfile"):
+        lines = file.read_text().splitlines()
+        copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+        assert all((ROOT / word).exists() for word in copied if not word.startswith(("-", "/"))), file.name
+        assert "USER 10001" in lines
+        if (linter := shutil.which("hadolint")) is not None:
+            done = subprocess.run([linter, str(file)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow(seconds=10)

@@ -91,6 +91,7 @@ def build_parser() -> Parser:
     add_output_options(generate)
     for name in ("generate", "train", "evaluate", "doctor"):
         add_process_options(commands.choices[name])
+    add_process_options(batch, of="--mesh-across-hosts")
     return parser
 
 

@@ -64,18 +64,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of multi-process runs; without them the cluster environment decides."""
+def add_process_options(parser: argparse.ArgumentParser, *, of: str = "") -> None:
+    """Add the options of multi-process runs; without them the cluster environment decides.
+
+    Args:
+        parser: of the command; one that has a --peer-timeout already keeps it.
+        of: another option that they need.
+    """
     group = parser.add_argument_group(
-        "several processes",
+        f"several processes{of and f', with {of}'}",
         "the same command on every host; TPU pods, Slurm, Open MPI and Kubernetes jobs need none of these",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's host, and a free port on it")
     group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
     group.add_argument("--num-processes", type=int, metavar="N", help="how many there are; 1: alone, whatever is found")
-    group.add_argument(
-        "--peer-timeout", type=float, metavar="SECONDS", help="how long to wait for the others (default: 300)"
-    )
+    if parser.get_default("peer_timeout") is None:
+        group.add_argument(
+            "--peer-timeout", type=float, metavar="SECONDS", help="how long to wait for the others (default: 300)"
+        )
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:
@@ -183,6 +189,11 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         default=300.0,
         help="wait so long for a trace of the other hosts in the folder (default: %(default)g); 0: do not take over "
         "their shards",
+    )
+    group.add_argument(
+        "--mesh-across-hosts",
+        action="store_true",
+        help="one model over the devices of all hosts, for models that one host cannot hold; needs --mesh",
     )
     group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits; 8 on a CPU)")
     group.add_argument(

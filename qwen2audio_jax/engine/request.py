@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.audio import AudioError
-
 _OWN = str(Path(__file__).resolve().parent.parent)
 
 
@@ -129,7 +127,7 @@ def as_request_error(error: BaseException) -> RequestError:
         return RequestError("its clips take more memory than they may: shorten or convert them", kind="memory")
     if not is_own(error):
         return RequestError(f"the processor or the model failed ({type(error).__name__})", kind="failed")
-    return RequestError(str(error), kind=error.kind if isinstance(error, AudioError) else "input")
+    return RequestError(str(error), kind=getattr(error, "kind", "input"))
 
 
 def is_own(error: BaseException) -> bool:
