@@ -14,7 +14,7 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The rooms of the house, lowest first: a room may import from its own floor and from those below it.
 FLOORS = (
-    ("limits", "_version"),
+    ("limits", "_version", "command_line", "installed"),
     ("storage", "embedded", "configs"),
     ("config", "audio"),
     ("parallel",),
