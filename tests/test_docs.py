@@ -57,8 +57,9 @@ def test_every_message_of_the_error_table_is_in_the_code():
         assert any(all(word in text for word in words) for text in texts_of_the_code()), message
 
 
-def test_every_answer_of_the_questions_names_a_test_that_there_is():
+def test_every_answer_of_the_questions_and_every_promise_names_a_test_that_there_is():
     answers = page("faq").split("\n## ")[1:]
+    answers += page("reliability").partition("\n## ")[0].split("\n- ")[1:]
     assert len(answers) > 20
     for answer in answers:
         names = re.findall(r"`(tests/\w+\.py)::([\w:]+)`", answer)
