@@ -114,7 +114,7 @@ def test_the_pages_build(tmp_path):
         assert name in html
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=25)
 def test_the_first_steps_as_typed(tmp_path):
     """Each block in a shell, one behind the other, and what stands below it comes out."""
     (tmp_path / "qwen2audio_jax").symlink_to(ROOT / "qwen2audio_jax")

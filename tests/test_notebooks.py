@@ -29,7 +29,7 @@ def test_outputs_are_those_of_a_whole_run(name):
         assert word in first
 
 
-@pytest.mark.slow(seconds=75)
+@pytest.mark.slow(seconds=50)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs(name, tmp_path):
     pytest.importorskip("nbmake", reason="the extra notebooks is not installed")
