@@ -77,6 +77,22 @@ def test_the_page_of_limits_is_the_table_of_limits():
     assert {name: float(number) * UNITS[unit] for name, number, unit in rows} == dataclasses.asdict(LIMITS)
 
 
+def test_settings_and_records_of_the_pages_are_read(tmp_path):
+    from qwen2audio_jax.batch.records import read_record as read_batch
+    from qwen2audio_jax.train.records import read_record as read_training
+    from qwen2audio_jax.train.settings_file import read_settings
+
+    (settings,) = [code for _, code in blocks(page("fine-tuning"), "toml")]
+    (tmp_path / "run.toml").write_text(settings)
+    assert read_settings(tmp_path / "run.toml").lora.rank == 16
+    (records,) = [code for _, code in blocks(page("fine-tuning"), "json")]
+    for line in records.splitlines():
+        assert read_training(line.encode(), where="page:1", audio_root="", preferences=False).clips
+    (records,) = [code for _, code in blocks(page("batch"), "json")]
+    for line in records.splitlines():
+        assert read_batch(line.encode(), id="1", where="page:1", root="/", prompt=None).problem is None, line
+
+
 def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_leads_somewhere():
     yaml = pytest.importorskip("yaml")
     said = re.findall(r"[\w-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
