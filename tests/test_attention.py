@@ -269,9 +269,9 @@ class TestChoice:
         ("asked", "device", "dtype", "head_dims", "said"),
         [
             ("flash", CPU, "float32", (64,), "attention='flash' is not one of 'auto', 'xla', 'cudnn', 'pallas'"),
-            ("pallas", CPU, "bfloat16", (64,), "'pallas' needs TPUs, but .* platform 'cpu': 'auto', 'xla'"),
-            ("cudnn", TPU, "bfloat16", (64,), "'cudnn' needs NVIDIA GPUs, but .* 'tpu': 'auto', 'xla', 'pallas'"),
-            ("pallas", gpu(), "bfloat16", (64,), "'pallas' needs TPUs, but .* 'gpu': 'auto', 'xla', 'cudnn'"),
+            ("pallas", CPU, "bfloat16", (64,), "'pallas' needs TPUs, but .* platform 'cpu': use 'auto', 'xla'"),
+            ("cudnn", TPU, "bfloat16", (64,), "'cudnn' needs NVIDIA GPUs, but .* 'tpu': use 'auto', 'xla', 'pallas'"),
+            ("pallas", gpu(), "bfloat16", (64,), "'pallas' needs TPUs, but .* 'gpu': use 'auto', 'xla', 'cudnn'"),
             ("pallas", TPU, "float16", (64,), "bfloat16 or float32, and the dtype is 'float16'; use 'auto' or 'xla'"),
             ("cudnn", gpu(), "float32", (64,), "bfloat16 or float16, and the dtype is 'float32'"),
             ("cudnn", gpu(), "bfloat16", (64, 160), "a multiple of 8 up to 128, and the model has 160"),

@@ -99,3 +99,15 @@ def test_the_clip(whole, tmp_path, capsys, monkeypatch):
     code, lines = examine(whole, capsys, "--glass-clip", clip)
     assert code == 0
     assert "ok      clip of breaking glass" in lines[-1]
+
+
+def test_smoke(capsys):
+    """Every stage of the embedded model, by two programs each: the bars hold, and a fault is beyond them."""
+    assert main(["doctor", "--smoke", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    names = ["log-mel", "encoder", "projector", "prefill", "decode"]
+    assert [stage["name"] for stage in found["stages"]] == [*names, *names[1:]]
+    for stage in found["stages"]:
+        assert 0 < stage["error"] <= stage["bar"]
+        assert stage["milliseconds"] > 0
