@@ -1,7 +1,7 @@
 """Many clips through batch jobs of every kind, judged against `generate` alone: the embedded model, real files.
 
 Whole, by hand: `python tests/batch_clips.py --clips 500`. A job is one device, meshes of eight fake ones, three hosts
-at once, three that are killed at random and started again, and Ray.
+at once, three that are killed at random and started again, Ray, and a mesh over two processes.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import sounds
+from processes import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ("Which digits are spoken?", "What is said?", "Repeat after me:", "Which sound is this?")
@@ -30,7 +31,7 @@ BAD = {
     "long": "too_long",
     "corrupt": "corrupt",
 }
-JOBS = ("one", "4x2", "8x1", "hosts", "killed", "ray")
+JOBS = ("one", "4x2", "8x1", "hosts", "killed", "ray", "across-2x1", "across-1x2")
 
 
 def write_clips(folder: Path, count: int, *, longest: float = 30.0) -> list[dict[str, Any]]:
@@ -86,7 +87,12 @@ def job(folder: Path, how: str, *, kills: int = 3) -> tuple[Path, float]:
     command = [sys.executable, "-c", script, "batch", str(folder / "m.jsonl"), "--output", str(output), "--quiet"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     hosts = [[*command, "--merge", str(merged)]]
-    if "x" in how:
+    if how.startswith("across-"):
+        address, mesh = f"127.0.0.1:{free_port()}", how.removeprefix("across-")
+        command += ["--mesh-across-hosts", "--mesh", mesh, "--coordinator", address, "--num-processes", "2"]
+        hosts = [[*command, "--merge", str(merged), "--process-id", str(number)] for number in range(2)]
+        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    elif "x" in how:
         # On a busy machine eight threads of one process come together late.
         patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {patience}"
@@ -106,7 +112,7 @@ def job(folder: Path, how: str, *, kills: int = 3) -> tuple[Path, float]:
         running[victim] = subprocess.Popen(hosts[victim], env=environment, stdout=subprocess.DEVNULL)
     codes = [process.wait() for process in running]
     assert codes == [0] * len(running), codes
-    if len(hosts) > 1:
+    if how in ("hosts", "killed"):
         Path(f"{merged}.0").rename(merged)
     return merged, time.monotonic() - began
 

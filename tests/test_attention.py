@@ -290,7 +290,7 @@ class TestChoice:
                 kind.from_pretrained(tmp_path / "nothing", attention="pallas")
         arguments = ["generate", "--attention", "cudnn", "--audio", "example:digits-4719", "Which digits are spoken?"]
         assert main(arguments) == 2
-        assert "attention='cudnn' needs NVIDIA GPUs" in capsys.readouterr().err
+        assert "--attention cudnn needs NVIDIA GPUs" in capsys.readouterr().err
 
     def test_the_model_holds_what_was_chosen(self):
         config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])

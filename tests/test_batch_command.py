@@ -219,9 +219,12 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "no such folder" in refusal(capsys, manifest, *output, "--model", tmp_path / "none")
     assert "cannot be read (No such file" in refusal(capsys, manifest, *output, "--suspect", tmp_path / "none")
     for option in ("--slots", "--workers", "--positions"):
-        assert f"{option[2:]}=-1: at least" in refusal(capsys, manifest, *output, option, -1)
+        assert f"{option} -1: at least" in refusal(capsys, manifest, *output, option, -1)
     assert "--mesh" in refusal(capsys, manifest, *output, "--mesh", "2by4")
     assert "local file" in refusal(capsys, manifest, *output, "--merge", "gs://mine/all.jsonl")
+    assert "needs --mesh" in refusal(capsys, manifest, *output, "--mesh-across-hosts")
+    assert "give one of them" in refusal(capsys, manifest, *output, "--mesh-across-hosts", "--mesh", "2x1", "--ray")
+    assert "for --mesh-across-hosts" in refusal(capsys, manifest, *output, "--num-processes", 2)
     manifest.write_text('{"id": "a", "audioo": "a.wav"}')
     assert "no record can be used" in refusal(capsys, manifest, *output)
     assert not (tmp_path / "out").exists()
@@ -267,7 +270,7 @@ def test_a_dry_run_hears_as_the_job_would_and_says_what_plan_expects(tmp_path, c
 
 
 @pytest.mark.slow(seconds=60)
-@pytest.mark.parametrize("how", ["one", "4x2", "8x1", "hosts", "killed"])
+@pytest.mark.parametrize("how", ["one", "4x2", "8x1", "hosts", "killed", "across-2x1", "across-1x2"])
 def test_clips_of_all_kinds_through_a_job(how, tmp_path, cache):
     [figures] = batch_clips.run(tmp_path, clips=50, jobs=(how,), longest=8.0)
     assert (figures["good"], figures["bad"]) == (47, 3)

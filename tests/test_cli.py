@@ -342,6 +342,8 @@ def test_what_is_cut_away_is_said(checkpoint, clips, capsys):
     arguments = ("--model", checkpoint, "--max-new-tokens", "1", "--truncation")
     assert call("generate", *arguments, "hi", "--audio", clips / "long.wav") == 0
     assert "long.wav: its first 30 s are heard, the other 1 s of its 31 s left out" in capsys.readouterr().err
+    assert call("generate", *arguments, "hi", "--each", clips / "long.wav", clips / "speech.wav") == 0
+    assert capsys.readouterr().err.count("are heard, the other 1 s of its 31 s left out") == 1
     assert call("generate", *arguments, "hi", "--audio", clips / "speech.wav") == 0
     assert "heard" not in capsys.readouterr().err
     assert call("generate", *arguments, "--quiet", "hi", "--audio", clips / "long.wav") == 0
@@ -361,6 +363,7 @@ def test_stats(checkpoint, clips, capsys):
     assert figures["audio_seconds"] == 2.0
     assert figures["times_real_time"] == pytest.approx(2 / figures["answer_seconds"], rel=0.05)
     assert figures["load_seconds"] > 0
+    assert 0 < figures["first_token_seconds"] <= figures["answer_seconds"]
 
 
 def test_an_empty_answer_is_said(checkpoint, capsys, monkeypatch):
@@ -445,7 +448,7 @@ def test_help(capsys, arguments):
 
 def test_version(capsys):
     assert call("--version") == 0
-    assert capsys.readouterr().out == "qwen2audio 0.1.0\n"
+    assert capsys.readouterr().out == "qwen2audio 0.2.0\n"
 
 
 def test_failure(checkpoint, capsys, monkeypatch):
@@ -644,15 +647,16 @@ def test_chat_stopped(checkpoint, capsys, monkeypatch):
 def test_chat_refusals(checkpoint, clips, capsys, monkeypatch):
     """Lines that cannot be done are told one by one; what was said and added before stays."""
     model = FakeModel(["one"], [ValueError("too long")], ["two"])
-    lines = (
-        f"a\n/audio {clips}/speech.wav\nb\n/audio\n/audio {clips}/long.wav\n/quit now\n\n/audio {clips}/speech.mp3\n"
-    )
+    audio = [f"/audio {clips}/{name}" for name in ("speech.wav", "long.wav", "speech.mp3")]
+    lines = "\n".join(["/adio", "a", audio[0], "b", "/audio", audio[1], "/quit now", "", audio[2], ""])
     assert chat_with(monkeypatch, checkpoint, model, lines) == 0
     out, err = capsys.readouterr()
     assert out == "one\ntwo\n"
     said = err.splitlines()
     for line, part in zip(
-        said, ("clip 1", "too long", "/audio needs", "31 s", "/quit now", "clip 1", "1 clip"), strict=True
+        said,
+        ("did you mean /audio?", "clip 1", "too long", "/audio needs", "31 s", "/quit now", "clip 1", "1 clip"),
+        strict=True,
     ):
         assert part in line
     assert "user\nb" not in model.prompts[2]

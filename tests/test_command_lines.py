@@ -153,7 +153,7 @@ FOLLOWED = [
     ('generate --audio {url}/aud/a.aiff --allow-private-urls "x"', 1),
     ('generate --audio example:tone --do-sample --temperature 0.7 --seed 1 "x"', 1),
     ('generate --audio example:tone --do-sample --num-return-sequences 3 "x"', 3),
-    ('generate --audio example:tone --mesh 2x4 "x"', 1),
+    ('generate --audio example:tone --mesh 8x1 "x"', 1),
     ('generate "x" --each aud/a.wav aud/a.aiff', 2),
     ('generate --audio example:tone --raw "<|audio_bos|><|AUDIO|><|audio_eos|>x"', 1),
     ('generate --audio example:tone --attention xla --dtype float32 --weights int8 "x"', 1),

@@ -272,7 +272,7 @@ def test_source_that_is_none(tmp_path):
     refused(tmp_path / "none", tmp_path / "no", match="no such folder, nor a hub id")
     refused(tmp_path / "hf", tmp_path / "no", match="revision 'main' goes with a hub id", revision="main")
     refused(
-        tmp_path / "hf", tmp_path / "no", match="must be one of keep, bfloat16, float16, float32, int8", dtype="int4"
+        tmp_path / "hf", tmp_path / "no", match="must be one of keep, float32, bfloat16, float16, int8", dtype="int4"
     )
     refused(tmp_path / "hf", tmp_path / "no", match="must be 'refuse' or 'allow'", non_finite="drop")
     refused(tmp_path / "hf", f"s3://{tmp_path}", match="is no URL of a bucket")

@@ -167,7 +167,7 @@ class TestWeights:
         )
         assert not any(spec.dtype == np.int8 for spec in jax.tree.leaves([specs["encoder"], specs["projector"]]))
 
-    @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)], ids=str)
+    @pytest.mark.parametrize("mesh", [(4, 2), pytest.param((2, 4), marks=pytest.mark.slow(seconds=15))], ids=str)
     def test_meshes_agree(self, load, mesh):
         inputs = random_inputs("gqa")
         one, many = load(weights_dtype="int8"), load(*mesh, weights_dtype="int8")
@@ -286,6 +286,7 @@ def step_logits(params, config, *, dtype, prompt):
 
 
 class TestCache:
+    @pytest.mark.slow(seconds=30)
     def test_same_answers_of_the_embedded_model(self, embedded):
         processor = Qwen2AudioProcessor.from_pretrained()
         clips = [processor.feature_extractor.load(str(path)) for path in examples()]

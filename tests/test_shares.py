@@ -52,7 +52,10 @@ def together(folder, checkpoint, *, processes, devices, data, model, groups, ful
     [
         pytest.param(2, 2, 2, 2, 2, id="two-processes-a-model-group-each", marks=pytest.mark.slow(seconds=30)),
         pytest.param(4, 1, 4, 1, 4, id="four-processes-of-one-device", marks=pytest.mark.slow(seconds=30)),
-        pytest.param(4, 1, 2, 2, 2, id="four-processes-of-which-two-share-a-model-group"),
+        pytest.param(
+            *(4, 1, 2, 2, 2), id="four-processes-of-which-two-share-a-model-group", marks=pytest.mark.slow(seconds=40)
+        ),
+        pytest.param(2, 1, 2, 1, 2, id="two-processes-of-one-device"),
     ],
 )
 def test_processes_give_what_one_gives(checkpoint, one, tmp_path, processes, devices, data, model, groups):

@@ -19,7 +19,10 @@ def report(*arguments: str) -> dict[str, list[dict]]:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("grouped", [False, True], ids=["published", "grouped heads"])
+@pytest.mark.parametrize(
+    "grouped",
+    [pytest.param(False, id="published", marks=pytest.mark.slow(seconds=32)), pytest.param(True, id="grouped heads")],
+)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_kernel_holds_no_scores(topology, grouped):
     # 8 key heads for 32 divide over both meshes.

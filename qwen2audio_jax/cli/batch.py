@@ -5,16 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
-from qwen2audio_jax.cli.from_options import loading_arguments, prepare, tell_model
+from qwen2audio_jax.cli.from_options import join, loading_arguments, prepare, tell_model
 from qwen2audio_jax.cli.options import clip_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
 
+AnyAnswerer = TypeVar("AnyAnswerer", bound=Answerer)
 CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
 """Exit codes of a run's states."""
 
@@ -25,14 +26,55 @@ def batch(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an input or option cannot be used.
     """
-    find_host(options.shard, os.environ)  # before anything that takes time
+    _check(options)  # before anything that takes time
     thresholds = Thresholds.read(options.suspect)
+    if options.mesh_across_hosts and not options.dry_run:
+        return _across_hosts(options, thresholds)
+    return _run(options, _answerer(options, Answerer), thresholds, shard=options.shard)
+
+
+def _across_hosts(options: argparse.Namespace, thresholds: Thresholds) -> int:
+    """The job in process 0, which the others compute with: one exit code in all of them."""
+    # Imported here: it needs jax, and a job on one host does not until its model is loaded.
+    import jax
+
+    from qwen2audio_jax.batch.across_hosts import MeshAnswerer
+
+    join(options)
+    answerer = _answerer(options, MeshAnswerer)
+    if jax.process_index():
+        return answerer.follow()
+    # The scheduler's variables number processes, and all of these are one.
+    code = 2
+    try:
+        code = _run(options, answerer, thresholds, shard=options.shard or "0/1")
+    finally:
+        answerer.close(code)
+    return code
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise a `ValueError` for options that contradict each other."""
+    find_host(options.shard, os.environ)
+    if options.mesh_across_hosts:
+        if options.mesh is None:
+            raise ValueError("--mesh-across-hosts needs --mesh, over the devices of all hosts, as in --mesh 2x8")
+        if options.ray is not None:
+            raise ValueError("--mesh-across-hosts and --ray are two ways to use several hosts: give one of them")
+    elif options.coordinator or options.process_id is not None or options.num_processes is not None:
+        raise ValueError(
+            "--coordinator, --process-id and --num-processes are for --mesh-across-hosts; hosts that have a model each "
+            "need none of them: give --shard I/N"
+        )
+
+
+def _answerer(options: argparse.Namespace, kind: type[AnyAnswerer]) -> AnyAnswerer:
     _, arguments = prepare(options)
     arguments = {name: value for name, value in arguments.items() if name not in ("seed", "tokenizer")}
     if arguments.pop("num_return_sequences") != 1:
         raise ValueError("the checkpoint asks for several answers a prompt, and a record has one: use generate")
     mesh = None if options.mesh is None else mesh_arguments(options.mesh)
-    answerer = Answerer(
+    return kind(
         options.model,
         system=options.system,
         options=arguments,
@@ -46,6 +88,9 @@ def batch(options: argparse.Namespace) -> int:
         mesh=mesh,
         **loading_arguments(options, mesh=mesh or {}),
     )
+
+
+def _run(options: argparse.Namespace, answerer: Answerer, thresholds: Thresholds, *, shard: str | None) -> int:
     cluster = None
     if options.ray is not None and not options.dry_run:
         # Imported here: it takes a second, and few have it.
@@ -58,7 +103,7 @@ def batch(options: argparse.Namespace) -> int:
         output=options.output,
         answerer=answerer,
         prompt=options.prompt,
-        shard=options.shard,
+        shard=shard,
         group=GROUP if options.slots is None else max(GROUP, 2 * options.slots),
         thresholds=thresholds,
         retry_suspect=options.retry_suspect,
@@ -74,7 +119,7 @@ def batch(options: argparse.Namespace) -> int:
         tell_model(options)
     figures = dict(summary.figures)
     if summary.state == "dry_run":
-        figures["plan"] = _plan(figures, new_tokens=arguments.get("max_new_tokens"))
+        figures["plan"] = _plan(figures, new_tokens=options.max_new_tokens)
     write(json.dumps({"state": summary.state, **figures}, ensure_ascii=not sys.stdout.isatty()) + "\n")
     if options.quiet:
         return CODES[summary.state]

@@ -15,8 +15,10 @@ from qwen2audio_jax.cli.from_options import join, load_model, prepare, tell_mode
 from qwen2audio_jax.cli.output import note, read_pieces, say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.cli.stats import Stats, in_words
+from qwen2audio_jax.command_line import nearest
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
+COMMANDS = ("/audio", "/system", "/reset", "/help", "/quit")
 HELP = """\
 A line is a message; an empty line sends the clips added so far on their own. Ctrl-C stops an answer.
   /audio FILE   add a clip (a file, a URL or example:NAME) to the next message; may be repeated
@@ -126,7 +128,8 @@ class Chat:
         elif command == "/help" and not argument:
             say(HELP)
         else:
-            raise ValueError(f"no command {command} {argument}".rstrip() + "; /help lists them")
+            hint = "" if command in COMMANDS else nearest(command, COMMANDS)
+            raise ValueError(f"no command {command} {argument}".rstrip() + f"{hint}; /help lists them")
 
     def _answer(self, text: str) -> None:
         content = [{"type": "audio", "audio": clip} for clip in self.clips]

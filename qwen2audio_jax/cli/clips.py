@@ -1,7 +1,6 @@
 """Clips by the names that users type: files, URLs, examples of the package, standard input, pipes."""
 
 import argparse
-import io
 import stat
 import sys
 from contextlib import suppress
@@ -56,35 +55,29 @@ def load_clip(
     Raises:
         ValueError: it cannot be heard.
     """
-    source = clip_source(name, stdin=stdin)
-    if not isinstance(source, str):
+    source: str | bytes | BinaryIO = clip_source(name, stdin=stdin)
+    if not isinstance(source, str | bytes):
         # Read here, as it may be needed twice.
-        data = source.read(LIMITS.file_bytes + 1)
-        if source is not sys.stdin.buffer:
-            source.close()
-        clip = _heard(io.BytesIO(data), name, options=options, extractor=extractor)
-    else:
-        clip = _heard(source, name, options=options, extractor=extractor)
+        file, source = source, source.read(LIMITS.file_bytes + 1)
+        if file is not sys.stdin.buffer:
+            file.close()
+    tell_cut(source, name, options=options, extractor=extractor)
+    clip = extractor.load_clip(source, **clip_options(options))
     if clip.missing is not None and not options.quiet:
         say(f"{name} is heard in part: {clip.missing}")
     return clip
 
 
-def _heard(
-    source: str | io.BytesIO, name: str, *, options: argparse.Namespace, extractor: Qwen2AudioFeatureExtractor
-) -> LoadedClip:
-    given = clip_options(options)
-    if not options.truncation:
-        return extractor.load_clip(source, **given)
+def tell_cut(
+    source: str | bytes, name: str, *, options: argparse.Namespace, extractor: Qwen2AudioFeatureExtractor
+) -> None:
+    """Say on stderr what --truncation cuts off a clip, if anything."""
+    if not options.truncation or options.quiet:
+        return
     try:
-        return extractor.load_clip(source, **{**given, "truncation": False})
-    except AudioError as error:
-        if error.kind != "too_long":
-            raise
-        kept, whole = extractor.chunk_length, error.seconds
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    if not options.quiet:
-        rest = "what comes after" if whole is None else f"the other {whole - kept:.4g} s of its {whole:.4g} s"
-        say(f"{name}: its first {kept:g} s are heard, {rest} left out")
-    return extractor.load_clip(source, **given)
+        extractor.load_clip(source, **{**clip_options(options), "truncation": False})
+    except AudioError as error:  # whatever else is wrong with it is said when it is loaded
+        if error.kind == "too_long":
+            kept, whole = extractor.chunk_length, error.seconds
+            rest = "what comes after" if whole is None else f"the other {whole - kept:.4g} s of its {whole:.4g} s"
+            say(f"{name}: its first {kept:g} s are heard, {rest} left out")

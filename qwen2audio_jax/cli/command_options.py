@@ -35,6 +35,11 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
         help="wait so long for a trace of the other hosts in the folder (default: %(default)g); 0: do not take over "
         "their shards",
     )
+    group.add_argument(
+        "--mesh-across-hosts",
+        action="store_true",
+        help="one model over the devices of all hosts, for models that one host cannot hold; needs --mesh",
+    )
     group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits; 8 on a CPU)")
     group.add_argument(
         "--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together (default: 2048)"

@@ -88,7 +88,12 @@ COMMANDS = {
             "qwen2audio batch records.jsonl --output answers --dry-run",
             "qwen2audio batch 'gs://bucket/*.tar' --output gs://bucket/answers --shard 0/4",
         ),
-        options=(own.add_batch_options, shared.add_model_options, shared.add_generation_options),
+        options=(
+            own.add_batch_options,
+            shared.add_model_options,
+            shared.add_generation_options,
+            partial(shared.add_process_options, of="--mesh-across-hosts"),
+        ),
         run="batch:batch",
     ),
     "serve": Command(
@@ -153,8 +158,9 @@ COMMANDS = {
         help="check the machine or a checkpoint",
         description="Without --model check the machine: versions, devices, memory, decoders, folders, processes, and "
         "what usually goes wrong with TPUs. With it check a checkpoint: files, names, shapes, every stored byte, "
-        "finite weights, the tokenizer. Exit code 1 if something is wrong.",
-        examples=("qwen2audio doctor", "qwen2audio doctor --model checkpoint --json"),
+        "finite weights, the tokenizer. With --smoke compute: each stage of the embedded model on the default device, "
+        "beside the CPU. Exit code 1 if something is wrong.",
+        examples=("qwen2audio doctor", "qwen2audio doctor --smoke", "qwen2audio doctor --model checkpoint --json"),
         options=(own.add_doctor_options, shared.add_process_options),
         run="doctor:examine",
     ),

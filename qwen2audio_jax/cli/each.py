@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen2audio_jax.cli.clips import clip_source
+from qwen2audio_jax.cli.clips import clip_source, tell_cut
 from qwen2audio_jax.cli.commands import in_options
 from qwen2audio_jax.cli.from_options import join, load_model, prepare, tell_model
 from qwen2audio_jax.cli.options import clip_options
@@ -43,6 +43,8 @@ def run_each(options: argparse.Namespace) -> int:
     if arguments.pop("num_return_sequences") != 1:
         raise ValueError("--each gives one answer a file: leave out --num-return-sequences")
     seed, _ = arguments.pop("seed"), arguments.pop("tokenizer")
+    for name, file in zip(options.each, files, strict=True):
+        tell_cut(file, name, options=options, extractor=processor.feature_extractor)
     join(options)
     if jax.process_count() > 1:
         raise ValueError("--each runs in one process: see `qwen2audio batch --shard`")

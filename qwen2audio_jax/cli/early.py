@@ -61,18 +61,16 @@ def _check_file(name: str) -> None:
         return
     try:
         path = Path(name).expanduser()
-        if path.is_dir():
-            pattern = shlex.quote(name.rstrip("/")) + "/*"
-            raise IsADirectoryError(f"{name} is a folder: name a sound file, or ask about each with --each {pattern}")
-        if path.exists() or not path.parent.is_dir():
-            return
-        beside = [str(path.with_name(other)) for other in os.listdir(path.parent)]
-    except IsADirectoryError as error:
-        raise ValueError(str(error)) from None
+        folder, there = path.is_dir(), path.exists()
+        beside = [str(path.with_name(other)) for other in os.listdir(path.parent)] if path.parent.is_dir() else []
     except (OSError, ValueError, RuntimeError):  # loading it says more
         return
-    if found := nearest(str(path), beside):
-        raise ValueError(f"{name}: No such file or directory{found}")
+    if folder:
+        pattern = shlex.quote(name.rstrip("/")) + "/*"
+        raise ValueError(f"{name} is a folder: name a sound file, or ask about each with --each {pattern}")
+    if not there:
+        hint = nearest(str(path), beside)
+        raise ValueError(f"{name!r} cannot be opened (No such file or directory): check the path{hint}")
 
 
 def instead_of_command(words: Sequence[str]) -> str | None:

@@ -34,7 +34,7 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     if not limited and not {"max_new_tokens", "max_length"} & set(given):
         given["max_new_tokens"] = DEFAULT_NEW_TOKENS
     settings = settings.updated(**given)
-    for name in ("temperature", "top_k", "top_p"):
+    for name in ("temperature", "top_k", "top_p", "min_p"):
         if (value := getattr(options, name)) is not None and not settings.do_sample:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(

@@ -84,7 +84,9 @@ def _answer(
         stats.stage("answer"),
         status("answering; for a new shape the programs are compiled first", quiet=options.quiet),
     ):
-        result = model.generate(**inputs, **arguments, return_dict_in_generate=True)
+        result = model.generate(
+            **inputs, **arguments, return_dict_in_generate=True, streamer=stats if options.stats else None
+        )
     if jax.process_index() != 0:
         return  # all processes compute the same answer, and the first one prints it
     tell_model(options)

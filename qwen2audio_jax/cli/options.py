@@ -22,6 +22,9 @@ _GENERATION = (
     ("--temperature", float, "T", "flatten (above 1) or sharpen the distribution; sampling only"),
     ("--top-k", int, "K", "draw from the K most probable tokens, 0 for all; sampling only"),
     ("--top-p", float, "P", "draw from the fewest tokens that reach this probability; sampling only"),
+    ("--min-p", float, "P", "draw from tokens of at least this share of the best one's probability; sampling only"),
+    ("--no-repeat-ngram-size", int, "N", "no N tokens in a row come twice in prompt and answer"),
+    ("--max-time", float, "SECONDS", "end the answer after so long"),
     ("--repetition-penalty", float, "R", "above 1: what stands in prompt or answer becomes less probable"),
 )
 
@@ -72,18 +75,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of multi-process runs; without them the cluster environment decides."""
+def add_process_options(parser: argparse.ArgumentParser, *, of: str = "") -> None:
+    """Add the options of multi-process runs; without them the cluster environment decides.
+
+    Args:
+        parser: of the command; one that has a --peer-timeout already keeps it.
+        of: another option that they need.
+    """
     group = parser.add_argument_group(
-        "several processes",
+        f"several processes{of and f', with {of}'}",
         "the same command on every host; TPU pods, Slurm, Open MPI and Kubernetes jobs need none of these",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="process 0's host, and a free port on it")
     group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
     group.add_argument("--num-processes", type=int, metavar="N", help="how many there are; 1: alone, whatever is found")
-    group.add_argument(
-        "--peer-timeout", type=float, metavar="SECONDS", help="how long to wait for the others (default: 300)"
-    )
+    if parser.get_default("peer_timeout") is None:
+        group.add_argument(
+            "--peer-timeout", type=float, metavar="SECONDS", help="how long to wait for the others (default: 300)"
+        )
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:

@@ -23,7 +23,7 @@ class Stats:
         self.seconds: dict[str, float] = {}
         self.first_token: float | None = None
         self.programs, self.compile_seconds = 0, 0.0
-        self._began = 0.0
+        self._began, self._prompts_are_known = 0.0, False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -42,6 +42,15 @@ class Stats:
         if event == COMPILE:
             self.programs += 1
             self.compile_seconds += duration_secs
+
+    def put(self, ids: Any) -> None:
+        """Note what `generate(streamer=...)` hands over: the prompts, and then the tokens of each step."""
+        if self._prompts_are_known:
+            self.token()
+        self._prompts_are_known = True
+
+    def end(self) -> None:
+        """Take the end of the answer, as a streamer does."""
 
     def token(self) -> None:
         """Note that a token is there."""

@@ -20,7 +20,8 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.config is None:
         raise ValueError(
-            "name a training configuration, a TOML file such as configs/speech.toml: qwen2audio train lora.toml"
+            "name a training configuration, a TOML file, as in qwen2audio train lora.toml; docs/fine-tuning.md shows "
+            "one"
         )
     overrides = parse_overrides(options.set)
     if options.output is not None:

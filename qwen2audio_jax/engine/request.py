@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.audio import AudioError
-
 _OWN = str(Path(__file__).resolve().parent.parent)
 
 
@@ -75,7 +73,8 @@ class Answer:
         text: of the new tokens, special ones left out.
         token_ids: [n] int32, the stop token included.
         log_probs: [n] float32, as in `GenerateOutput`.
-        finish_reason: "eos", "stop_string", "length" or "cancelled".
+        finish_reason: "eos", "stop_string", "time" (`max_time`, from when the model began with it), "length" or
+            "cancelled".
         prompt_tokens: audio tokens included.
         audio_tokens: of the prompt.
         reused_tokens: those of them whose keys and values another request had left.
@@ -129,7 +128,7 @@ def as_request_error(error: BaseException) -> RequestError:
         return RequestError("its clips take more memory than they may: shorten or convert them", kind="memory")
     if not is_own(error):
         return RequestError(f"the processor or the model failed ({type(error).__name__})", kind="failed")
-    return RequestError(str(error), kind=error.kind if isinstance(error, AudioError) else "input")
+    return RequestError(str(error), kind=getattr(error, "kind", "input"))
 
 
 def is_own(error: BaseException) -> bool:

@@ -38,6 +38,12 @@ def next_step(
     return next_token(logits, state, sampling, mode=mode), cache
 
 
+class LogitsError(ValueError):
+    """Error: the model's logits are not numbers."""
+
+    kind = "logits"
+
+
 class Prompted(NamedTuple):
     """Prompts that have been prefilled, a row for every continuation.
 
@@ -104,7 +110,7 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
         issued, progress.cache = _first_tokens(runtime, call, prompted, progress)
     del prompted
     over, stopped = False, progress.stopped.copy()
-    fault: ValueError | None = None
+    fault: LogitsError | None = None
     placed = to_mesh(mesh, stopped, "batch")
     for left in reversed(range(call.sizes.budget)):
         arriving = issued
@@ -142,10 +148,10 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
         raise fault
 
 
-def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> ValueError | None:
+def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> LogitsError | None:
     for row, value in enumerate(log_probs):
         if fault := logits_fault(value, token=f"{step} of row {row}", dtype=dtype):
-            return ValueError(fault)
+            return LogitsError(fault)
     return None
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen2audio_jax.parallel.sharding import named_sharding
@@ -216,8 +217,27 @@ def hear_all(mesh: Mesh, text: str) -> list[str]:
         return [text]
     own = text.encode()
     lengths = [facts[0] for facts in _exchange(mesh, [len(own)]).values()]
-    said = _exchange(mesh, [*own, *[0] * (max(lengths) - len(own)), 0]).values()
+    said = _exchange(mesh, [*own, *[0] * (_padded_bytes(max(lengths)) - len(own))]).values()
     return [bytes(facts[:length]).decode() for facts, length in zip(said, lengths, strict=True)]
+
+
+def from_first(data: bytes) -> bytes:
+    """Broadcast: the bytes that process 0 gives, in all processes of the run; all of them call this.
+
+    What the others give is not looked at.
+    """
+    if jax.process_count() == 1:
+        return data
+    length = int(broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(_padded_bytes(length), np.uint8)
+    if jax.process_index() == 0:
+        padded[:length] = np.frombuffer(data, np.uint8)
+    return np.asarray(broadcast_one_to_all(padded))[:length].tobytes()
+
+
+def _padded_bytes(length: int) -> int:
+    """The next power of two, from 256 on: every length is another program to compile."""
+    return 1 << max(length - 1, 255).bit_length()
 
 
 def _group(mesh: Mesh) -> list[int]:
