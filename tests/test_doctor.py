@@ -103,7 +103,7 @@ def test_the_clip(whole, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("error", "code"), [(1e-6, 0), (2e-5, 1), (float("nan"), 1)])
 def test_what_smoke_shows(capsys, monkeypatch, error, code):
-    stages = [smoke.Stage("encoder", "float32", error, 1e-5, 1.25)]
+    stages = [smoke.Stage("encoder", "float32", "xla", error, 1e-5, 1.25)]
     monkeypatch.setattr(smoke, "smoke", lambda: ("gpu: H200", stages))
     assert main(["doctor", "--smoke"]) == code
     out = capsys.readouterr().out

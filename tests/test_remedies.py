@@ -29,6 +29,8 @@ OPTIONS = {"--truncation", "--allow-truncated", "--do-sample", "--greedy", "--to
         ("a mesh of data=2 x model=4 takes 8, or choose among them with devices=", "a mesh of --mesh 2x4 takes 8"),
         ("url?top_k=3&b", "url?top_k=3&b"),
         ("settings.top_k=3", "settings.top_k=3"),
+        ("'top_k=3.wav' cannot be opened", "'top_k=3.wav' cannot be opened"),
+        ("/tmp/top_k=3.wav cannot be opened", "/tmp/top_k=3.wav cannot be opened"),
     ],
 )
 def test_arguments_as_options(message, expected):

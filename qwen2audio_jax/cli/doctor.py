@@ -68,7 +68,7 @@ def _smoke(options: argparse.Namespace) -> int:
     write(f"        on {device}: difference from the CPU, what rounding may make of it, time\n")
     for stage in stages:
         figures = f"{stage.error:8.1e} of {stage.bar:.0e} {stage.milliseconds:10.3f} ms"
-        _show(f"{stage.name:10} {stage.dtype:9} {figures}", stage.problems)
+        _show(f"{stage.name:10} {stage.dtype:9} {stage.attention:7} {figures}", stage.problems)
     return int(wrong)
 
 

@@ -10,7 +10,7 @@ NO_OPTIONS = ("model", "data")
 """Arguments that are sizes of a mesh, and no option although there is one of their name."""
 
 _ARGUMENT = re.compile(
-    r"(?<![\w.\[?&-])(?P<name>[a-z][a-z_]*)=(?P<value>True|False|'[^']*'|-?\d[\w.+-]*(?<![.,])|(?=[\s,.;:)]|$))"
+    r"(?<![\w.\[?&/'\"-])(?P<name>[a-z][a-z_]*)=(?P<value>True|False|'[^']*'|-?\d[\w.+-]*(?<![.,])|(?=[\s,.;:)]|$))"
     r"(?: \((?P<stated>--[a-z-]+)\))?"
 )
 
@@ -35,5 +35,6 @@ def as_options(message: str, options: Collection[str]) -> str:
     message = re.sub(r"data=(\d+) x model=(\d+)", r"--mesh \1x\2", message)
     message = message.replace(", or choose among them with devices=", "").replace(", or pass devices=", "")
     for name, option in OTHER_NAMES.items():
-        message = re.sub(rf"\b{name}\b(?!=)", f"--{option}", message)
+        if f"--{option}" in options:
+            message = re.sub(rf"\b{name}\b(?!=)", f"--{option}", message)
     return _ARGUMENT.sub(spelled, message)

@@ -21,6 +21,7 @@ from qwen2audio_jax.audio.mel_batch import log_mel_batch
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import example
 from qwen2audio_jax.model import qwen2_audio
+from qwen2audio_jax.model.attention import XLA, choose_attention
 from qwen2audio_jax.model.kv_cache import empty_cache
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
@@ -39,6 +40,7 @@ class Stage:
     Attributes:
         name: of the stage.
         dtype: of the computation.
+        attention: implementation of the attention over whole prompts and clips.
         error: largest difference as a share of the largest value.
         bar: what it may be.
         milliseconds: of the fastest of several runs, compiled before.
@@ -46,6 +48,7 @@ class Stage:
 
     name: str
     dtype: str
+    attention: str
     error: float
     bar: float
     milliseconds: float
@@ -82,20 +85,23 @@ def smoke() -> tuple[str, list[Stage]]:
         raise ValueError(
             f"JAX_PLATFORMS leaves no CPU to compare with: add it, as in JAX_PLATFORMS={device.platform},cpu"
         ) from None
-    with jax.default_device(cpu):
-        model = Qwen2AudioForConditionalGeneration.from_pretrained()
-        question = _question()
-        plainly = jax.disable_jit() if device.platform == "cpu" else nullcontext()
-        expected = {name: value for name, value, _ in _stages(model.params, model.config, question, cpu, how=plainly)}
-        expected["log-mel"] = question.features  # which the host computes without JAX
+    model = Qwen2AudioForConditionalGeneration.from_pretrained()
+    question = _question()
+    plainly = jax.disable_jit() if device.platform == "cpu" else nullcontext()
+    params = jax.device_put(model.params, cpu)
+    expected = {
+        name: value for name, value, _ in _stages(params, model.config, question, cpu, attention=XLA, how=plainly)
+    }
+    expected["log-mel"] = question.features  # which the host computes without JAX
     results = []
     for dtype, bar in BARS.items():
         config = replace(model.config, dtype=dtype)
+        attention = choose_attention("auto", mesh=model.mesh, dtype=dtype, head_dims=config.head_dims)
         params = jax.tree.map(lambda leaf, dtype=dtype: jax.device_put(leaf.astype(dtype), device), model.params)
-        for name, value, seconds in _stages(params, config, question, device):
+        for name, value, seconds in _stages(params, config, question, device, attention=attention):
             if name != "log-mel" or dtype == "float32":  # it is always float32
                 error = _error(value, expected[name])
-                results.append(Stage(name, dtype, error, bar, 1e3 * seconds))
+                results.append(Stage(name, dtype, attention, error, bar, 1e3 * seconds))
     return f"{device.platform}: {device.device_kind}", results
 
 
@@ -119,6 +125,7 @@ def _stages(
     question: Question,
     device: jax.Device,
     *,
+    attention: str,
     how: AbstractContextManager[Any] | None = None,
 ) -> Iterator[tuple[str, np.ndarray, float]]:
     """(name, value, seconds) of each stage on a device, each from the results before it; with `how`, not timed."""
@@ -128,16 +135,16 @@ def _stages(
     lengths = put(np.array([tokens], np.int32))
 
     def mel(samples: jax.Array) -> jax.Array:
-        features, _ = log_mel_batch(samples, put(np.array([len(question.samples)], np.int32)))
+        features, _ = log_mel_batch(samples, np.array([len(question.samples)], np.int32))
         return features[..., : question.features.shape[-1]]
 
     def prefill(embeddings: jax.Array) -> Any:
         dtype = jnp.dtype(config.dtype)
         cache = empty_cache(config.text_config, rows=rows, capacity=tokens + STEPS, dtype=dtype)
-        return qwen2_audio.append(params, embeddings, cache, counts=lengths, cfg=config)
+        return qwen2_audio.append(params, embeddings, cache, counts=lengths, cfg=config, attention=attention)
 
     def embed(audio: jax.Array) -> jax.Array:
-        prompt = qwen2_audio.Prompt(ids=put(question.ids), lengths=lengths, audio=audio, slots=put(question.slots))
+        prompt = qwen2_audio.Prompt(jnp.asarray(question.ids), lengths, audio, jnp.asarray(question.slots))
         return qwen2_audio.embed(params, prompt, cfg=config)
 
     def decode(cache: Any) -> jax.Array:
@@ -151,7 +158,7 @@ def _stages(
         step_of = jax.jit(partial(qwen2_audio.decode_step, cfg=config))
         value, seconds = timed(jax.jit(mel), put(question.samples[None]))
         yield "log-mel", value, seconds
-        encode = jax.jit(partial(qwen2_audio.encode_audio, cfg=config))
+        encode = jax.jit(partial(qwen2_audio.encode_audio, cfg=config, attention=attention))
         heard, seconds = timed(encode, params, put(question.features), put(question.frames))
         count = int(heard.lengths[0])
         yield "encoder", heard.encoded[:, :count], seconds
