@@ -1,7 +1,7 @@
-"""Plans of the published model on common machines by `qwen2audio plan`: the source of the README's tables.
+"""Plans of the published model on common machines by `qwen2audio plan`: the source of the tables in docs/machines.md.
 
     python benchmarks/plan_machines.py measure [NAME ...]     # plans those named, else those without a record
-    python benchmarks/plan_machines.py readme                 # puts the tables of the records into the README
+    python benchmarks/plan_machines.py page                   # puts the tables of the records into docs/machines.md
 
 Each record is a command and the JSON that it printed, a line of benchmarks/plan.jsonl. TPUs are planned for by
 compiling with libtpu (x86-64 Linux, no TPU), which takes minutes a machine; GPUs by arithmetic.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 RECORDS = Path(__file__).resolve().parent / "plan.jsonl"
-README = RECORDS.parent.parent / "README.md"
+PAGE = RECORDS.parent.parent / "docs" / "machines.md"
 GIB = 1 << 30
 
 ROWS_OF_1024 = "--prompt-tokens 512 --max-new-tokens 512 --clips 1000000 --mean-seconds 10"
@@ -37,7 +37,7 @@ MACHINES = {
     "h100x8": f"--topology h100x8 --mesh 8xh100 --batch 512 {ROWS_OF_1024}",
     "h200x8": f"--topology h200x8 --mesh 8x1 --batch 1024 {ROWS_OF_1024}",
 }
-"""The README's table, in its order."""
+"""The table of machines, in its order."""
 
 ONE_PROMPT = {
     "v5e:2x4, one prompt": "--topology v5e:2x4 --batch 1 --prompt-tokens 780 --max-new-tokens 244 --no-search",
@@ -165,7 +165,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def tables() -> tuple[str, str, str]:
-    """Those in the README."""
+    """Those in docs/machines.md."""
     known = {name: record["plan"] for name, record in records().items()}
     stages = [row for name in (*ONE_PROMPT, "v5e:2x4") if name in known for row in stage_rows(known[name])]
     return (
@@ -176,18 +176,18 @@ def tables() -> tuple[str, str, str]:
 
 
 def with_tables(text: str) -> str:
-    """The README with these tables instead of those that it has under the same heads."""
+    """The page with these tables instead of those that it has under the same heads."""
     for new in tables():
         head = new.splitlines()[0]
         text, found = re.subn(rf"^{re.escape(head)}\n(\|.*\n)*", lambda match, new=new: new, text, flags=re.MULTILINE)
         if found != 1:
-            raise ValueError(f"README.md has {found} tables under {head!r}, and should have one")
+            raise ValueError(f"docs/machines.md has {found} tables under {head!r}, and should have one")
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "readme"))
+    parser.add_argument("what", choices=("measure", "page"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="; ".join(COMMANDS))
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(COMMANDS):
@@ -195,7 +195,7 @@ def main() -> None:
     if arguments.what == "measure":
         measure(arguments.names)
     else:
-        README.write_text(with_tables(README.read_text()))
+        PAGE.write_text(with_tables(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits, check_finit
 from qwen2audio_jax.model.quantization import INT8, channel_axis, quantize, scale_name
 
 from .add_adapter import Merge
+from .dtypes import KEEP, STORED
 
 _STRIP_ROWS = 16
 """Rows transposed at once: few enough that their cache lines stay in cache while the columns are written."""
@@ -106,14 +107,7 @@ def reversed_axes(array: np.ndarray) -> np.ndarray:
     return out
 
 
-KEEP = "keep"
-CASTS = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-}
-STORED = (KEEP, *CASTS, INT8)
-"""The dtypes that a conversion can store."""
+CASTS = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in STORED if name not in (KEEP, INT8)}
 
 SCHEME = "int8 codes, symmetric, a float32 scale for each output channel: weight = codes * scale"
 """The manifest's note on a quantising conversion."""

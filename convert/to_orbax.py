@@ -34,7 +34,8 @@ from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_url
 from qwen2audio_jax.storage.resolve_folder import resolve_folder
 
 from .add_adapter import Merge
-from .convert_tensor import CASTS, KEEP, SCHEME, STORED, Task, make, stored_dtype
+from .convert_tensor import CASTS, SCHEME, Task, make, stored_dtype
+from .dtypes import KEEP, STORED
 from .match_tensors import match
 from .upload import uploading
 

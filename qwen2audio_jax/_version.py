@@ -1,3 +1,3 @@
 """Version of the package, by itself: those who need it alone import nothing else."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

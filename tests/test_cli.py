@@ -404,7 +404,7 @@ def test_help(capsys, arguments):
 
 def test_version(capsys):
     assert call("--version") == 0
-    assert capsys.readouterr().out == "qwen2audio 0.1.0\n"
+    assert capsys.readouterr().out == "qwen2audio 0.2.0\n"
 
 
 def test_failure(checkpoint, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from qwen2audio_jax.checkpoint import bounded_pool, hf_folder, mapping, reader, safetensors_file, writer
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, verify
+from qwen2audio_jax.convert import convert, to_orbax, verify
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -272,7 +272,7 @@ def test_source_that_is_none(tmp_path):
     refused(tmp_path / "none", tmp_path / "no", match="no such folder, nor a hub id")
     refused(tmp_path / "hf", tmp_path / "no", match="revision 'main' goes with a hub id", revision="main")
     refused(
-        tmp_path / "hf", tmp_path / "no", match="must be one of keep, bfloat16, float16, float32, int8", dtype="int4"
+        tmp_path / "hf", tmp_path / "no", match="must be one of keep, float32, bfloat16, float16, int8", dtype="int4"
     )
     refused(tmp_path / "hf", tmp_path / "no", match="must be 'refuse' or 'allow'", non_finite="drop")
     refused(tmp_path / "hf", f"s3://{tmp_path}", match="is no URL of a bucket")
@@ -612,7 +612,7 @@ def test_command_that_fails(tmp_path, capfd, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(command, "convert", fail)
+    monkeypatch.setattr(to_orbax, "convert", fail)
     assert command.main([str(tmp_path), str(tmp_path / "orbax")]) == 1
     assert "failed: no space left" in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The recorded plans of the published model: the bars that they must pass, and that the README shows what they say."""
+"""The recorded plans of the published model: the bars that they must pass, and that the page shows what they say."""
 
 import json
 from functools import cache
@@ -84,7 +84,7 @@ def test_arithmetic_still_gives_what_is_recorded(name, machines, capsys):
     assert got == plan(name) | {"versions": got["versions"]}
 
 
-def test_the_readme_shows_the_tables(machines):
-    readme = machines.README.read_text()
-    assert machines.with_tables(readme) == readme
-    assert machines.with_tables(readme.replace("| v5e:1x1 (compiled) |", "| v5e:1x1 |")) == readme
+def test_the_page_shows_the_tables(machines):
+    page = machines.PAGE.read_text()
+    assert machines.with_tables(page) == page
+    assert machines.with_tables(page.replace("| v5e:1x1 (compiled) |", "| v5e:1x1 |")) == page

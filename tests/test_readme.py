@@ -1,4 +1,4 @@
-"""README checks: its Python code runs as written, and its file tree matches the code."""
+"""README and the pages on generation: their code runs as written, and the architecture names every room."""
 
 import re
 import shlex
@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, *pages: str) -> list[str]:
+    texts = [(ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages] or [README]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,10 @@ def converted(tmp_path_factory) -> Path:
     convert(folder / "hf", folder / "checkpoint")
     (folder / "speech.mp3").write_bytes(sounds.encode("mp3", sounds.speech(48_000, rate=24_000), 24_000))
     return folder
+
+
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 150
 
 
 def test_first_command(tmp_path, capsys, monkeypatch):
@@ -39,9 +44,9 @@ def test_first_command(tmp_path, capsys, monkeypatch):
 
 
 def test_commands_of_the_embedded_model(tmp_path, capsys, monkeypatch):
-    """Those that answer; `chat` and what takes hours are tested elsewhere."""
+    """Those that answer; `chat` and `doctor` are tested elsewhere."""
     monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
-    commands = [shlex.split(line, comments=True)[1:] for line in blocks("sh")[1].splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in blocks("sh")[2].splitlines()]
     answers = []
     for command in commands[:2]:
         assert main(command) == 0
@@ -49,15 +54,28 @@ def test_commands_of_the_embedded_model(tmp_path, capsys, monkeypatch):
     assert answers == ["2 plus 3 is 5.", "The first clip."]
 
 
-def test_python_runs_as_it_stands(converted, capsys):
-    names = {"checkpoint": str(converted / "checkpoint"), "path": str(converted / "speech.mp3")}
+def run(blocks: list[str], names: dict, capsys) -> list[str]:
+    """What each block prints; the documented example leaves its file to the garbage collector."""
     printed = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the first example leaves its file to the garbage collector
-        for block in blocks("python"):
-            exec(compile(block, "README.md", "exec"), names)
+        warnings.simplefilter("ignore", ResourceWarning)
+        for block in blocks:
+            exec(compile(block, "page", "exec"), names)
             printed.append(capsys.readouterr().out)
-    caption, answer, batch, session, mesh = printed
+    return printed
+
+
+def test_python_of_the_readme(capsys, tmp_path, monkeypatch):
+    """The first block; the second one is the first of the pages."""
+    monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
+    assert run(blocks("python")[:1], {}, capsys) == ["The digits are 4 7 1 9.\n"]
+
+
+def test_python_of_the_pages(converted, capsys):
+    names = {"checkpoint": str(converted / "checkpoint"), "path": str(converted / "speech.mp3")}
+    pages = blocks("python", "generate", "sessions", "meshes")
+    assert pages[0] == blocks("python")[1]
+    caption, answer, batch, session, mesh = run(pages, names, capsys)
     assert caption.strip()
     assert answer.strip()
     assert batch.count("tokens, ended by") == 2

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The rooms of the house, lowest first: a room may import from its own floor and from those below it.
 FLOORS = (
-    ("limits", "_version", "tensor_like", "loading_words"),
+    ("limits", "_version", "command_line", "installed", "tensor_like", "loading_words"),
     ("storage", "embedded", "configs"),
     ("config", "audio"),
     ("parallel",),

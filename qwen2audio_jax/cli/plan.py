@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from qwen2audio_jax.cli.options import mesh_arguments
@@ -26,12 +25,11 @@ def read_config(source: str) -> Qwen2AudioConfig:
     return Qwen2AudioConfig.from_json_file(path) if path.exists() else Qwen2AudioConfig.from_name(source)
 
 
-def plan(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def plan(options: argparse.Namespace) -> int:
     """Make and print a plan, for TPUs in a separate process; returns the exit code.
 
     Args:
-        options: the parsed options.
-        arguments: the command-line arguments, for that process.
+        options: the parsed options, with the words of the command line, for that process, as `arguments`.
 
     Raises:
         ValueError: a requested name does not exist; or, in that process, there is no compiler.
@@ -78,7 +76,7 @@ def plan(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         over = {name: size for name, size in sizes.items() if name != "num_slices"}
         settings = training_settings(options.train, request, mesh=over)
     if topology.chip.kind == "tpu" and any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        command = [sys.executable, "-m", "qwen2audio_jax", *arguments]
+        command = [sys.executable, "-m", "qwen2audio_jax", *options.arguments]
         return subprocess.run(command, env={**os.environ, **ENVIRONMENT}).returncode
     if settings is not None:
         result = plan_training(request, settings, name=options.config, memory=memory, say=say)

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> None:
         _convert(options)
         return
     if options.config is None:
-        raise ValueError("name a training configuration, a TOML file; the README shows one")
+        raise ValueError("name a training configuration, a TOML file; docs/fine-tuning.md shows one")
     overrides = parse_overrides(options.set)
     if options.output is not None:
         if "output" in overrides:

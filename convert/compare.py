@@ -23,7 +23,8 @@ from qwen2audio_jax.model.quantization import INT8, channel_axis, scale_name
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
 from .add_adapter import Merge
-from .convert_tensor import KEEP, quantize_parameter, read_parameter
+from .convert_tensor import quantize_parameter, read_parameter
+from .dtypes import KEEP
 from .match_tensors import same_values
 from .to_orbax import source_folder
 

@@ -17,7 +17,8 @@ from qwen2audio_jax.checkpoint.reader import MANIFEST, PARAMS, read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.storage.bucket import Folder
 
-from .convert_tensor import KEEP, Task, stored_dtype
+from .convert_tensor import Task, stored_dtype
+from .dtypes import KEEP
 from .match_tensors import match
 from .to_orbax import check_source, config_dtype
 
