@@ -1,8 +1,6 @@
 """Options of the commands that are tasks: transcribe, translate, caption, classify, ask and embed."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 TASK_COMMANDS = ("transcribe", "translate", "caption", "classify", "ask", "embed")
 FORMATS = ("txt", "json", "srt", "vtt", "tsv")
