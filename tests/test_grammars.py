@@ -173,3 +173,18 @@ def test_some_random_grammars(embedded, inputs):
 @pytest.mark.slow(seconds=90)
 def test_many_random_grammars(embedded, inputs):
     assert judge(embedded, inputs, (200, 100, 200), seed=1) > 450
+
+
+def test_on_the_command_line(tmp_path, capsys, embedded):
+    from qwen2audio_jax.cli.main import main
+
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(DIGITS))
+    words = ["generate", "--audio", "example:digits-4719", "Which digits?"]
+    assert main([*words, "--json-schema", str(schema), "--max-new-tokens", "60"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["digits"]
+    assert main([*words, "--choice", "yes", "--choice", "no"]) == 0
+    assert capsys.readouterr().out in ("yes\n", "no\n")
+    for wrong, said in ((["--regex", "[a"], "cannot be used"), (["--json-schema", "/none"], "give a file")):
+        assert main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err
