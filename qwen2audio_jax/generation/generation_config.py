@@ -131,8 +131,8 @@ _WITHOUT: dict[str, Any] = {
 class GenerationConfig:
     """The options of one call of `generate`.
 
-    Construction checks every value, and takes what transformers' own takes, at values that change no token. `stated` has
-    the names of the options that were given and not None.
+    Construction checks every value, and takes what transformers' own takes, at values that change no token. `stated`
+    has the names of the options that were given and not None.
 
     Raises:
         ValueError: a value of the wrong type or out of range, or several sequences without sampling.
