@@ -171,6 +171,7 @@ def test_parts_of_a_processor_are_saved_alone(processor, tmp_path):
     processor.tokenizer.save_pretrained(tmp_path)
     processor.feature_extractor.save_pretrained(tmp_path)
     again = Qwen2AudioProcessor.from_pretrained(tmp_path)
+    assert again.model_input_names == list(again(text="<|AUDIO|>", audio=np.zeros(4000, np.float32)))
     assert again.tokenizer.pad_token == "<|im_end|>"
     assert again.feature_extractor == processor.feature_extractor
     assert again.tokenizer.tokenize("hello the user") == processor.tokenizer.tokenize("hello the user")

@@ -198,7 +198,7 @@ class GenerationConfig:
             ("max_new_tokens", 1, LIMITS.new_tokens),
             ("max_length", 1, 2**31 - 1),
             ("min_new_tokens", 0, LIMITS.new_tokens),
-            ("no_repeat_ngram_size", 0, LIMITS.new_tokens),
+            ("no_repeat_ngram_size", 0, LIMITS.ngram),
             ("pad_token_id", 0, 2**31 - 1),
             ("bos_token_id", 0, 2**31 - 1),
         ):
