@@ -14,7 +14,7 @@ import numpy as np
 from prompts import row_alone
 
 from qwen2audio_jax.engine import Engine, Request, RequestError
-from qwen2audio_jax.generation import sampling
+from qwen2audio_jax.generation import grammars, sampling
 
 
 @dataclass
@@ -68,6 +68,9 @@ def random_cases(
             options["eos_token_id"] = rng.integers(0, 300, int(rng.integers(1, 9))).tolist()
         if rng.random() < 0.1:
             options["stop_strings"] = ["a", "e "]
+        if rng.random() < 0.1 and not options.get("do_sample") and grammars.available():
+            options["regex"] = str(rng.choice(["[a-z ]{1,8}", "[a-m]+", "(ab|ba)*x"]))
+            options["eos_token_id"] = [0]
         kind = rng.random()
         if kind < 0.02:
             options["temperature"], fault = -1.0, "input"

@@ -14,10 +14,10 @@ from prompts import random_inputs
 from safetensors.numpy import load_file, save_file
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
-from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
+from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter, save_adapter
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.model.lora import merge_adapter_in_place, with_adapter
-from qwen2audio_jax.source import read_adapter, resolve_checkpoint
+from qwen2audio_jax.source import resolve_checkpoint
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_a_hub_id_names_an_adapter(saved, monkeypatch):
         return folder
 
     monkeypatch.setattr("qwen2audio_jax.storage.hub.download", download)
-    found, _ = read_adapter("owner/name", config=config_of("gqa"))
+    found, _ = load_adapter(find_adapter("owner/name"), config=config_of("gqa"))
     jax.tree.map(np.testing.assert_array_equal, found, adapter)
     assert asked == [("owner/name", "adapter_config.json", "adapter_model.safetensors")]
 
