@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax.checkpoint.adapter import CONFIG, find_adapter, load_adapter
+from qwen2audio_jax.checkpoint.adapter import CONFIG
 from qwen2audio_jax.checkpoint.conversion_cache import (
     default_cache_dir,
     earlier_states,
@@ -130,19 +130,6 @@ def load_config(
     path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
     config = Qwen2AudioConfig.from_pretrained(path)
     return path, config if dtype == "auto" else replace(config, dtype=dtype)
-
-
-def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
-    """A LoRA adapter in PEFT's format, and its scale: see `checkpoint.adapter.load_adapter`.
-
-    Args:
-        source: a folder, the URL of one in a bucket, or a hub id whose adapter files are downloaded.
-        config: of the model that it is for.
-
-    Raises:
-        ValueError: none of these, or an adapter that is not supported or does not fit the model.
-    """
-    return load_adapter(find_adapter(source), config=config)
 
 
 def _is_embedded(source: Source, *, revision: str | None) -> bool:

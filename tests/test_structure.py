@@ -25,6 +25,7 @@ FLOORS = (
     ("source",),
     ("processing", "api", "audio_encoder", "module_words", "save_model"),
     ("engine",),
+    ("tasks",),
     ("batch", "compat", "ray", "serve"),
     ("train",),
     ("speech", "plan"),

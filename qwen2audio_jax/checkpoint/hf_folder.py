@@ -35,6 +35,7 @@ SETTINGS = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "training.json",  # of our own training: an export makes its card from it
 )
 """Files copied beside the parameters as they are."""
 

@@ -203,6 +203,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", metavar="NAME", help="the model's name in the protocol (default: its folder's)")
     group.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, of which a client must send one")
     group.add_argument("--no-auth", action="store_true", help="let everybody in who reaches another --host")
+    group.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="let another site's pages ask (repeatable)"
+    )
     group.add_argument("--allow-private-urls", action="store_true", help="fetch clips from private addresses too")
     group.add_argument("--max-body", type=int, default=64, metavar="MiB", help="largest request (default: %(default)s)")
     group = parser.add_argument_group("engine")

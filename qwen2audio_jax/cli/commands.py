@@ -12,6 +12,7 @@ from typing import Any
 from qwen2audio_jax._version import __version__
 from qwen2audio_jax.cli import command_options as own
 from qwen2audio_jax.cli import options as shared
+from qwen2audio_jax.cli import tasks_options as tasks
 from qwen2audio_jax.cli.remedies import as_options
 from qwen2audio_jax.command_line import Parser
 
@@ -40,7 +41,72 @@ class Command:
     stray: str = "leave it out"
 
 
+_ENGINE = (tasks.add_engine_options, tasks.add_kind_option, tasks.add_hearing_options, shared.add_model_options)
 COMMANDS = {
+    "transcribe": Command(
+        help="speech to text, of any length",
+        description="Transcribe sound of any length: cut at silence, windows answered side by side, silence and noise "
+        "left out. The text goes to stdout, or into a file for each sound in --output-dir. docs/tasks.md says what can "
+        "be doubtful about it.",
+        examples=(
+            "qwen2audio transcribe example:digits-4719",
+            "qwen2audio transcribe talk.mp3 --model Qwen/Qwen2-Audio-7B --language zh",
+            "qwen2audio transcribe *.wav --output-format srt --output-dir subtitles",
+        ),
+        options=(tasks.add_files, tasks.add_transcribe_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "translate": Command(
+        help="speech to text in another language",
+        description="Translate speech of any length into English, Chinese or German; otherwise as transcribe.",
+        examples=("qwen2audio translate rede.ogg --model Qwen/Qwen2-Audio-7B --from de --to en",),
+        options=(tasks.add_files, tasks.add_translate_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "caption": Command(
+        help="what can be heard",
+        description="Say in a sentence what can be heard in each file.",
+        examples=("qwen2audio caption street.wav --model Qwen/Qwen2-Audio-7B",),
+        options=(tasks.add_files, tasks.add_caption_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "classify": Command(
+        help="which label fits",
+        description="Say which label fits each clip best, by how probable the model finds every one after the prompt: "
+        "no label has to be what it would say by itself.",
+        examples=(
+            "qwen2audio classify example:tone example:noise",
+            "qwen2audio classify cry.wav --model Qwen/Qwen2-Audio-7B --task emotion --json",
+            'qwen2audio classify cry.wav --model Qwen/Qwen2-Audio-7B --labels "a dog,a cat" --score calibrated',
+        ),
+        options=(
+            tasks.add_files,
+            tasks.add_classify_options,
+            tasks.add_kind_option,
+            tasks.add_hearing_options,
+            shared.add_model_options,
+        ),
+        run="tasks:run_task",
+    ),
+    "ask": Command(
+        help="a question about sounds",
+        description="Answer a question about each sound; without --question or --task the sound is the question "
+        "(voice chat). What is longer than 30 s is several clips of one prompt, as far as --positions allow.",
+        examples=(
+            'qwen2audio ask example:digits-4719 --question "How many digits are spoken?"',
+            "qwen2audio ask example:sum-two-plus-three",
+        ),
+        options=(tasks.add_files, tasks.add_ask_options, *_ENGINE),
+        run="tasks:run_task",
+        stray="the question goes behind --question, in quotes",
+    ),
+    "embed": Command(
+        help="audio features",
+        description="Write the audio features of sounds, one vector for 40 ms, into one file.",
+        examples=("qwen2audio embed example:tone example:noise --output vectors.npz --pool mean",),
+        options=(tasks.add_files, tasks.add_embed_options, tasks.add_hearing_options, shared.add_model_options),
+        run="tasks:run_task",
+    ),
     "generate": Command(
         help="answer one prompt",
         description="Answer one prompt about the given clips; the answer goes to stdout as it is made, everything else "

@@ -78,7 +78,7 @@ def instead_of_command(words: Sequence[str]) -> str | None:
     if not words or words[0].startswith("-") or words[0] in COMMANDS:
         return None
     name = words[0]
-    if not (Path(name).suffix or "://" in name or os.path.exists(name)):
+    if not (Path(name).suffix or "://" in name or name.startswith("example:") or os.path.exists(name)):
         return None
     file = shlex.quote(name)
     lines = [f'qwen2audio generate --audio {file} "What is said?"']

@@ -5,6 +5,7 @@ Values are checked by the library, whose messages name value, limit and remedy.
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.command_line import nearest
@@ -164,6 +165,16 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", metavar="TEXT", action="append", help="end the answer after this text; may be given again"
     )
+    group.add_argument(
+        "--choice",
+        metavar="TEXT",
+        action="append",
+        help="the answer is this text, or another one given so (extra: grammars)",
+    )
+    group.add_argument("--regex", metavar="REGEX", help="the answer matches it as a whole (extra: grammars)")
+    group.add_argument(
+        "--json-schema", metavar="FILE", help="the answer is JSON of the schema in this file (extra: grammars)"
+    )
     group.add_argument("--seed", type=int, metavar="S", help="same seed, same draws (default: a new one each time)")
 
 
@@ -203,7 +214,21 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if options.stop:
         given["stop_strings"] = options.stop
+    if options.choice:
+        given["choices"] = options.choice
+    if options.regex is not None:
+        given["regex"] = options.regex
+    if options.json_schema is not None:
+        given["json_schema"] = _read_text(options.json_schema)
     return given
+
+
+def _read_text(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise ValueError(f"--json-schema {name} cannot be read ({reason}): give a file with a JSON schema") from None
 
 
 def mesh_arguments(text: str) -> dict[str, Any]:
