@@ -3,7 +3,7 @@
 Each error message quotes the number from here, so a message can never disagree with the check.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Limits:
     """Longest chat template, and longest text that one may render beyond its messages."""
     template_seconds: float = 5.0
     safetensors_header_bytes: int = 100 * 1000 * 1000
+    grammar_characters: int = 1 << 16
+    """Of a schema, a regular expression or all choices together."""
     json_bytes: int = 64 << 20
     """Largest configuration, index or tokenizer settings file."""
     config_size: int = (1 << 31) - 1
@@ -52,3 +54,6 @@ class Limits:
 
 LIMITS = Limits()
 """The defaults."""
+
+LONG_LIMITS = replace(LIMITS, file_bytes=1 << 40, decoded_seconds=7 * 24 * 3600.0)
+"""For sound that is decoded block by block and never held whole."""

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from judge import assert_as_close, assert_as_close_as_the_reference, judge, relative_error
+from judge import assert_as_close, assert_as_close_as_the_reference, in_float64, judge, relative_error
 from prompts import RAGGED, as_torch, forward_inputs, random_inputs
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.generation.encoding import encode_and_place
 from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.run import append as jitted_append
+from qwen2audio_jax.generation.scoring import score_continuations
 from qwen2audio_jax.model import encoder
 from qwen2audio_jax.model.binding import bind
 from qwen2audio_jax.model.encoder import Encoder
@@ -64,7 +65,7 @@ def reference_encoder_states(torch, reference, features, frames):
     mask = torch.zeros(valid.shape, dtype=dtype).masked_fill(~valid, torch.finfo(dtype).min)
     mask = mask[:, None, None].expand(-1, 1, steps, -1)  # SDPA takes it at the size of the scores
     with torch.no_grad():
-        last = tower(torch.from_numpy(features), attention_mask=mask).last_hidden_state
+        last = tower(torch.from_numpy(features).double(), attention_mask=mask).last_hidden_state
         projected = reference.model.multi_modal_projector(last)
     for hook in hooks:
         hook.remove()
@@ -321,3 +322,29 @@ def test_half_precision_is_as_close_to_float32_as_the_reference(torch, reference
     kept = inputs["attention_mask"].astype(bool)
     logits = model(**inputs).logits[kept]
     assert_as_close_as_the_reference(logits, reference("gqa"), reference_logits(torch, inputs), dtype=dtype)
+
+
+def test_continuations_are_as_probable_as_the_reference_says(load, reference, torch):
+    model, theirs = load("gqa"), in_float64(reference("gqa"))
+    rng = np.random.default_rng(0)
+    audio = 25
+    ids = np.concatenate([[304], np.full(audio, 303), [305], rng.integers(0, 256, 6)]).astype(np.int32)
+    features = rng.standard_normal((1, 128, 300)).astype(np.float32)
+    mask = (np.arange(300) < 100)[None].astype(np.int32)
+    inputs = {"input_ids": ids[None], "input_features": features, "feature_attention_mask": mask}
+    continuations = [list(map(int, rng.integers(0, 256, size))) for size in (1, 3, 7, 2)]
+    found = score_continuations(model.runtime, inputs, continuations)
+    for continuation, ours in zip(continuations, found, strict=True):
+        row = torch.from_numpy(np.concatenate([ids, continuation])[None].astype(np.int64))
+        with torch.no_grad():
+            logits = theirs(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                input_features=torch.from_numpy(features).double(),
+                feature_attention_mask=torch.from_numpy(mask.astype(np.int64)),
+            ).logits
+        known = torch.log_softmax(logits[0], dim=-1)
+        wanted = known[np.arange(len(ids) - 1, row.shape[1] - 1), continuation].numpy()
+        assert relative_error(ours, wanted) < TOLERANCE
+    with pytest.raises(ValueError, match="at least one token"):
+        score_continuations(model.runtime, inputs, [[]])

@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import json
 import os
 import signal
 import socket
@@ -101,6 +102,30 @@ def test_a_chat_with_audio(client, parts):
     )
     assert stopped.choices[0].message.content == "The digits are 4 "
     assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_constrained_answers(client):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"digits": {"type": "array", "items": {"type": "integer", "maximum": 9}, "maxItems": 4}},
+        "required": ["digits"],
+        "additionalProperties": False,
+    }
+
+    def ask(**more):
+        chat = [{"role": "user", "content": content("digits-4719")}]
+        found = client.chat.completions.create(model=MODEL, messages=chat, temperature=0, max_tokens=60, **more)
+        assert found.choices[0].finish_reason == "stop"
+        return found.choices[0].message.content
+
+    shape = {"type": "json_schema", "json_schema": {"name": "digits", "schema": schema}}
+    assert list(json.loads(ask(response_format=shape))) == ["digits"]
+    assert ask(extra_body={"guided_choice": ["no", "yes"]}) in ("no", "yes")
+    assert ask(extra_body={"structured_outputs": {"regex": "[0-9]{3}"}}).isdigit()
+    for wrong in ({"type": "nope"}, {"type": "string", "pattern": "["}):
+        with pytest.raises(openai.BadRequestError, match="cannot be used"):
+            ask(extra_body={"guided_json": wrong})
 
 
 def test_several_answers_and_seeds(client):
@@ -253,7 +278,10 @@ def test_errors_that_the_client_understands(client, address):
         ({"temperature": 3}, "from 0 to 2"),
         ({"n": 2, "temperature": 0}, "same answer"),
         ({"frequency_penalty": 1}, "repetition_penalty"),
-        ({"response_format": {"type": "json_object"}}, "not built yet"),
+        ({"response_format": {"type": "xml"}}, "none of text, json_object and json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "must be a schema"),
+        ({"extra_body": {"structured_outputs": {"grammar": "x"}}}, "has no 'grammar' here"),
+        ({"extra_body": {"guided_choice": ["a"], "guided_regex": "a"}}, "one constraint"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
         ({"extra_body": {"beams": 4}}, "unknown parameter 'beams'"),
         ({"extra_body": {"top_k": -1}}, "top_k"),

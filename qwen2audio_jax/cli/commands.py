@@ -3,15 +3,20 @@
 Nothing here loads what a command needs: its module is imported when it runs.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from qwen2audio_jax._version import __version__
 from qwen2audio_jax.cli import command_options as own
 from qwen2audio_jax.cli import options as shared
+from qwen2audio_jax.cli import tasks_options as tasks
+from qwen2audio_jax.cli.remedies import as_options
 from qwen2audio_jax.command_line import Parser
 
+SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = "Qwen2-Audio: speech, sound and music in, text out."
 
 
@@ -36,7 +41,72 @@ class Command:
     stray: str = "leave it out"
 
 
+_ENGINE = (tasks.add_engine_options, tasks.add_kind_option, tasks.add_hearing_options, shared.add_model_options)
 COMMANDS = {
+    "transcribe": Command(
+        help="speech to text, of any length",
+        description="Transcribe sound of any length: cut at silence, windows answered side by side, silence and noise "
+        "left out. The text goes to stdout, or into a file for each sound in --output-dir. docs/tasks.md says what can "
+        "be doubtful about it.",
+        examples=(
+            "qwen2audio transcribe example:digits-4719",
+            "qwen2audio transcribe talk.mp3 --model Qwen/Qwen2-Audio-7B --language zh",
+            "qwen2audio transcribe *.wav --output-format srt --output-dir subtitles",
+        ),
+        options=(tasks.add_files, tasks.add_transcribe_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "translate": Command(
+        help="speech to text in another language",
+        description="Translate speech of any length into English, Chinese or German; otherwise as transcribe.",
+        examples=("qwen2audio translate rede.ogg --model Qwen/Qwen2-Audio-7B --from de --to en",),
+        options=(tasks.add_files, tasks.add_translate_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "caption": Command(
+        help="what can be heard",
+        description="Say in a sentence what can be heard in each file.",
+        examples=("qwen2audio caption street.wav --model Qwen/Qwen2-Audio-7B",),
+        options=(tasks.add_files, tasks.add_caption_options, *_ENGINE),
+        run="tasks:run_task",
+    ),
+    "classify": Command(
+        help="which label fits",
+        description="Say which label fits each clip best, by how probable the model finds every one after the prompt: "
+        "no label has to be what it would say by itself.",
+        examples=(
+            "qwen2audio classify example:tone example:noise",
+            "qwen2audio classify cry.wav --model Qwen/Qwen2-Audio-7B --task emotion --json",
+            'qwen2audio classify cry.wav --model Qwen/Qwen2-Audio-7B --labels "a dog,a cat" --score calibrated',
+        ),
+        options=(
+            tasks.add_files,
+            tasks.add_classify_options,
+            tasks.add_kind_option,
+            tasks.add_hearing_options,
+            shared.add_model_options,
+        ),
+        run="tasks:run_task",
+    ),
+    "ask": Command(
+        help="a question about sounds",
+        description="Answer a question about each sound; without --question or --task the sound is the question "
+        "(voice chat). What is longer than 30 s is several clips of one prompt, as far as --positions allow.",
+        examples=(
+            'qwen2audio ask example:digits-4719 --question "How many digits are spoken?"',
+            "qwen2audio ask example:sum-two-plus-three",
+        ),
+        options=(tasks.add_files, tasks.add_ask_options, *_ENGINE),
+        run="tasks:run_task",
+        stray="the question goes behind --question, in quotes",
+    ),
+    "embed": Command(
+        help="audio features",
+        description="Write the audio features of sounds, one vector for 40 ms, into one file.",
+        examples=("qwen2audio embed example:tone example:noise --output vectors.npz --pool mean",),
+        options=(tasks.add_files, tasks.add_embed_options, tasks.add_hearing_options, shared.add_model_options),
+        run="tasks:run_task",
+    ),
     "generate": Command(
         help="answer one prompt",
         description="Answer one prompt about the given clips; the answer goes to stdout as it is made, everything else "
@@ -53,7 +123,7 @@ COMMANDS = {
             partial(shared.add_input_options, single_prompt=True),
             shared.add_generation_options,
             shared.add_profile_option,
-            shared.add_output_options,
+            partial(shared.add_output_options, single_prompt=True),
             shared.add_process_options,
         ),
         run="generate:generate",
@@ -68,6 +138,7 @@ COMMANDS = {
             partial(shared.add_input_options, single_prompt=False),
             shared.add_generation_options,
             shared.add_profile_option,
+            partial(shared.add_output_options, single_prompt=False),
         ),
         run="chat:run",
         stray="messages come from the terminal or a pipe",
@@ -153,12 +224,24 @@ COMMANDS = {
         help="check the machine or a checkpoint",
         description="Without --model check the machine: versions, devices, memory, decoders, folders, processes, and "
         "what usually goes wrong with TPUs. With it check a checkpoint: files, names, shapes, every stored byte, "
-        "finite weights, the tokenizer. Exit code 1 if something is wrong.",
-        examples=("qwen2audio doctor", "qwen2audio doctor --model checkpoint --json"),
+        "finite weights, the tokenizer. With --smoke compute: each stage of the embedded model on the default device, "
+        "beside the CPU. Exit code 1 if something is wrong.",
+        examples=("qwen2audio doctor", "qwen2audio doctor --smoke", "qwen2audio doctor --model checkpoint --json"),
         options=(own.add_doctor_options, shared.add_process_options),
         run="doctor:examine",
     ),
 }
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        from qwen2audio_jax.cli.completion import completion
+
+        try:
+            print(completion(parser, shell=values))
+        except ValueError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -169,14 +252,31 @@ def build_parser() -> Parser:
         examples=('qwen2audio generate --audio example:digits-4719 "Which digits are spoken?"', "qwen2audio doctor"),
     )
     parser.add_argument("--version", action="version", version=f"qwen2audio {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        help="print what a shell needs to complete commands and options (extra: completion)",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        if name == "convert":  # it has a parser of its own, as `python -m convert` is a command too
-            commands.add_parser(name, help=command.help, add_help=False)
-            continue
+        # The converter has a parser of its own, as `python -m convert` is a command too.
         one = commands.add_parser(
-            name, help=command.help, description=command.description, examples=command.examples, stray=command.stray
+            name,
+            help=command.help,
+            description=command.description,
+            examples=command.examples,
+            stray=command.stray,
+            add_help=name != "convert",
         )
         for add in command.options:
             add(one)
     return parser
+
+
+def in_options(error: BaseException, name: str) -> str:
+    """An error's message in a line, with the library's arguments written as options of the command of that name."""
+    parser = Parser()
+    for add in COMMANDS[name].options:
+        add(parser)
+    return as_options(" ".join(str(error).split()), parser._option_string_actions)

@@ -6,10 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-from qwen2audio_jax.cli.from_options import join, load_model
+from qwen2audio_jax.cli.from_options import join, load_model, tell_model
 from qwen2audio_jax.cli.options import DEFAULT_MODEL
 from qwen2audio_jax.cli.output import say
 from qwen2audio_jax.engine import Engine
+from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
 
@@ -24,7 +25,7 @@ def serve(options: argparse.Namespace) -> None:
         from qwen2audio_jax.serve.app import LOOPBACK, Readiness, Settings, make_app
         from qwen2audio_jax.serve.listen import make_listener
     except ImportError as error:
-        raise ValueError(f"the server needs {error.name}: pip install 'qwen2audio-jax[serve]'") from None
+        raise ValueError(f"the server needs {error.name}: {pip_install('serve')}") from None
     local = options.host in ("127.0.0.1", "::1", "localhost")
     keys = _keys(options.api_key_file)
     if not local and not keys and not options.no_auth:
@@ -35,6 +36,7 @@ def serve(options: argparse.Namespace) -> None:
     name = options.name or ("qwen2audio-embedded" if options.model == DEFAULT_MODEL else Path(options.model).name)
     join(options)
     model = load_model(options)
+    tell_model(options)
     engine = Engine(
         model,
         processor,
@@ -60,8 +62,9 @@ def serve(options: argparse.Namespace) -> None:
             if options.warmup:
                 engine.warmup(tokens=options.warmup, on_progress=readiness.progress)
             readiness.ready = True
-            address = f"http://{options.host}:{options.port}"
-            say(f"ready: {name}; a page to talk to it at {address}/, OpenAI's protocol at {address}/v1")
+            if not options.quiet:
+                address = f"http://{options.host}:{options.port}"
+                say(f"ready: {name}; a page to talk to it at {address}/, OpenAI's protocol at {address}/v1")
         except Exception as error:  # said by /health too
             readiness.error = error
             say(f"warm-up failed: {error}")

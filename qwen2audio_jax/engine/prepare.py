@@ -63,7 +63,7 @@ def prepare(request: Request, *, processor: Qwen2AudioProcessor, hearing: Hearin
         AudioError, ValueError, TypeError: as the processor.
     """
     began = time.monotonic()
-    inputs = request.inputs if request.inputs is not None else _inputs(request, processor, hearing)
+    inputs = request.inputs if request.inputs is not None else request_inputs(request, processor, hearing)
     ids = np.atleast_2d(np.asarray(inputs["input_ids"]))
     if len(ids) != 1:
         raise ValueError(f"a request is one prompt, and its inputs have {len(ids)} rows: make a request of each")
@@ -81,7 +81,8 @@ def prepare(request: Request, *, processor: Qwen2AudioProcessor, hearing: Hearin
     return Prepared(ids, kept, tuple(frames), truncated, time.monotonic() - began)
 
 
-def _inputs(request: Request, processor: Qwen2AudioProcessor, hearing: Hearing) -> Mapping[str, Any]:
+def request_inputs(request: Request, processor: Qwen2AudioProcessor, hearing: Hearing) -> Mapping[str, Any]:
+    """What the processor makes of a request."""
     audio = {name: value for name, value in vars(hearing).items() if name != "allow_special"}
     clips = [open_clip(clip) for clip in request.clips]
     if request.prompt is not None and processor.audio_token in request.prompt:

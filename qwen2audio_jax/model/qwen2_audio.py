@@ -277,3 +277,25 @@ def decode_step(
     counts = jnp.ones_like(tokens)
     embeddings = embed(params, Prompt(ids=tokens[:, None], lengths=counts, audio=None, slots=None), cfg=cfg)
     return append(params, embeddings, cache, counts=counts, cfg=cfg, window=cache.capacity)
+
+
+@jax.named_scope("extend")
+def extend(
+    params: Params, tokens: jax.Array, cache: KVCache, *, counts: jax.Array, cfg: Qwen2AudioConfig
+) -> tuple[jax.Array, KVCache]:
+    """Append known text tokens to every row, with logits after each of them.
+
+    Args:
+        params: the weights; only `decoder` is read.
+        tokens: [B, T] int32.
+        cache: with room for T more positions in every row. Donate it.
+        counts: [B] int32, tokens of each row; what follows them is ignored.
+        cfg: static.
+
+    Returns:
+        float32 logits [B, T, V], and the cache.
+    """
+    embeddings = embed(params, Prompt(ids=tokens, lengths=counts, audio=None, slots=None), cfg=cfg)
+    decoder = bind(Decoder, cfg.text_config, params["decoder"])
+    hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=cache.capacity, attention=XLA)
+    return decoder.logits(hidden), cache

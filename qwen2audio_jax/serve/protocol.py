@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.engine.request import Request
+from qwen2audio_jax.serve.constraints import constraint
 from qwen2audio_jax.serve.errors import ApiError, bad
 
 MOST_ANSWERS = 16
@@ -26,7 +27,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -40,7 +40,6 @@ INSTEAD = {
     "frequency_penalty": "use repetition_penalty",
     "presence_penalty": "use repetition_penalty",
     "top_logprobs": "logprobs gives those of the answer's own tokens",
-    "response_format": "constrained answers are not built yet: ask for the form in the prompt",
 }
 
 
@@ -106,7 +105,14 @@ def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
     messages = [_message(message, index) for index, message in enumerate(found.take("messages", list, None) or [])]
     if not messages:
         raise bad("messages is missing; write a list with at least one message", param="messages")
-    options = _options(found)
+    options = _options(found) | constraint(
+        {
+            **{name: found.take(name, dict, None) for name in ("response_format", "structured_outputs")},
+            "guided_choice": found.take("guided_choice", list, None),
+            "guided_regex": found.take("guided_regex", str, None),
+            "guided_json": found.take("guided_json", (dict, str), None),
+        }
+    )
     stops = _stops(found.take("stop", (str, list), None))
     count = found.take("n", int, 1)
     if not 1 <= count <= MOST_ANSWERS:
@@ -183,11 +189,15 @@ def _options(found: _Fields) -> dict[str, Any]:
     if len(set(given)) > 1:
         raise bad("max_tokens and max_completion_tokens are the same limit; give one", param="max_tokens")
     options["max_new_tokens"] = given[0] if given else 256
-    for ours, theirs, kind in (("top_k", "top_k", int), ("repetition_penalty", "repetition_penalty", number)):
+    for ours, theirs, kind in (
+        ("top_k", "top_k", int),
+        ("min_p", "min_p", number),
+        ("repetition_penalty", "repetition_penalty", number),
+        ("no_repeat_ngram_size", "no_repeat_ngram_size", int),
+        ("min_new_tokens", "min_tokens", int),
+    ):
         if (value := found.take(theirs, kind, None)) is not None:
             options[ours] = value
-    if (least := found.take("min_tokens", int, None)) is not None:
-        options["min_new_tokens"] = least
     return options
 
 

