@@ -50,6 +50,20 @@ def test_yaml_names_options_that_there_are(name):
     assert (options.command, options.inputs) == ("batch", ["gs://mine/manifest.jsonl"])
 
 
+def test_the_compose_file_starts_the_server_that_it_asks():
+    yaml = pytest.importorskip("yaml")
+    from qwen2audio_jax.cli.main import build_parser
+
+    services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]
+    model, chat = services["model"], services["chat"]["environment"]
+    options = build_parser().parse_args(model["command"])
+    assert (options.command, options.host, options.no_auth) == ("serve", "0.0.0.0", True)
+    assert "ports" not in model  # it has no key, so nobody outside reaches it
+    assert chat["AUDIO_STT_MODEL"] == options.name
+    assert {chat["OPENAI_API_BASE_URL"], chat["AUDIO_STT_OPENAI_API_BASE_URL"]} == {f"http://model:{options.port}/v1"}
+    assert (EXAMPLES / model["build"]["context"] / model["build"]["dockerfile"]).is_file()
+
+
 @pytest.mark.slow(seconds=60)
 def test_the_beam_pipeline(tmp_path):
     """In this environment, or in the one whose Python is $BEAM_PYTHON."""

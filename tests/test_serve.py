@@ -1,6 +1,7 @@
 """The server: OpenAI's own client for what it can send, raw HTTP for what it cannot."""
 
 import base64
+import gc
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,8 +28,8 @@ from served import served
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example
-from qwen2audio_jax.engine import Engine, Handle
-from qwen2audio_jax.serve import slow_headers
+from qwen2audio_jax.engine import Engine, Handle, Request
+from qwen2audio_jax.serve import door, slow_headers
 from qwen2audio_jax.serve.answers import Trimmer, trimmed
 from qwen2audio_jax.serve.app import Readiness, Settings, make_app
 
@@ -366,6 +368,58 @@ def test_a_full_queue_and_one_that_is_not_ready(parts):
             refused = next(answer for answer in codes if answer.status_code == 429)
             assert refused.headers["Retry-After"] == "1"
             assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_an_answer_that_takes_too_long_and_bodies_that_are_too_much_together(parts, monkeypatch):
+    _, processor, engine = parts
+    monkeypatch.setattr(door, "BODIES", 1)
+    readiness = Readiness()
+    readiness.ready = True
+    settings = Settings(MODEL, body_bytes=1000, answer_seconds=0.05)
+    body = {"messages": [HELLO], "max_tokens": 400, "min_tokens": 400}
+    with served(make_app(engine, processor, settings, readiness)) as url:
+        late = httpx.post(f"{url}{CHAT}", json=body)
+        assert (late.status_code, late.json()["error"]["type"]) == (408, "invalid_request_error")
+        stream = httpx.post(f"{url}{CHAT}", json={**body, "stream": True})
+        assert "not whole in time" in stream.text
+        assert stream.status_code == (200 if stream.text.startswith("data: ") else 408)
+        wait_idle(engine)
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(post(CHAT, b" " * 900, JSON, length=1000))
+            statuses = set()
+            while 429 not in statuses:  # as soon as what the other has sent is there
+                answer = httpx.post(f"{url}{CHAT}", content=b" " * 900, headers={"Content-Type": "application/json"})
+                statuses.add(answer.status_code)
+            assert answer.headers["Retry-After"] == "1"
+        while httpx.post(f"{url}{CHAT}", json={**body, "stop": "x" * 900}).status_code == 429:
+            time.sleep(0.01)
+
+
+def test_a_request_leaves_nothing_behind_until_circles_are_looked_for(parts):
+    """The sounds of a request are megabytes, and circles of references are looked for rarely."""
+
+    class Holder:
+        def changed(self, handle):
+            self.changes = getattr(self, "changes", 0) + 1
+
+    engine, holder = parts[2], Holder()
+    gc.collect()
+    gc.disable()
+    try:
+        request = Request(messages=[{"role": "user", "content": content("tone")}], options={"max_new_tokens": 3})
+        holder.handle = engine.submit(request, on_change=holder.changed)
+        assert len(holder.handle.result().token_ids) == holder.changes - 1
+        left = weakref.ref(holder.handle)
+        del holder, request
+        for _ in range(engine.slots):  # each slot remembers the last prompt in it, for those that begin like it
+            engine.submit(Request(messages=[HELLO], options={"max_new_tokens": 3})).result()
+        end = time.monotonic() + 5
+        while left() is not None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_metrics(address, client):

@@ -25,7 +25,7 @@ class Handle:
         self._log_probs: list[float] = []
         self._answer: Answer | None = None
         self._error: RequestError | None = None
-        self._wake: Callable[[], Any] = lambda: None
+        self._wake: Callable[[], Any] = _nothing
         self.cancelled = False
 
     @property
@@ -108,9 +108,14 @@ class Handle:
             else:
                 self._error = outcome
             self._changed.notify_all()
-        self._wake = lambda: None  # what cancels it holds its clips
         self._tell()
+        # What these hold refers back to the handle, and the request's sounds would stay until circles are looked for.
+        self._on_change, self._wake = None, _nothing
 
     def _tell(self) -> None:
-        if self._on_change is not None:
-            self._on_change(self)
+        if (on_change := self._on_change) is not None:
+            on_change(self)
+
+
+def _nothing() -> None:
+    """Wake nobody."""

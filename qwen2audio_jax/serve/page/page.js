@@ -271,6 +271,7 @@ by("composer").onsubmit = (event) => {
 };
 by("stop").onclick = stop;
 by("new").onclick = () => {
+  if (recording) drop();
   stop();
   turns = [];
   log.replaceChildren();
