@@ -20,10 +20,24 @@ if TYPE_CHECKING:
     from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
     from qwen2audio_jax.audio import AudioError, load_audio
     from qwen2audio_jax.audio_encoder import EncoderOutput, Qwen2AudioEncoder
+    from qwen2audio_jax.compat.auto import (
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForSeq2SeqLM,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+    from qwen2audio_jax.compat.pipeline import pipeline
+    from qwen2audio_jax.compat.vllm import LLM, SamplingParams
     from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
     from qwen2audio_jax.generation.generation_config import GenerationConfig
     from qwen2audio_jax.generation.outputs import GenerateOutput, ModelOutput
     from qwen2audio_jax.generation.session import Session
+    from qwen2audio_jax.generation.streamers import TextIteratorStreamer, TextStreamer
     from qwen2audio_jax.model.qwen2_audio import AudioFeatures
     from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
     from qwen2audio_jax.parallel.sharding import make_mesh
@@ -35,9 +49,19 @@ if TYPE_CHECKING:
 _PLACES = {
     "AudioError": "audio",
     "AudioFeatures": "model.qwen2_audio",
+    "AutoConfig": "compat.auto",
+    "AutoFeatureExtractor": "compat.auto",
+    "AutoModel": "compat.auto",
+    "AutoModelForCausalLM": "compat.auto",
+    "AutoModelForImageTextToText": "compat.auto",
+    "AutoModelForMultimodalLM": "compat.auto",
+    "AutoModelForSeq2SeqLM": "compat.auto",
+    "AutoProcessor": "compat.auto",
+    "AutoTokenizer": "compat.auto",
     "EncoderOutput": "audio_encoder",
     "GenerateOutput": "generation.outputs",
     "GenerationConfig": "generation.generation_config",
+    "LLM": "compat.vllm",
     "ModelOutput": "generation.outputs",
     "ProcessorOutput": "processing.output",
     "Qwen2AudioConfig": "config",
@@ -48,10 +72,14 @@ _PLACES = {
     "Qwen2AudioProcessor": "processing.processor",
     "Qwen2AudioTextConfig": "config",
     "Qwen2AudioTokenizer": "processing.tokenizer",
+    "SamplingParams": "compat.vllm",
     "Session": "generation.session",
+    "TextIteratorStreamer": "generation.streamers",
+    "TextStreamer": "generation.streamers",
     "load_audio": "audio",
     "load_mesh_preset": "parallel.mesh_presets",
     "make_mesh": "parallel.sharding",
+    "pipeline": "compat.pipeline",
 }
 _ROOMS = (
     "audio",
@@ -68,8 +96,18 @@ _ROOMS = (
 """Folders that an `import qwen2audio_jax` alone gives access to."""
 
 __all__ = [
+    "LLM",
     "AudioError",
     "AudioFeatures",
+    "AutoConfig",
+    "AutoFeatureExtractor",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoProcessor",
+    "AutoTokenizer",
     "EncoderOutput",
     "GenerateOutput",
     "GenerationConfig",
@@ -83,11 +121,15 @@ __all__ = [
     "Qwen2AudioProcessor",
     "Qwen2AudioTextConfig",
     "Qwen2AudioTokenizer",
+    "SamplingParams",
     "Session",
+    "TextIteratorStreamer",
+    "TextStreamer",
     "__version__",
     "load_audio",
     "load_mesh_preset",
     "make_mesh",
+    "pipeline",
 ]
 
 

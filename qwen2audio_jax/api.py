@@ -20,7 +20,15 @@ from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
 from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation.call import Arguments, check_memory, check_one_row, check_positions, prepare_call
+from qwen2audio_jax.generation.call import (
+    INPUTS,
+    Arguments,
+    check_memory,
+    check_one_row,
+    check_positions,
+    forward_inputs,
+    prepare_call,
+)
 from qwen2audio_jax.generation.decoding import Progress
 from qwen2audio_jax.generation.encoding import encode_and_place, encode_clips
 from qwen2audio_jax.generation.generation_config import GenerationConfig
@@ -37,11 +45,14 @@ from qwen2audio_jax.generation.run import forward, steps
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.session import Session
 from qwen2audio_jax.generation.stopping import Tokenizer
+from qwen2audio_jax.generation.streamers import ended, fed
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds, warm_up
+from qwen2audio_jax.loading_words import dtype_name, take_loading_words
 from qwen2audio_jax.model.attention import check_attention, choose_attention
 from qwen2audio_jax.model.loss import next_token_loss
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures
+from qwen2audio_jax.module_words import ModuleWords
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
@@ -50,6 +61,17 @@ from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
 Source = PathOrUrl
 
+LOADING_OPTIONS = (
+    "dtype",
+    "mesh",
+    "revision",
+    "cache_dir",
+    "adapter",
+    "weights_dtype",
+    "cache_dtype",
+    "attention",
+    "torch_dtype",
+)
 ATTRIBUTES = ("config", "params", "mesh", "generation_config", "cache_dtype", "attention")
 
 
@@ -60,7 +82,7 @@ def _at_input_positions(logits: jax.Array, positions: jax.Array, *, vocab_size: 
     return jnp.where(positions[..., None] >= 0, moved[..., :vocab_size], 0.0)
 
 
-class Qwen2AudioForConditionalGeneration:
+class Qwen2AudioForConditionalGeneration(ModuleWords):
     """Qwen2-Audio with its language-model head.
 
     Attributes:
@@ -111,7 +133,7 @@ class Qwen2AudioForConditionalGeneration:
         cls,
         source: Source = EMBEDDED,
         *,
-        dtype: str = "auto",
+        dtype: Any = "auto",
         mesh: Mesh | None = None,
         revision: str | None = None,
         cache_dir: str | PathLike[str] | None = None,
@@ -119,6 +141,8 @@ class Qwen2AudioForConditionalGeneration:
         weights_dtype: str = "auto",
         cache_dtype: str = "auto",
         attention: str = "auto",
+        torch_dtype: Any = None,
+        **words: Any,
     ) -> "Qwen2AudioForConditionalGeneration":
         """Load a checkpoint.
 
@@ -129,7 +153,7 @@ class Qwen2AudioForConditionalGeneration:
                 into that folder once; default: the small model that comes with the package (see
                 `qwen2audio_jax.embedded`), likewise converted once.
             dtype: of the computation, and of weights that are not int8: "auto" (as stored), "float32", "bfloat16" or
-                "float16".
+                "float16", or such a dtype of torch, numpy or JAX.
             mesh: from `make_mesh`; default: the first device alone.
             revision: branch, tag or commit of a hub id.
             cache_dir: where conversions are kept; default: $QWEN2AUDIO_CACHE or ~/.cache/qwen2audio_jax.
@@ -141,12 +165,18 @@ class Qwen2AudioForConditionalGeneration:
             attention: "auto" (the flash kernel of the mesh's devices, where they have one for the dtype; always plain
                 XLA for float32), "xla", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). It applies to whole prompts and
                 clips: one token against the cache is plain XLA.
+            torch_dtype: another name of `dtype`.
+            **words: options of transformers' `from_pretrained`: those without effect here (device_map,
+                attn_implementation, trust_remote_code, ...) are taken, others name what to write instead.
 
         Raises:
+            TypeError: an unknown option.
             ValueError: no checkpoint there, one that is incomplete or does not fit its configuration, an unknown dtype,
                 a mesh that the model does not divide over, an attention that its devices or the dtype do not have,
                 or an adapter that is not supported or does not fit, or comes with a checkpoint that is int8 already.
         """
+        take_loading_words(words, known=LOADING_OPTIONS)
+        dtype = dtype_name(dtype, torch_dtype)
         check_storage(weights=weights_dtype, cache=cache_dtype)
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)
@@ -164,12 +194,14 @@ class Qwen2AudioForConditionalGeneration:
 
     def __call__(
         self,
+        inputs: Any = None,
         *,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
         labels: Any = None,
+        **words: Any,
     ) -> ModelOutput:
         """Logits at every position, and the loss when labels are given.
 
@@ -177,30 +209,35 @@ class Qwen2AudioForConditionalGeneration:
         device; the loss is that of its own rows. The same holds for `encode_audio` and `generate`.
 
         Args:
+            inputs: what the processor returned, instead of the four below, or input_ids alone.
             input_ids: [B, T] ints, with one <|AUDIO|> for every audio vector, as the processor returns them.
             attention_mask: [B, T] of 0 (padding, on either side) and 1.
             input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
             feature_attention_mask: [A, max_frames] of 0 and 1.
             labels: [B, T] ints; positions with `config.ignore_index` (-100) do not count, nor does a row's first token
                 (the reference counts it in left-padded rows). See `next_token_loss`.
+            **words: use_cache and return_dict, without effect, as transformers' callers write them.
 
         Raises:
+            TypeError: no input_ids, or an unknown argument.
             ValueError: inputs that do not fit each other or the model.
 
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
         runtime = self.runtime
+        arrays = (input_ids, attention_mask, input_features, feature_attention_mask)
+        given = forward_inputs(inputs, {**dict(zip(INPUTS, arrays, strict=True)), "labels": labels, **words})
 
         def check() -> tuple[tuple[CheckedInputs, np.ndarray | None], Prepared]:
-            inputs = check_inputs(input_ids, attention_mask, input_features, feature_attention_mask, config=self.config)
+            inputs = check_inputs(*(given[name] for name in INPUTS), config=self.config)
             check_contiguous(inputs.rows)
             check_positions(inputs.sizes.tokens, 0, config=self.config)
-            targets = None if labels is None else label_rows(labels, inputs.rows, config=self.config)
+            targets = None if given["labels"] is None else label_rows(given["labels"], inputs.rows, config=self.config)
             return (inputs, targets), Prepared(inputs.sizes, inputs=inputs.arrays)
 
-        (inputs, targets), sizes = agree(self.mesh, check)
-        prompt, lengths = encode_and_place(runtime, inputs, sizes)
-        rows, alone = inputs.rows, share_of(self.mesh).alone
+        (checked, targets), sizes = agree(self.mesh, check)
+        prompt, lengths = encode_and_place(runtime, checked, sizes)
+        rows, alone = checked.rows, share_of(self.mesh).alone
         positions = np.full((len(rows.ids) if alone else len(lengths), sizes.width), -1, np.int32)
         for row, columns in enumerate(rows.columns):
             positions[row, columns] = np.arange(len(columns))
@@ -241,13 +278,17 @@ class Qwen2AudioForConditionalGeneration:
 
     def generate(
         self,
+        inputs: Any = None,
         *,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
         tokenizer: Tokenizer | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        streamer: Any = None,
         return_dict_in_generate: bool = False,
         **options: Any,
     ) -> Any:
@@ -257,52 +298,69 @@ class Qwen2AudioForConditionalGeneration:
         the mesh (greedy: in float32; sampled: also on nothing but its seed).
 
         Args:
+            inputs: what the processor returned, instead of the four below (`generate(**inputs)` is the same), or
+                input_ids alone.
             input_ids: [B, T] ints.
             attention_mask: [B, T] of 0 (padding, on either side) and 1.
             input_features: [A, M, max_frames] log-mel, the clips of all rows in order.
             feature_attention_mask: [A, max_frames] of 0 and 1.
             seed: for sampling: one int a returned row, or one int s that gives row i the seed s + i; None draws one.
             tokenizer: the processor or its tokenizer; needed for `stop_strings` alone.
+            logits_processor: pure functions (ids [B, P] int32, -1 behind a row's tokens; scores [B, V] float32) ->
+                scores, one or a list, in jax.numpy: they are compiled into the step, after the penalties and before
+                temperature and filters. Another function is another program.
+            stopping_criteria: functions (ids [B, T + n], None) -> bool, or [B] bool, one or a list, called on the host
+                after each token with the prompts as given and what has been generated.
+            streamer: a `TextIteratorStreamer` or `TextStreamer`, or another object with `put` and `end`.
             return_dict_in_generate: return a `GenerateOutput` instead of the ids alone.
-            **options: any field of `GenerationConfig`; the defaults are `self.generation_config`.
+            **options: any field of `GenerationConfig`, or `generation_config=` with several of them; the defaults are
+                `self.generation_config`.
 
         Returns:
             [B * num_return_sequences, T + new] int32, each prompt as given followed by its new tokens and, after its
             end, padding; or a `GenerateOutput`.
 
         Raises:
-            TypeError: an unknown option.
+            TypeError: an unknown option, or no input_ids.
             ValueError: an option of the reference that is not supported, a value out of range, inputs that do not fit,
                 or prompt and new tokens together beyond the model's positions or the devices' memory.
 
         Source: `GenerationMixin.generate`. Padding never counts for the repetition penalty; in the reference padding
         on the right does (before transformers 5, on the left too).
         """
-        arguments = Arguments(
+        arguments = Arguments.of(
+            inputs,
             input_ids=input_ids,
             attention_mask=attention_mask,
             input_features=input_features,
             feature_attention_mask=feature_attention_mask,
             seed=seed,
             tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
             options=options,
         )
         runtime = self.runtime
-        call = prepare_call(runtime, arguments, defaults=self.generation_config)
-        check_memory(runtime, call)
-        progress = Progress.of(runtime, call)
-        output = collect(steps(runtime, call, progress), call, progress, prompts=np.atleast_2d(np.asarray(input_ids)))
+        with ended(streamer):
+            call = prepare_call(runtime, arguments, defaults=self.generation_config)
+            check_memory(runtime, call)
+            progress = Progress.of(runtime, call)
+            running = fed(steps(runtime, call, progress), streamer, prompts=call.ends.prompts)
+            output = collect(running, call, progress)
         return output if return_dict_in_generate else output.sequences
 
     def stream(
         self,
+        inputs: Any = None,
         *,
-        input_ids: Any,
         tokenizer: Tokenizer,
+        input_ids: Any = None,
         attention_mask: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         skip_special_tokens: bool = True,
         **options: Any,
     ) -> Generator[str, None, str]:
@@ -317,13 +375,16 @@ class Qwen2AudioForConditionalGeneration:
         """
         if not share_of(self.mesh).alone:
             raise ValueError("stream runs in one process, and this model's mesh spans several: use generate")
-        arguments = Arguments(
+        arguments = Arguments.of(
+            inputs,
             input_ids=input_ids,
             attention_mask=attention_mask,
             input_features=input_features,
             feature_attention_mask=feature_attention_mask,
             seed=seed,
             tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
             options=options,
         )
         runtime = self.runtime

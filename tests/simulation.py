@@ -180,7 +180,8 @@ def rounding_decides(model, request: Request, ids: np.ndarray, step: int, other:
     config = model.generation_config.updated(**{name: value for name, value in request.options.items()})
     params = sampling.sampling_params(config, vocab_size=len(logits))
     seeds = np.full(rows, request.seed, np.uint32)
-    state = sampling.init_state([inputs["input_ids"][0]] * rows, seeds, vocab_size=len(logits))
+    sizes = {"vocab_size": len(logits), "positions": model.config.text_config.max_position_embeddings}
+    state = sampling.init_state([inputs["input_ids"][0]] * rows, seeds, **sizes)
     state = jax.tree.map(jnp.asarray, replace(state, step=np.full(rows, step, np.int32)))
     drawn = np.asarray(
         sampling.next_token(jnp.asarray(logits + noise, jnp.float32), state, params, mode="sample").tokens

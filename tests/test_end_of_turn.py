@@ -115,8 +115,8 @@ def test_a_converted_checkpoint_alone(tuned, tmp_path, capsys):
 
 def test_doctor_names_generation_settings_that_are_refused(tuned, tmp_path, capsys):
     convert(tuned(tiny.IM_END), tmp_path / "orbax")
-    (tmp_path / "orbax" / "generation_config.json").write_text('{"no_repeat_ngram_size": 3}')
+    (tmp_path / "orbax" / "generation_config.json").write_text('{"typical_p": 0.9}')
     assert main(["doctor", "--model", str(tmp_path / "orbax"), "--quiet"]) == 1
     out = capsys.readouterr().out
     assert "PROBLEM generation settings\n" in out
-    assert "generation_config.json: no_repeat_ngram_size=3 is not supported" in out
+    assert "generation_config.json: typical_p=0.9 is not supported" in out

@@ -135,8 +135,8 @@ def test_temperature_zero_is_accepted_where_it_is_not_used():
         ("num_beams", 4),
         ("penalty_alpha", 0.6),
         ("typical_p", 0.9),
-        ("no_repeat_ngram_size", 3),
-        ("min_p", 0.05),
+        ("encoder_no_repeat_ngram_size", 3),
+        ("eta_cutoff", 0.05),
         ("guidance_scale", 1.5),
         ("assistant_model", object()),
         ("prompt_lookup_num_tokens", 10),
@@ -144,7 +144,6 @@ def test_temperature_zero_is_accepted_where_it_is_not_used():
         ("bad_words_ids", [[1]]),
         ("suppress_tokens", [1]),
         ("forced_eos_token_id", 0),
-        ("max_time", 1.0),
         ("logits_processor", [len]),
         ("stopping_criteria", [len]),
         ("streamer", object()),
@@ -204,7 +203,7 @@ def test_what_other_tools_leave_in_a_file_changes_nothing(left):
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3 is not supported"),
+        ({"typical_p": 0.9}, "typical_p=0.9 is not supported"),
         ({"suppress_tokens": [5]}, r"suppress_tokens=\[5\] is not supported"),
         ({"presence_penalty": 1.5}, "no option 'presence_penalty'"),
         ({"dry_multiplier": 0.8}, "no option 'dry_multiplier'"),

@@ -64,7 +64,7 @@ def test_the_encoder_alone(folder, model, mesh):
         ({"dtype": "int8"}, ValueError, "dtype='int8' is not one of"),
         ({"mesh": (1, 8)}, ValueError, "num_key_value_heads=4 does not divide by the mesh's model=8"),
         ({"revision": "main"}, ValueError, "revision"),
-        ({"trust_remote_code": True}, TypeError, "trust_remote_code"),
+        ({"trust_remote_kode": True}, TypeError, "trust_remote_code"),
         ({"source": "no/such/folder"}, ValueError, "no/such/folder"),
     ],
 )

@@ -14,6 +14,7 @@ from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.parallel.sharding import make_mesh, named_sharding
 
 EOS = (302, 300)
+POSITIONS = 400
 
 
 def params_of(vocab_size=320, **options):
@@ -30,13 +31,14 @@ def distribution(logits, state, params, count):
 
 candidates = jax.jit(sampling.candidates, static_argnames="count")
 step = jax.jit(sampling.next_token, static_argnames="mode")
+process = jax.jit(sampling.process_logits)
 
 
 def start(prompt, *, mask=None, seeds=0, vocab_size=320):
     prompt = np.asarray(prompt, np.int32)
     mask = np.ones_like(prompt) if mask is None else np.asarray(mask)
     seeds = sampling.row_seeds(seeds, rows=len(prompt))
-    return sampling.init_state(unpadded(prompt, mask), seeds, vocab_size=vocab_size)
+    return sampling.init_state(unpadded(prompt, mask), seeds, vocab_size=vocab_size, positions=POSITIONS)
 
 
 def unpadded(prompt, mask):
@@ -79,6 +81,9 @@ SETTINGS = {
     "all but the last": {"top_k": 0, "top_p": 0.999},
     "more than there are": {"top_k": 5000, "top_p": 0.9},
     "minimum": {"top_k": 40, "top_p": 0.8, "min_new_tokens": 3},
+    "min p": {"top_k": 0, "min_p": 0.05},
+    "min p after the others": {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.2, "repetition_penalty": 1.2},
+    "min p of one": {"top_k": 0, "min_p": 1.0},
     "minimum reached": {"top_k": 40, "top_p": 0.8, "min_new_tokens": 2},
 }
 
@@ -98,7 +103,7 @@ def test_distribution_is_the_reference_s(options):
         logits = (rng.standard_normal((3, vocab_size)) * (1 + seed)).astype(np.float32)
         logits[0, 300:303] += 5
         logits[2, rng.integers(0, vocab_size, 30)] = -np.inf
-        state = sampling.init_state(unpadded(prompt, mask), np.arange(3), vocab_size=vocab_size)
+        state = sampling.init_state(unpadded(prompt, mask), np.arange(3), vocab_size=vocab_size, positions=POSITIONS)
         state = replace(state, step=state.step + new_tokens)
         expected = reference_probabilities(config, prompt, mask, logits, new_tokens=new_tokens)
         for count in {vocab_size, min(vocab_size, params.candidate_count or vocab_size)}:
@@ -158,6 +163,39 @@ def test_greedy_is_the_reference_s():
         np.testing.assert_array_equal(sampling.process_logits(jnp.asarray(logits), state, params), expected)
         result = step(jnp.asarray(logits), state, params, mode="greedy")
         np.testing.assert_array_equal(result.tokens, expected.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 30])
+def test_repeated_n_grams_are_the_reference_s(size):
+    pytest.importorskip("transformers")
+    config = GenerationConfig(no_repeat_ngram_size=size, repetition_penalty=1.1, eos_token_id=EOS)
+    params = params_of(no_repeat_ngram_size=size, repetition_penalty=1.1)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        prompt = rng.integers(0, 3, (4, 21))  # so few ids that n-grams repeat
+        prompt[3, -4:] = prompt[3, :4]
+        logits = rng.standard_normal((4, 320)).astype(np.float32)
+        expected = reference_scores(config, prompt, np.ones_like(prompt), logits, new_tokens=0)
+        actual = np.asarray(process(jnp.asarray(logits), start(prompt), params))
+        np.testing.assert_array_equal(actual, expected)
+        assert np.isneginf(actual).any() == (size < 30)
+
+
+def test_rows_with_and_without_repeated_n_grams_go_together():
+    """Each row's size is its own, its padding counts for nothing, and generated tokens count like the prompt's."""
+    configs = [GenerationConfig(no_repeat_ngram_size=size) for size in (0, 2, 3)]
+    params = sampling.row_params(configs, rows=4, stops=1, vocab_size=320)
+    prompt = np.array([[7, 8, 9, 7], [7, 8, 9, 7], [8, 9, 7, 8], [1, 1, 1, 1]])
+    logits = jnp.zeros((4, 320)).at[:, 8].set(5.0).at[:, 9].set(4.0)
+    first = step(logits, start(prompt), params, mode="greedy")
+    assert first.tokens.tolist() == [8, 9, 8, 8]  # row 1 has had 7 8, row 2 no three of them twice
+    second = step(logits, first.state, params, mode="greedy")
+    assert second.tokens.tolist() == [8, 8, 8, 8]
+    third = step(logits, second.state, params, mode="greedy")
+    assert third.tokens.tolist() == [8, 8, 9, 8]  # row 2 has had 8 8 8, and not 8 8 9
+    assert step(logits, third.state, params, mode="greedy").tokens.tolist()[:2] == [8, 0]  # both 8 8 and 8 9 have been
+    assert third.state.length.tolist() == [7, 7, 7, 7]
+    assert third.state.ids[2, :8].tolist() == [8, 9, 7, 8, 8, 8, 9, -1]
 
 
 def test_greedy_takes_the_lowest_of_equals():
@@ -316,7 +354,7 @@ def test_sharded_logits_give_the_same_tokens(shape, mode):
     for options in ({"top_k": 20, "top_p": 0.7}, {"top_k": 0, "top_p": 0.9}):
         params = params_of(do_sample=True, repetition_penalty=1.1, **options)
         expected = step(logits, state, params, mode=mode)
-        placed = jax.device_put(state, sampling.SamplerState(seen=spec, step=rows, seeds=rows, finished=rows))
+        placed = jax.device_put(state, sampling.SamplerState(spec, rows, rows, rows, rows, rows))
         with jax.set_mesh(mesh):
             result = step(jax.device_put(logits, spec), placed, params, mode=mode)
         np.testing.assert_array_equal(result.tokens, expected.tokens)

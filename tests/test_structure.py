@@ -14,7 +14,7 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The rooms of the house, lowest first: a room may import from its own floor and from those below it.
 FLOORS = (
-    ("limits", "_version", "command_line", "installed"),
+    ("limits", "_version", "command_line", "installed", "tensor_like", "loading_words"),
     ("storage", "embedded", "configs"),
     ("config", "audio"),
     ("parallel",),
@@ -23,17 +23,17 @@ FLOORS = (
     ("checkpoint",),
     ("convert",),
     ("source",),
-    ("processing", "api", "audio_encoder"),
+    ("processing", "api", "audio_encoder", "module_words", "save_model"),
     ("engine",),
     ("tasks",),
-    ("batch", "ray", "serve"),
+    ("batch", "compat", "ray", "serve"),
     ("train",),
     ("speech", "plan"),
     ("cli", "__main__", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Only these convert anything, and they import the converter where they use it.
-CONVERTING = ("source", "train.export", "cli.main")
+CONVERTING = ("source", "save_model", "train.export", "cli.main")
 
 
 @cache

@@ -228,12 +228,6 @@ def check_size(name: str, size: int, limits: Limits) -> None:
 
 def from_array(source: Any, *, sampling_rate: int | None, truncation: bool, limits: Limits) -> np.ndarray:
     """A clip from samples in memory, resampled where they have another rate than 16 kHz."""
-    if isinstance(source, tuple) and len(source) == 2 and np.ndim(source[0]) > 0:
-        raise AudioError(
-            "the clip is a pair: pass the samples alone and their rate as sampling_rate=, as in "
-            "load_audio(samples, sampling_rate=rate)",
-            kind="shape",
-        )
     samples = to_samples(source)
     rate = SAMPLING_RATE if sampling_rate is None else int(sampling_rate)
     budget = Budget(name="the clip", rate=rate, channels=1, limits=limits, truncation=truncation)

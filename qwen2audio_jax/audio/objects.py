@@ -1,4 +1,4 @@
-"""Objects that carry samples and their rate: rows of `datasets`, decoders, (rate, samples) pairs, segments of pydub.
+"""Objects that carry samples and their rate: rows of `datasets`, decoders, pairs of both, segments of pydub.
 
 They are recognised by what they offer, since none of their libraries is imported here.
 """
@@ -38,7 +38,7 @@ def unwrap(source: Any, *, sampling_rate: int | None, truncation: bool, limits: 
     if isinstance(source, Mapping):
         return _unwrap_row(source, sampling_rate=sampling_rate)
     if is_pair(source):
-        rate, samples = source
+        rate, samples = source if _is_rate(source[0]) else reversed(source)
         return Unwrapped(_mix(_scaled(samples), axis=-1, limits=limits), _agreed(rate, sampling_rate))
     if hasattr(source, "get_all_samples"):
         source = _decoded(source, truncation=truncation, limits=limits)
@@ -52,14 +52,21 @@ def unwrap(source: Any, *, sampling_rate: int | None, truncation: bool, limits: 
 
 
 def is_pair(source: Any) -> bool:
-    """Return True for (rate, samples), as scipy and Gradio give them."""
+    """Return True for (rate, samples), as scipy and Gradio give them, and for librosa's and vLLM's (samples, rate)."""
     if not isinstance(source, list | tuple) or len(source) != 2:
         return False
-    rate, samples = source
-    whole = isinstance(rate, int | np.integer) and not isinstance(rate, bool)
-    if isinstance(samples, list):
-        return whole and bool(samples) and isinstance(samples[0], int | float)
-    return whole and len(getattr(samples, "shape", ())) > 0
+    first, second = source
+    return (_is_rate(first) and _is_samples(second)) or (_is_samples(first) and _is_rate(second))
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_samples(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], int | float)
+    return len(getattr(value, "shape", ())) > 0
 
 
 def _unwrap_row(row: Mapping[str, Any], *, sampling_rate: int | None) -> Unwrapped:

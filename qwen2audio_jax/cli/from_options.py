@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     if not limited and not {"max_new_tokens", "max_length"} & set(given):
         given["max_new_tokens"] = DEFAULT_NEW_TOKENS
     settings = settings.updated(**given)
-    for name in ("temperature", "top_k", "top_p", "seed"):
+    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
         if getattr(options, name) is not None and not settings.do_sample:
             say(f"warning: --{name.replace('_', '-')} has no effect: add --do-sample to draw tokens")
     # Always stated, because it determines whether the answer can be streamed.

@@ -21,6 +21,9 @@ _GENERATION = (
     ("--temperature", float, "T", "flatten (above 1) or sharpen the distribution; sampling only"),
     ("--top-k", int, "K", "draw from the K most probable tokens, 0 for all; sampling only"),
     ("--top-p", float, "P", "draw from the fewest tokens that reach this probability; sampling only"),
+    ("--min-p", float, "P", "draw from tokens of at least this share of the best one's probability; sampling only"),
+    ("--no-repeat-ngram-size", int, "N", "no N tokens in a row come twice in prompt and answer"),
+    ("--max-time", float, "SECONDS", "end the answer after so long"),
     ("--repetition-penalty", float, "R", "above 1: what stands in prompt or answer becomes less probable"),
 )
 

@@ -157,11 +157,15 @@ class Qwen2AudioConfig:
                 result[key] = self.dtype
         return result
 
+    def to_json(self) -> str:
+        """The text of a complete config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write `to_dict()` atomically as config.json into `folder` (created if missing) and return its path."""
         path = Path(folder, "config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+        write_whole(path, self.to_json().encode())
         return path
 
 

@@ -233,6 +233,8 @@ class Loop:
                 self._finish(work, "eos")
             elif work.matcher is not None and work.matcher.push(token):
                 self._finish(work, "stop_string")
+            elif work.config.max_time is not None and now - work.began > work.config.max_time:
+                self._finish(work, "time")
             elif len(work.tokens) == work.budget:
                 self._finish(work, "length")
         self._counts.add(tokens=count)

@@ -73,7 +73,8 @@ class Answer:
         text: of the new tokens, special ones left out.
         token_ids: [n] int32, the stop token included.
         log_probs: [n] float32, as in `GenerateOutput`.
-        finish_reason: "eos", "stop_string", "length" or "cancelled".
+        finish_reason: "eos", "stop_string", "time" (`max_time`, from when the model began with it), "length" or
+            "cancelled".
         prompt_tokens: audio tokens included.
         audio_tokens: of the prompt.
         reused_tokens: those of them whose keys and values another request had left.

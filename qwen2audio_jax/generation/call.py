@@ -10,17 +10,26 @@ import numpy as np
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
+from qwen2audio_jax.generation.logits_processors import as_functions, logits_processors
 from qwen2audio_jax.generation.memory import cache_bytes, check_fits
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count, prompt_groups
+from qwen2audio_jax.generation.row_ends import RowEnds
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import SamplingParams, row_seeds, sampling_params
-from qwen2audio_jax.generation.stopping import StopMatcher, Tokenizer, stop_matchers
+from qwen2audio_jax.generation.stopping import Tokenizer, stop_matchers
 from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, share_of
 from qwen2audio_jax.parallel.sharding import round_up
 
 ROOM = 256
 """New tokens that a cache has room for at first. Every larger capacity is another program to compile."""
+
+
+INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask")
+"""Arrays that the processor returns."""
+
+OWN_SETTINGS = ("max_new_tokens", "max_length", "stop_strings", "max_time")
+"""Settings that each process of a mesh may have for itself: they are no part of the common program."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +42,54 @@ class Arguments:
     feature_attention_mask: Any = None
     seed: int | Sequence[int] | None = None
     tokenizer: Tokenizer | None = None
+    logits_processor: Any = None
+    stopping_criteria: Any = None
     options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any, *, options: Mapping[str, Any], **given: Any) -> "Arguments":
+        """The arguments of a call whose first one may be what the processor returned, or ids alone.
+
+        Raises:
+            TypeError: no ids, or something that is there twice.
+        """
+        named = merged(inputs, {**options, **given})
+        own = {name: named.pop(name) for name in given}
+        if own["input_ids"] is None:
+            raise TypeError("input_ids is missing: pass what the processor returns, as in generate(**inputs)")
+        return cls(**own, options=named)
+
+
+def merged(inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, with those in `inputs`: a mapping such as the processor returns, or input_ids alone.
+
+    Raises:
+        TypeError: an argument is in both.
+    """
+    entries = inputs if isinstance(inputs, Mapping) else {} if inputs is None else {"input_ids": inputs}
+    if twice := [name for name in entries if given.get(name) is not None]:
+        raise TypeError(f"{twice[0]} is given twice: in the inputs and as an argument")
+    return {**given, **entries}
+
+
+def forward_inputs(inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays and labels of a forward call, by name; `given` may have options of the reference's beside them.
+
+    Raises:
+        TypeError: no ids, something that is there twice, or an option that has no meaning here.
+    """
+    named = merged(inputs, given)
+    if named.get("input_ids") is None:
+        raise TypeError("input_ids is missing: pass what the processor returns, as in model(**inputs)")
+    for name in set(named) - {*INPUTS, "labels", "use_cache", "return_dict"}:
+        if named[name] not in (None, False):
+            raise TypeError(f"a forward call has no argument {name!r}: it gives logits, and with labels= the loss")
+    return named
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call, checked; for one run, as its stop matchers are.
+    """One call, checked; for one run, as its ends are.
 
     Attributes:
         inputs: prompts and clips of this process.
@@ -47,7 +98,7 @@ class Call:
         sizes: agreed between the processes: the most rows, tokens and budget of any of them.
         seeds: [rows] uint32.
         sampling: the settings as arrays.
-        matchers: one a row, or none without stop strings.
+        ends: what ends rows on the host.
     """
 
     inputs: CheckedInputs
@@ -56,7 +107,7 @@ class Call:
     sizes: Sizes
     seeds: np.ndarray
     sampling: SamplingParams
-    matchers: list[StopMatcher]
+    ends: RowEnds
 
     @property
     def prompts(self) -> int:
@@ -87,8 +138,9 @@ def prepare_call(runtime: Runtime, arguments: Arguments, *, defaults: Generation
         given_seeds = None if arguments.seed is None else call.seeds.tolist()
         said = (repr(call.settings), repr(given_seeds))
         own = (*call.inputs.arrays, *(np.frombuffer(text.encode(), np.uint8) for text in said))
-        common = {**asdict(call.settings), "max_new_tokens": None, "max_length": None, "stop_strings": None}
-        return call, Prepared(call.sizes, common=repr(common), inputs=own)
+        common = {**asdict(call.settings), **dict.fromkeys(OWN_SETTINGS)}
+        edits = [getattr(each, "__qualname__", repr(each)) for each in as_functions("", arguments.logits_processor)]
+        return call, Prepared(call.sizes, common=repr((common, edits)), inputs=own)
 
     call, sizes = agree(runtime.mesh, check)
     if arguments.seed is None and not share_of(runtime.mesh).alone:
@@ -107,7 +159,15 @@ def check_call(arguments: Arguments, *, defaults: GenerationConfig, config: Qwen
         config=config,
     )
     rows = len(inputs.rows.ids) * settings.num_return_sequences
-    matchers = stop_matchers(settings.stop_strings, arguments.tokenizer, rows=rows)
+    ends = RowEnds(
+        matchers=stop_matchers(settings.stop_strings, arguments.tokenizer, rows=rows),
+        criteria=as_functions("stopping_criteria", arguments.stopping_criteria),
+        prompts=np.repeat(np.atleast_2d(np.asarray(arguments.input_ids)), settings.num_return_sequences, axis=0),
+        seconds=settings.max_time,
+    )
+    text = config.text_config
+    sizes = {"vocab_size": text.vocab_size, "positions": text.max_position_embeddings}
+    edit = logits_processors(arguments.logits_processor, **sizes)
     budget = settings.new_token_budget(inputs.rows.width)
     check_positions(inputs.sizes.tokens, budget, config=config)
     return Call(
@@ -116,8 +176,8 @@ def check_call(arguments: Arguments, *, defaults: GenerationConfig, config: Qwen
         budget=budget,
         sizes=replace(inputs.sizes, budget=budget),
         seeds=row_seeds(arguments.seed, rows=rows),
-        sampling=sampling_params(settings, vocab_size=config.text_config.vocab_size),
-        matchers=matchers,
+        sampling=replace(sampling_params(settings, vocab_size=text.vocab_size), edit=edit),
+        ends=ends,
     )
 
 

@@ -7,28 +7,40 @@ supported here is refused by name if it would change the output, and accepted at
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from functools import wraps
 from operator import index
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
+from qwen2audio_jax.embedded import EMBEDDED, model_folder
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
+from qwen2audio_jax.storage.resolve_folder import resolve_folder
+from qwen2audio_jax.storage.write_whole import write_whole
 
+FILE = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20
 """Number of new tokens if neither max_new_tokens nor max_length is given, as in the reference."""
 
-_BEAMS = "beam search is not built: leave it out for greedy decoding, or set do_sample=True"
-_FILTERS = "use temperature, top_k and top_p"
-_PENALTIES = "use repetition_penalty"
-_LOGITS = "logits cannot be edited during generation: leave it out"
-_OUTPUTS = "generate returns ids; call the model itself for logits"
+_BEAMS = "there is no beam search: leave it out for greedy decoding, or set do_sample=True, num_return_sequences=N"
+_FILTERS = "use temperature, top_k, top_p and min_p"
+_PENALTIES = "use repetition_penalty or no_repeat_ngram_size"
+_LOGITS = "use logits_processor=, a pure function, with model.generate"
+_FUNCTIONS = (
+    "functions go to model.generate, model.stream and sessions, whose programs they become part of; in the engine, a "
+    "batch job and the server many requests share one: use min_p, no_repeat_ngram_size, stop_strings or max_time"
+)
+_OUTPUTS = "return_dict_in_generate=True of generate gives log_probs; call the model for logits"
 _DRAFTS = "there is no speculative decoding: leave it out, the output is the same"
 
 # Option of the reference -> (neutral values besides None; what to use instead).
@@ -50,16 +62,12 @@ _LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
     "force_words_ids": ((), _BEAMS),
     "forced_bos_token_id": ((), "put the token at the end of the prompt"),
     "forced_eos_token_id": ((), "append the token to the result"),
-    "generation_config": ((), "pass its options as keyword arguments"),
     "guidance_scale": ((1,), "leave it out"),
     "is_assistant": ((False,), _DRAFTS),
-    "logits_processor": ((), _LOGITS),
-    "max_time": ((), "use max_new_tokens, or stream and stop reading"),
+    "logits_processor": ((), _FUNCTIONS),
     "min_length": ((0,), "use min_new_tokens, which does not count the prompt"),
-    "min_p": ((0,), _FILTERS),
     "negative_prompt_attention_mask": ((), "leave it out"),
     "negative_prompt_ids": ((), "leave it out"),
-    "no_repeat_ngram_size": ((0,), _PENALTIES),
     "num_beam_groups": ((1,), _BEAMS),
     "num_beams": ((1,), _BEAMS),
     "output_attentions": ((False,), _OUTPUTS),
@@ -72,8 +80,8 @@ _LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
     "remove_invalid_values": ((False,), "leave it out: logits that are not numbers are a fault to be seen"),
     "return_dict_in_generate": ((False,), _OUTPUTS),
     "sequence_bias": ((), _LOGITS),
-    "stopping_criteria": ((), "use eos_token_id or stop_strings, or stream and stop reading"),
-    "streamer": ((), "iterate over model.stream(...)"),
+    "stopping_criteria": ((), _FUNCTIONS),
+    "streamer": ((), "model.generate takes it; elsewhere iterate over stream(...)"),
     "suppress_tokens": ((), _LOGITS),
     "token_healing": ((False,), "leave it out"),
     "top_h": ((), _FILTERS),
@@ -105,7 +113,9 @@ _WITHOUT: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
+    "min_p": 0.0,
     "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "eos_token_id": (),
     "stop_strings": (),
     "num_return_sequences": 1,
@@ -116,7 +126,8 @@ _WITHOUT: dict[str, Any] = {
 class GenerationConfig:
     """The options of one call of `generate`.
 
-    Construction checks every value.
+    Construction checks every value, and takes what transformers' own takes. `stated` has the names of the options that
+    were given: those of them that None means nothing for are not.
 
     Raises:
         ValueError: a value of the wrong type or out of range, or several sequences without sampling.
@@ -130,8 +141,12 @@ class GenerationConfig:
     """Sample from this many most probable tokens; 0 for all; sampling only."""
     top_p: float = 1.0
     """Sample from the smallest set of most probable tokens whose mass reaches this, in (0, 1]; sampling only."""
+    min_p: float = 0.0
+    """Sample from tokens of at least this share of the most probable one's probability, in [0, 1]; sampling only."""
     repetition_penalty: float = 1.0
     """Makes tokens of the prompt and of the answer less (above 1) or more (below 1) probable, greedy or not."""
+    no_repeat_ngram_size: int = 0
+    """No such number of tokens in a row comes a second time in prompt and answer; 0 for no such rule."""
     max_new_tokens: int | None = None
     """Maximum of generated tokens. Takes precedence over `max_length` if both are set."""
     max_length: int | None = None
@@ -146,6 +161,9 @@ class GenerationConfig:
     """Kept for callers that read it; generation does not use it."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a row, see `stopping`; one string or any sequence of strings is accepted."""
+    max_time: float | None = None
+    """Seconds after which rows end with the token at hand; it depends on the machine, so the tokens do too."""
+    stated: ClassVar[frozenset[str]] = frozenset()
     num_return_sequences: int = 1
     """Number of answers to each prompt."""
 
@@ -162,6 +180,9 @@ class GenerationConfig:
             ("repetition_penalty", 0.0, math.inf),
         ):
             put(self, name, _number(name, getattr(self, name), above=low_excluded, most=high))
+        put(self, "min_p", 0.0 if self.min_p == 0 else _number("min_p", self.min_p, above=0.0, most=1.0))
+        if self.max_time is not None:
+            put(self, "max_time", _number("max_time", self.max_time, above=0.0, most=math.inf))
         put(self, "top_k", _integer("top_k", self.top_k, least=0, most=2**31 - 1))
         put(
             self,
@@ -172,6 +193,7 @@ class GenerationConfig:
             ("max_new_tokens", 1, LIMITS.new_tokens),
             ("max_length", 1, 2**31 - 1),
             ("min_new_tokens", 0, LIMITS.new_tokens),
+            ("no_repeat_ngram_size", 0, LIMITS.new_tokens),
             ("pad_token_id", 0, 2**31 - 1),
             ("bos_token_id", 0, 2**31 - 1),
         ):
@@ -228,6 +250,9 @@ class GenerationConfig:
     def updated(self, **options: Any) -> "GenerationConfig":
         """Return this configuration with the options of a call, under the names of the reference.
 
+        `generation_config=` stands for the options that were stated when it was made, here or in transformers, or for
+        the entries of a mapping; options beside it take precedence over them.
+
         None means "without this option", as in the reference: `top_k=None` keeps all tokens. A length limit of the call
         replaces the checkpoint's, whichever of the two names each has; the reference would ignore a `max_length`
         beside the checkpoint's `max_new_tokens`.
@@ -236,6 +261,8 @@ class GenerationConfig:
             TypeError: an unknown option; the message names the nearest known one.
             ValueError: a value out of range, both limits at once, or an unsupported option of the reference.
         """
+        if (whole := options.pop("generation_config", None)) is not None:
+            options = {**_stated(whole, options), **options}
         known = _known(options, unknown=TypeError, where="generate()")
         known = {name: _WITHOUT.get(name) if value is None else value for name, value in known.items()}
         if known.get("max_length") is not None:
@@ -246,6 +273,28 @@ class GenerationConfig:
                 )
             known["max_new_tokens"] = None
         return replace(self, **known)
+
+    @classmethod
+    def from_pretrained(cls, source: PathOrUrl = EMBEDDED, *, revision: str | None = None) -> "GenerationConfig":
+        """The options that a checkpoint states in its generation_config.json; without one: the defaults.
+
+        Args:
+            source: a folder, the URL of one in a bucket, or a hub id; default: the embedded model.
+            revision: of a hub id.
+
+        Raises:
+            ValueError: no such folder or hub id, or as for `from_json_file`.
+        """
+        folder = model_folder() if source == EMBEDDED else resolve_folder(source, revision=revision)
+        if folder is None:
+            folder = hub.download(str(source), revision=revision, patterns=[FILE])
+        return cls.from_json_file(folder / FILE) if (folder / FILE).exists() else cls()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write generation_config.json into a folder, which is made if it is missing."""
+        path = Path(folder, FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, self.to_json().encode())
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GenerationConfig":
@@ -299,6 +348,38 @@ def _refuse_assignment(self: GenerationConfig, name: str, value: Any) -> None:
 
 
 setattr(GenerationConfig, "__setattr__", _refuse_assignment)  # noqa: B010  (a frozen class may not define it itself)
+
+_take_fields = GenerationConfig.__init__
+
+
+@wraps(_take_fields)
+def _take_options(self: GenerationConfig, **options: Any) -> None:
+    """Take what the reference's constructor takes: None is not there, and options without effect are dropped."""
+    given = {name: value for name, value in options.items() if value is not None}
+    known = _known(given, unknown=TypeError, where="GenerationConfig()")
+    object.__setattr__(self, "stated", frozenset(known))
+    _take_fields(self, **known)
+
+
+setattr(GenerationConfig, "__init__", _take_options)  # noqa: B010  (a dataclass would take fields alone)
+
+
+def _stated(whole: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a `generation_config=` stands for, but a limit of length where `options` has one."""
+    if isinstance(whole, GenerationConfig):
+        found = {name: getattr(whole, name) for name in whole.stated}
+    elif isinstance(whole, Mapping):
+        found = present(whole)
+    elif hasattr(whole, "to_diff_dict"):  # the reference's
+        found = present(whole.to_diff_dict())
+    else:
+        raise TypeError(f"generation_config is a {type(whole).__name__}: give a GenerationConfig or a mapping")
+    limits = ("max_new_tokens", "max_length")
+    if any(options.get(name) is not None for name in limits):
+        found = {name: value for name, value in found.items() if name not in limits}
+    elif found.get("max_new_tokens") is not None:
+        found.pop("max_length", None)
+    return found
 
 
 def _without_effect(name: str, value: Any) -> bool:

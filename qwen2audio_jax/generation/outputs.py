@@ -10,6 +10,7 @@ import numpy as np
 from qwen2audio_jax.generation.call import Call
 from qwen2audio_jax.generation.decoding import Progress, Step
 from qwen2audio_jax.generation.text_stream import TextStream
+from qwen2audio_jax.tensor_like import tensor_like
 
 Steps = Generator[Step, None, None]
 """The running steps of a call; closing it ends them."""
@@ -37,7 +38,7 @@ class GenerateOutput:
         lengths: [B'] int32, new tokens of each row, its stop token included.
         log_probs: [B', new] float32, of each new token under the model's own distribution (before penalty, temperature
             and filters); 0 after a row's end.
-        finish_reasons: for each row "eos", "stop_string" or "length".
+        finish_reasons: for each row "eos", "stop_string", "stopping_criteria", "time" (`max_time`) or "length".
     """
 
     sequences: np.ndarray
@@ -46,16 +47,14 @@ class GenerateOutput:
     finish_reasons: tuple[str, ...]
 
 
-def collect(steps: Steps, call: Call, progress: Progress, *, prompts: np.ndarray) -> GenerateOutput:
+def collect(steps: Steps, call: Call, progress: Progress) -> GenerateOutput:
     """The output of a call whose steps are run to the end.
 
     Args:
         steps: of the call, not yet started.
         call: says how many rows come out, and what ends them.
         progress: of the steps; rows are stopped in it.
-        prompts: [B, T] ids as given.
     """
-    repeated = np.repeat(prompts, call.copies, axis=0)
     tokens, log_probs = [], []
     running = np.ones(call.rows, bool)
     lengths, reasons = np.zeros(call.rows, np.int32), ["length"] * call.rows
@@ -64,14 +63,15 @@ def collect(steps: Steps, call: Call, progress: Progress, *, prompts: np.ndarray
             tokens.append(step.tokens)
             log_probs.append(step.log_probs)
             lengths += running
+            ends = call.ends.after(step.tokens, running=running & ~step.finished)
             for row in np.flatnonzero(running):
                 if step.finished[row]:
                     reasons[row], running[row] = "eos", False
-                elif call.matchers and call.matchers[row].push(int(step.tokens[row])):
-                    reasons[row], running[row] = "stop_string", False
+                elif (end := ends[row]) is not None:
+                    reasons[row], running[row] = end, False
                     progress.stop(int(row))
-    sequences = np.concatenate([repeated.astype(np.int32), np.stack(tokens, axis=1)], axis=1)
-    return GenerateOutput(sequences, lengths, np.stack(log_probs, axis=1), tuple(reasons))
+    sequences = np.concatenate([call.ends.prompts.astype(np.int32), np.stack(tokens, axis=1)], axis=1)
+    return GenerateOutput(tensor_like(sequences), lengths, np.stack(log_probs, axis=1), tuple(reasons))
 
 
 def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) -> Generator[str, None, str]:
@@ -82,10 +82,11 @@ def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) ->
             token = int(step.tokens[0])
             if piece := text.push(token):
                 yield piece
+            [end] = call.ends.after(step.tokens, running=~step.finished)
             if step.finished[0]:
                 reason = "eos"
-            elif call.matchers and call.matchers[0].push(token):
-                reason = "stop_string"
+            elif end is not None:
+                reason = end
                 progress.stop(0)
     if rest := text.finish():
         yield rest

@@ -177,9 +177,12 @@ def sampler_state(
 ) -> SamplerState:
     """The sampler's state after prompts of these ids; `rows` of them, those that pad the batch included."""
     seeds = np.zeros(rows, np.uint32) if seeds is None else seeds
-    state, mesh = init_state(prompts, seeds, vocab_size=logit_count(runtime)), runtime.mesh
+    positions = runtime.config.text_config.max_position_embeddings
+    state, mesh = init_state(prompts, seeds, vocab_size=logit_count(runtime), positions=positions), runtime.mesh
     return SamplerState(
         seen=to_mesh(mesh, np.asarray(state.seen), "batch", "vocab"),
+        ids=to_mesh(mesh, np.asarray(state.ids), "batch", None),
+        length=to_mesh(mesh, np.asarray(state.length), "batch"),
         step=to_mesh(mesh, np.asarray(state.step), "batch"),
         seeds=to_mesh(mesh, np.asarray(state.seeds), "batch"),
         finished=to_mesh(mesh, np.asarray(state.finished), "batch"),

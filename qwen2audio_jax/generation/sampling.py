@@ -4,13 +4,14 @@ Rows are independent: a token depends on its row's logits, the ids in that row, 
 rows, the padding of the batch or of the vocabulary, or the sharding of the arrays.
 
 The order of operations is the reference's (transformers, `GenerationMixin._get_logits_processor`): repetition penalty,
-minimum length, temperature, top-k, top-p; the last three only when sampling.
+repeated n-grams, minimum length, the caller's own edits, temperature, top-k, top-p, min-p; the last four only when
+sampling.
 """
 
 import functools
 import operator
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -23,19 +24,28 @@ from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.parallel.sharding import constrain
 
 Mode = Literal["greedy", "sample"]
+Edit = Callable[[jax.Array, jax.Array], jax.Array]
 
 EOS_SLOTS = 8  # stop ids are padded to a multiple of this, so that a few more of them need no new compilation
 MIN_CANDIDATES = 128  # selecting 128 of the vocabulary costs as much as selecting 20, and leaves room for ties
 _SEEDS = 1 << 32
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["seen", "step", "seeds", "finished"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["seen", "ids", "length", "step", "seeds", "finished"],
+    meta_fields=[],
+)
 @dataclass(frozen=True)
 class SamplerState:
     """The sampler's state of each row."""
 
     seen: jax.Array
     """[B, V] bool: ids of the row's prompt and its generated tokens, to which the repetition penalty applies."""
+    ids: jax.Array
+    """[B, P] int32: the same in their order, -1 behind them; P is the most positions that a row may have."""
+    length: jax.Array
+    """[B] int32: how many they are."""
     step: jax.Array
     """[B] int32: number of tokens the row has generated, its stop token included."""
     seeds: jax.Array
@@ -50,13 +60,15 @@ class SamplerState:
         "temperature",
         "top_k",
         "tail_mass",
+        "min_p",
         "repetition_penalty",
+        "no_repeat_ngram_size",
         "min_new_tokens",
         "eos_token_ids",
         "pad_token_id",
         "candidates",
     ],
-    meta_fields=["candidate_count"],
+    meta_fields=["candidate_count", "edit"],
 )
 @dataclass(frozen=True)
 class SamplingParams:
@@ -71,8 +83,12 @@ class SamplingParams:
     """[] int32; 0 keeps all."""
     tail_mass: jax.Array
     """[] float32: 1 - top_p, the largest probability mass that top-p removes; negative keeps all."""
+    min_p: jax.Array
+    """[] float32: tokens below this share of the most probable one's probability are removed; 0 keeps all."""
     repetition_penalty: jax.Array
     """[] float32, above 0; 1 does nothing."""
+    no_repeat_ngram_size: jax.Array
+    """[] int32: no such number of tokens in a row comes twice; 0 does nothing."""
     min_new_tokens: jax.Array
     """[] int32."""
     eos_token_ids: jax.Array
@@ -83,6 +99,8 @@ class SamplingParams:
     """[] int32: the number of most probable tokens that a row draws from; 1 makes it greedy."""
     candidate_count: int | None
     """Static: the largest of `candidates`; None for the whole vocabulary, and when not sampling."""
+    edit: Edit | None = None
+    """Static: the caller's own change of the scores, a pure function of (ids, scores); see `logits_processors`."""
 
 
 class NextToken(NamedTuple):
@@ -120,7 +138,9 @@ def _host_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams
         "temperature": np.float32(config.temperature or 1.0),  # 0 is another way to write greedy
         "top_k": np.int32(config.top_k),
         "tail_mass": np.float32(tail_mass),
+        "min_p": np.float32(config.min_p),
         "repetition_penalty": np.float32(config.repetition_penalty),
+        "no_repeat_ngram_size": np.int32(config.no_repeat_ngram_size),
         "min_new_tokens": np.int32(config.min_new_tokens or 0),
         "eos_token_ids": eos,
         "pad_token_id": np.int32(config.filler_token_id),
@@ -184,7 +204,7 @@ def _seed(value: object) -> int:
     return number
 
 
-def init_state(prompts: Sequence[np.ndarray], seeds: np.ndarray, *, vocab_size: int) -> SamplerState:
+def init_state(prompts: Sequence[np.ndarray], seeds: np.ndarray, *, vocab_size: int, positions: int) -> SamplerState:
     """The state before the first token, on the host.
 
     Padding on either side is not marked as seen, so it changes nothing. The reference also excludes padding on the left
@@ -195,18 +215,31 @@ def init_state(prompts: Sequence[np.ndarray], seeds: np.ndarray, *, vocab_size: 
         prompts: the ids [T] of each prompt, without padding.
         seeds: [B] uint32, from `row_seeds`; rows beyond the prompts only pad the batch.
         vocab_size: V, the last dimension of the logits (padded, if those are).
+        positions: P, the most that a prompt and its answer have.
     """
-    seen = np.zeros((len(seeds), vocab_size), bool)
-    for row, ids in zip(seen, prompts, strict=False):
-        row[ids] = True
-    arrays: Any = (seen, np.zeros(len(seeds), np.int32), np.asarray(seeds, np.uint32), np.zeros(len(seeds), bool))
-    return SamplerState(*arrays)
+    rows = len(seeds)
+    seen, ids, length = np.zeros((rows, vocab_size), bool), np.full((rows, positions), -1, np.int32), np.zeros(rows)
+    for row, prompt in enumerate(prompts):
+        seen[row, prompt] = True
+        ids[row, : len(prompt)] = prompt
+        length[row] = len(prompt)
+    arrays: Any = {
+        "seen": seen,
+        "ids": ids,
+        "length": length.astype(np.int32),
+        "step": np.zeros(rows, np.int32),
+        "seeds": np.asarray(seeds, np.uint32),
+        "finished": np.zeros(rows, bool),
+    }
+    return SamplerState(**arrays)
 
 
 def _constrained(state: SamplerState) -> SamplerState:
     # Otherwise the compiler shards the first step's state differently from later ones, and the step is compiled twice.
     return SamplerState(
         seen=constrain(state.seen, "batch", "vocab"),
+        ids=constrain(state.ids, "batch", None),
+        length=constrain(state.length, "batch"),
         step=constrain(state.step, "batch"),
         seeds=constrain(state.seeds, "batch"),
         finished=constrain(state.finished, "batch"),
@@ -214,9 +247,9 @@ def _constrained(state: SamplerState) -> SamplerState:
 
 
 def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
-    """Logits processors of both greedy and sampled tokens: repetition penalty, then minimum length.
+    """Logits processors of both greedy and sampled tokens: penalty, repeated n-grams, minimum length, the caller's.
 
-    Source: `RepetitionPenaltyLogitsProcessor`, `MinNewTokensLengthLogitsProcessor`.
+    Source: `RepetitionPenaltyLogitsProcessor`, `NoRepeatNGramLogitsProcessor`, `MinNewTokensLengthLogitsProcessor`.
 
     Args:
         logits: [B, V] float32; -inf where the vocabulary is padded.
@@ -233,17 +266,40 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
     stops = jnp.moveaxis(_column(params.eos_token_ids), -2, 0)
     is_eos = functools.reduce(operator.or_, (ids == stop for stop in stops))  # [V] or [B, V]
     too_early = state.step < params.min_new_tokens  # [B]
-    return jnp.where(too_early[:, None] & is_eos, -jnp.inf, scores)
+    scores = jnp.where((too_early[:, None] & is_eos) | _repeats(state, params, vocab_size=len(ids)), -jnp.inf, scores)
+    return scores if params.edit is None else params.edit(state.ids, scores)
+
+
+def _repeats(state: SamplerState, params: SamplingParams, *, vocab_size: int) -> jax.Array:
+    """[B, V] bool: tokens that would complete an n-gram which is in the row already."""
+    sizes = jnp.broadcast_to(params.no_repeat_ngram_size, state.length.shape)
+    nothing = jnp.zeros((len(sizes), vocab_size), bool)
+
+    def found() -> jax.Array:
+        ids, size, length = state.ids, sizes[:, None], state.length[:, None]
+        places = jnp.arange(ids.shape[1])
+
+        def agree(back: jax.Array, same: jax.Array) -> jax.Array:
+            """Where the token `back` places before is also the one `back` places before the end."""
+            last = jnp.take_along_axis(ids, jnp.maximum(length - back, 0), axis=1)
+            return same & ((jnp.roll(ids, back, axis=1) == last) | (back >= size))
+
+        ends = (places >= size - 1) & (places < length) & (size > 0)
+        ends = jax.lax.fori_loop(1, jnp.max(sizes), agree, ends)
+        return nothing.at[jnp.arange(len(sizes))[:, None], ids].max(ends)
+
+    # Most calls have no such row, and then nothing is compared.
+    return jax.lax.cond(jnp.any(sizes > 0), found, lambda: nothing)
 
 
 def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tuple[jax.Array, jax.Array]:
-    """The distribution to draw from: temperature, then top-k, then top-p.
+    """The distribution to draw from: temperature, then top-k, top-p and min-p.
 
     As in the reference, every token tied with the k-th is kept (if there are no more of them than C holds), and top-p
     removes the least probable tokens as long as their sum is at most 1 - top_p, but never the last one. Of several
     equally probable tokens top-p keeps the lower ids; the reference leaves that choice to a sort that is not stable.
 
-    Source: `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`.
+    Source: `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`, `MinPLogitsWarper`.
 
     Args:
         scores: [B, V] float32, the result of `process_logits`.
@@ -313,6 +369,8 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
     after = replace(
         state,
         seen=state.seen.at[rows, chosen].max(running),
+        ids=state.ids.at[rows, state.length].max(jnp.where(running, chosen, -1)),
+        length=state.length + running,
         step=state.step + running,
         finished=state.finished | is_eos,
     )
@@ -357,7 +415,7 @@ def _kth(values: jax.Array, params: SamplingParams) -> jax.Array:
 
 
 def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tuple[jax.Array, jax.Array]:
-    """Top-k and top-p on values [B, C] in descending order: `ids` and the log-probabilities [B, C]."""
+    """Top-k, top-p and min-p on values [B, C] in descending order: `ids` and the log-probabilities [B, C]."""
     count = values.shape[-1]
     places = jnp.arange(count)
     kept = (values >= _kth(values, params)) | _column(params.top_k == 0)
@@ -371,7 +429,8 @@ def _filtered(values: jax.Array, ids: jax.Array, params: SamplingParams) -> tupl
     sums = _prefix_sums(jnp.where(places < positive, ascending, 0.0))
     total = jnp.take_along_axis(sums, positive - 1, axis=-1)
     removed = jnp.sum((sums <= _column(params.tail_mass) * total) & (places < positive), axis=-1, keepdims=True)
-    nucleus = jnp.maximum(positive - removed, 1)
+    likely = jnp.sum((weights >= _column(params.min_p)) & (places < positive), axis=-1, keepdims=True)
+    nucleus = jnp.maximum(jnp.minimum(positive - removed, likely), 1)
     weights = jnp.where(places < nucleus, weights, 0.0)
     total = jnp.take_along_axis(_prefix_sums(weights), nucleus - 1, axis=-1)
     log_probs = jnp.where(places < nucleus, values - values[:, :1] - jnp.log(total), -jnp.inf)

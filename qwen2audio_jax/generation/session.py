@@ -42,6 +42,7 @@ from qwen2audio_jax.generation.prefix import (
 from qwen2audio_jax.generation.run import extend_prefix, forked, prefill_prompts
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.stopping import Tokenizer
+from qwen2audio_jax.generation.streamers import ended, fed
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.parallel.process_rows import Sizes, share_of, to_mesh
 
@@ -126,51 +127,65 @@ class Session:
 
     def generate(
         self,
+        inputs: Any = None,
         *,
-        input_ids: Any,
+        input_ids: Any = None,
         attention_mask: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
         tokenizer: Tokenizer | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        streamer: Any = None,
         return_dict_in_generate: bool = False,
         **options: Any,
     ) -> Any:
         """Continue whole prompts, as `model.generate` does: arguments, result and errors are the same."""
-        arguments = Arguments(
+        arguments = Arguments.of(
+            inputs,
             input_ids=input_ids,
             attention_mask=attention_mask,
             input_features=input_features,
             feature_attention_mask=feature_attention_mask,
             seed=seed,
             tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
             options=options,
         )
-        call, progress = self._prepare(arguments)
-        prompts = np.atleast_2d(np.asarray(input_ids))
-        output = collect(self._steps(call, progress), call, progress, prompts=prompts)
+        with ended(streamer):
+            call, progress = self._prepare(arguments)
+            steps = fed(self._steps(call, progress), streamer, prompts=call.ends.prompts)
+            output = collect(steps, call, progress)
         return output if return_dict_in_generate else output.sequences
 
     def stream(
         self,
+        inputs: Any = None,
         *,
-        input_ids: Any,
         tokenizer: Tokenizer,
+        input_ids: Any = None,
         attention_mask: Any = None,
         input_features: Any = None,
         feature_attention_mask: Any = None,
         seed: int | Sequence[int] | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
         skip_special_tokens: bool = True,
         **options: Any,
     ) -> Generator[str, None, str]:
         """Continue one whole prompt, as `model.stream` does: arguments, pieces and errors are the same."""
-        arguments = Arguments(
+        arguments = Arguments.of(
+            inputs,
             input_ids=input_ids,
             attention_mask=attention_mask,
             input_features=input_features,
             feature_attention_mask=feature_attention_mask,
             seed=seed,
             tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
             options=options,
         )
         call, progress = self._prepare(arguments)

@@ -352,8 +352,11 @@ class _Warming:
         sources = _settled(lambda whole: compiled(run.insert_logits, whole, row, _SCALAR), [empty])
         if rows in prompt_counts(self.bounds.rows, mesh=mesh):
             sources.append(_sized(logits, rows))
+        positions = self.runtime.config.text_config.max_position_embeddings
         state = SamplerState(
             seen=self._spec((rows, logits.shape[1]), jnp.bool_, "batch", "vocab"),
+            ids=self._spec((rows, positions), jnp.int32, "batch", None),
+            length=self._spec((rows,), jnp.int32, "batch"),
             step=self._spec((rows,), jnp.int32, "batch"),
             seeds=self._spec((rows,), jnp.uint32, "batch"),
             finished=self._spec((rows,), jnp.bool_, "batch"),

@@ -85,6 +85,8 @@ class Batch:
         rows: Any = (self.shapes.rows,)
         state: Any = {
             "seen": self.spec((*rows, vocab), jnp.bool_, "batch", "vocab"),
+            "ids": self.spec((*rows, self.config.text_config.max_position_embeddings), jnp.int32, "batch", None),
+            "length": self.spec(rows, jnp.int32, "batch"),
             "step": self.spec(rows, jnp.int32, "batch"),
             "seeds": self.spec(rows, jnp.uint32, "batch"),
             "finished": self.spec(rows, jnp.bool_, "batch"),

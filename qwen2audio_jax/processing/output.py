@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from qwen2audio_jax.tensor_like import LOG, NO_MOVE, tensor_like
+
 
 class ProcessorOutput(MutableMapping[str, Any]):
     """Arrays by name: a mapping that unpacks with **; its entries are attributes too, and both may be assigned.
+
+    Numpy arrays in it also answer to `size(1)` and `to(...)`: see `TensorLike`.
 
     Entries of `Qwen2AudioProcessor`, under the names of the reference (`transformers.BatchFeature`):
         input_ids: [B, T] int32.
@@ -64,6 +68,11 @@ class ProcessorOutput(MutableMapping[str, Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
+    def to(self, *_: Any, **__: Any) -> "ProcessorOutput":
+        """These arrays: the model's calls take them to its devices, so that nothing is to be moved before."""
+        LOG.debug(NO_MOVE)
+        return self
+
     def __repr__(self) -> str:
         entries = ", ".join(f"{name}: {_describe(value)}" for name, value in self.items())
         return f"ProcessorOutput({entries})"
@@ -94,4 +103,5 @@ def to_output(
 
         converted = {name: jnp.asarray(value) for name, value in arrays.items()}
         return ProcessorOutput(converted, truncated_clips=truncated_clips)
+    arrays = {name: tensor_like(value) for name, value in arrays.items()}
     return ProcessorOutput(arrays, truncated_clips=truncated_clips)

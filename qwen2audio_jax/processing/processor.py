@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.loading_words import take_loading_words
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
@@ -22,6 +23,7 @@ from qwen2audio_jax.processing.files import (
     read_processor_files,
     write_processor_files,
 )
+from qwen2audio_jax.processing.open_end import OpenEnd
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
@@ -35,6 +37,7 @@ CHAT_OPTIONS = (
     "conversation",
     "chat_template",
     "add_generation_prompt",
+    "continue_final_message",
     "tokenize",
     "return_dict",
     "allow_special",
@@ -43,6 +46,8 @@ CHAT_OPTIONS = (
     "return_tensors",
 )
 ATTRIBUTES = ("tokenizer", "feature_extractor", "audio_token", "audio_token_id", "chat_template")
+WITHOUT_MEANING = ("tools", "documents")
+"""Arguments of the reference that say nothing where they are None."""
 OTHER_NAMES = {"sr": "sampling_rate", "raw_speech": "audio", "speech": "audio", "sound": "audio", "prompt": "text"}
 
 
@@ -87,7 +92,15 @@ class Qwen2AudioProcessor:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def from_pretrained(cls, source: PathOrUrl = EMBEDDED, *, revision: str | None = None) -> "Qwen2AudioProcessor":
+    def from_pretrained(
+        cls,
+        source: PathOrUrl = EMBEDDED,
+        *,
+        revision: str | None = None,
+        padding_side: str | None = None,
+        chat_template: str | None = None,
+        **words: Any,
+    ) -> "Qwen2AudioProcessor":
         """Read the files of a checkpoint.
 
         Args:
@@ -95,10 +108,16 @@ class Qwen2AudioProcessor:
                 saves it again), the URL of one in a bucket (extra: `buckets`), or a hub id (extra: `hub`); default: the
                 model that comes with the package (see `qwen2audio_jax.embedded`).
             revision: of a hub id.
+            padding_side: assigned to the tokenizer.
+            chat_template: jinja2 source instead of the checkpoint's.
+            **words: options of transformers' `from_pretrained`: those without effect here (trust_remote_code, use_fast,
+                ...) are taken, others name what to write instead.
 
         Raises:
+            TypeError: an unknown option.
             ValueError: a file is missing or holds something that is not supported; the message names both.
         """
+        take_loading_words(words, known=("revision", "padding_side", "chat_template"))
         folder = folder_at(source)
         if is_url(source) or not folder.is_dir() or revision is not None:
             # Imported here: a local folder needs none of the modules that fetch checkpoints.
@@ -106,10 +125,13 @@ class Qwen2AudioProcessor:
 
             folder = resolve_processor_files(source, revision=revision)
         files = read_processor_files(folder)
+        tokenizer = Qwen2AudioTokenizer(files.tokenizer_json, settings=files.tokenizer_config)
+        if padding_side is not None:
+            tokenizer.padding_side = padding_side
         return cls(
-            tokenizer=Qwen2AudioTokenizer(files.tokenizer_json, settings=files.tokenizer_config),
+            tokenizer=tokenizer,
             feature_extractor=Qwen2AudioFeatureExtractor.from_dict(files.feature_extractor),
-            chat_template=files.chat_template,
+            chat_template=files.chat_template if chat_template is None else chat_template,
             audio_token=files.audio_token,
         )
 
@@ -205,6 +227,7 @@ class Qwen2AudioProcessor:
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
         allow_special: bool = False,
@@ -237,6 +260,7 @@ class Qwen2AudioProcessor:
             conversation: a list of messages (see `read_conversation` for their forms), or a list of such lists.
             chat_template: jinja2 source instead of the checkpoint's.
             add_generation_prompt: end with the beginning of the assistant's turn.
+            continue_final_message: end with the text of the last message, which the answer then continues.
             tokenize: load the clips and return the model's inputs instead of text.
             return_dict: with `tokenize`, False returns `input_ids` alone.
             allow_special: let messages write control tokens.
@@ -263,7 +287,10 @@ class Qwen2AudioProcessor:
         _refuse_unknown(unknown, CHAT_OPTIONS)
         check_return_tensors(return_tensors)
         self.feature_extractor.check_sampling_rate(sampling_rate)
-        template = ChatTemplate(self.chat_template if chat_template is None else chat_template)
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other: give one of them")
+        kind = OpenEnd if continue_final_message else ChatTemplate
+        template = kind(self.chat_template if chat_template is None else chat_template)
         variables = {**self.tokenizer.special_tokens_map, "add_generation_prompt": add_generation_prompt}
         variables |= {"tools": None, "documents": None}
         rows: list[Any] = []
@@ -376,7 +403,9 @@ def _check_texts(text: Any) -> list[str]:
 
 def _refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise a TypeError that names the nearest known argument."""
-    for name in unknown:
+    for name, value in unknown.items():
+        if value is None and (name in WITHOUT_MEANING or name.endswith("_kwargs")):
+            continue
         if name.endswith("_kwargs"):
             raise TypeError(f"{name}= is not taken here; pass what it holds as arguments: {', '.join(known)}")
         near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)

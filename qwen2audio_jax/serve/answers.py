@@ -9,7 +9,7 @@ from typing import Any
 from qwen2audio_jax.engine.request import Answer
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
-REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "cancelled": "stop"}
+REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "time": "length", "cancelled": "stop"}
 
 
 class Trimmer:

@@ -191,11 +191,15 @@ def _options(found: _Fields) -> dict[str, Any]:
     if len(set(given)) > 1:
         raise bad("max_tokens and max_completion_tokens are the same limit; give one", param="max_tokens")
     options["max_new_tokens"] = given[0] if given else 256
-    for ours, theirs, kind in (("top_k", "top_k", int), ("repetition_penalty", "repetition_penalty", number)):
+    for ours, theirs, kind in (
+        ("top_k", "top_k", int),
+        ("min_p", "min_p", number),
+        ("repetition_penalty", "repetition_penalty", number),
+        ("no_repeat_ngram_size", "no_repeat_ngram_size", int),
+        ("min_new_tokens", "min_tokens", int),
+    ):
         if (value := found.take(theirs, kind, None)) is not None:
             options[ours] = value
-    if (least := found.take("min_tokens", int, None)) is not None:
-        options["min_new_tokens"] = least
     return options
 
 
