@@ -83,7 +83,7 @@ def quantize_parameter(
         stop = start + len(block)
         if merge is not None and merge.touches(target.parameter):
             with np.errstate(over="ignore", invalid="ignore"):
-                block = block.astype(np.float32) + merge.addition(target.parameter, start, stop)
+                block = merge.rows(target.parameter, block, start)
             check_finite(block, what=f"{what} with the adapter added")
         rows, scales[start:stop] = quantize(block, axis=1, xp=np)
         if target.transform == "reversed":

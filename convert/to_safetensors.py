@@ -23,6 +23,7 @@ from qwen2audio_jax.checkpoint.disk import check_disk
 from qwen2audio_jax.checkpoint.download_checkpoint import local_checkpoint
 from qwen2audio_jax.checkpoint.hf_folder import INDEX, WEIGHTS, read_settings
 from qwen2audio_jax.checkpoint.mapping import EMBEDDING, HEAD, NAMINGS, Target, expected_tensors, released_name
+from qwen2audio_jax.checkpoint.model_card import CARD, RECORD, card_of_export
 from qwen2audio_jax.checkpoint.orbax_params import StoredParameters
 from qwen2audio_jax.checkpoint.progress import Progress, Report
 from qwen2audio_jax.checkpoint.reader import MANIFEST, check_files, read_manifest
@@ -79,6 +80,8 @@ def export(
     on_progress: Progress | None = None,
 ) -> None:
     """Write an Orbax checkpoint as a folder that transformers loads; unconverted tensors have their original bytes.
+
+    A model card is beside them: that of a training run where its record came along, else one by the manifest.
 
     A tied head is written too, as a copy of the embeddings: transformers 5.23 reads the flag and never ties.
 
@@ -147,11 +150,13 @@ def _export(
     check_files(folder, listed=manifest["files"])
     config = Qwen2AudioConfig.from_pretrained(folder)
     listed = manifest["parameters"]
+    beside = read_settings(folder)
+    card = card_of_export(manifest, beside.get(RECORD)).encode()
     write_folder(
         out,
         plan_files(folder, config=config, listed=listed, names=work["names"], max_shard_bytes=work["max_shard_bytes"]),
         read=StoredParameters(folder, records=listed).read,
-        settings={**read_settings(folder), "config.json": (folder / "config.json").read_bytes()},
+        settings={**beside, CARD: card, "config.json": (folder / "config.json").read_bytes()},
         work=work,
         threads=THREADS,
         memory_gb=memory_gb,

@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from qwen2audio_jax.audio_encoder import EncoderOutput, Qwen2AudioEncoder
     from qwen2audio_jax.compat.auto import (
         AutoConfig,
-        AutoFeatureExtractor,
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
         AutoModelForSeq2SeqLM,
-        AutoProcessor,
-        AutoTokenizer,
     )
+    from qwen2audio_jax.compat.auto_processing import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
     from qwen2audio_jax.compat.pipeline import pipeline
     from qwen2audio_jax.compat.vllm import LLM, SamplingParams
     from qwen2audio_jax.config import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioTextConfig
@@ -50,14 +48,14 @@ _PLACES = {
     "AudioError": "audio",
     "AudioFeatures": "model.qwen2_audio",
     "AutoConfig": "compat.auto",
-    "AutoFeatureExtractor": "compat.auto",
+    "AutoFeatureExtractor": "compat.auto_processing",
     "AutoModel": "compat.auto",
     "AutoModelForCausalLM": "compat.auto",
     "AutoModelForImageTextToText": "compat.auto",
     "AutoModelForMultimodalLM": "compat.auto",
     "AutoModelForSeq2SeqLM": "compat.auto",
-    "AutoProcessor": "compat.auto",
-    "AutoTokenizer": "compat.auto",
+    "AutoProcessor": "compat.auto_processing",
+    "AutoTokenizer": "compat.auto_processing",
     "EncoderOutput": "audio_encoder",
     "GenerateOutput": "generation.outputs",
     "GenerationConfig": "generation.generation_config",

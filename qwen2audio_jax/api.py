@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
 from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
 from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
@@ -56,7 +57,7 @@ from qwen2audio_jax.module_words import ModuleWords
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
-from qwen2audio_jax.source import load_config, read_adapter, resolve_processor_files
+from qwen2audio_jax.source import load_config, resolve_processor_files
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
 
 Source = PathOrUrl
@@ -183,12 +184,13 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
         use_compilation_cache()
         # First, and in the user's own file: an error must not wait for a conversion of the weights.
         read_generation(resolve_processor_files(source, revision=revision))
+        folder = None if adapter is None else find_adapter(adapter)
         path, config = load_config(source, dtype=dtype, revision=revision, cache_dir=cache_dir)
         check_mesh(mesh, config=config)
         defaults = default_generation(path, config=config)
         if isinstance(path, Path):  # elsewhere the processor's files would be downloaded for it
             warn_of_missing_stop(path, stops=defaults.eos_token_id, source=source)
-        addition = None if adapter is None else read_adapter(adapter, config=config)
+        addition = None if folder is None else load_adapter(folder, config=config)
         params = load_weights(path, config=config, mesh=mesh, weights=weights_dtype, adapter=addition)
         return cls(config, params, mesh=mesh, generation_config=defaults, cache_dtype=cache_dtype, attention=attention)
 

@@ -52,7 +52,9 @@ class Parser(argparse.ArgumentParser):
         """Exit with code 2 after one line."""
         message = message.removeprefix("argument ")
         if found := re.fullmatch(r"(.*): invalid (int|float) value: (.*)", message, re.DOTALL):
-            message = f"{found[1]}: {found[3]} is not {_NUMBERS[found[2]]}"
+            message = (
+                f"{found[1]}: {found[3]} is not {_NUMBERS[found[2]]}: write one, as in {found[1].split('/')[-1]} 1"
+            )
         elif message.startswith("the following arguments are required") and self.examples:
             message = f"{message}, as in: {self.examples[0]}"
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")

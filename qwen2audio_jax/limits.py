@@ -44,6 +44,8 @@ class Limits:
     """Longest chat template, and longest text that one may render beyond its messages."""
     template_seconds: float = 5.0
     safetensors_header_bytes: int = 100 * 1000 * 1000
+    grammar_characters: int = 1 << 16
+    """Of a schema, a regular expression or all choices together."""
     json_bytes: int = 64 << 20
     """Largest configuration, index or tokenizer settings file."""
     config_size: int = (1 << 31) - 1

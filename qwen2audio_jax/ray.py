@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen2audio_jax.installed import pip_install
+
 try:
     import ray
     from ray.exceptions import RayError
 except ImportError:
-    raise ImportError("jobs on Ray need the package ray: pip install 'qwen2audio-jax[ray]'") from None
+    raise ImportError(f"jobs on Ray need the package ray: {pip_install('ray')}") from None
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.records import Record

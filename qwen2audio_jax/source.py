@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen2audio_jax.checkpoint.adapter import CONFIG, find_adapter, load_adapter
+from qwen2audio_jax.checkpoint.adapter import CONFIG
 from qwen2audio_jax.checkpoint.conversion_cache import (
     default_cache_dir,
     earlier_states,
@@ -83,19 +83,32 @@ def resolve_checkpoint(
     if sent or (folder / MANIFEST).exists() or (folder / MARKER).exists():
         read_manifest(folder)  # raises an error that names the problem
 
-    if not (folder / "config.json").is_file():
-        if (folder / CONFIG).is_file():
-            raise ValueError(
-                f"{folder}: holds an adapter ({CONFIG}) and no model; name the model that it was trained on, and this "
-                "folder as adapter= (--adapter)"
-            )
-        raise ValueError(
-            f"{folder}: holds neither an Orbax checkpoint ({MANIFEST}) nor a Hugging Face one (config.json with "
-            "model.safetensors or model.safetensors.index.json)"
-        )
+    check_holds_model(folder)
     contents = _contents([folder / "config.json", *weight_files(folder), *_beside(folder)])
     real = folder.resolve() if isinstance(folder, Path) else folder
     return _converted(folder, cache, label=real.name, where=str(real), what=contents)
+
+
+def check_holds_model(folder: Folder) -> None:
+    """Check that a folder is that of a model, by its files' names.
+
+    Raises:
+        ValueError: it is not; the message says what it holds.
+    """
+    if any((folder / name).is_file() for name in ("config.json", MANIFEST)) or (folder / MARKER).exists():
+        return
+    if (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder}: holds an adapter ({CONFIG}) and no model; name the model that it was trained on, and this "
+            "folder as adapter= (--adapter)"
+        )
+    from qwen2audio_jax.checkpoint.hf_folder import contents_of
+
+    raise ValueError(
+        f"{folder}: holds neither an Orbax checkpoint ({MANIFEST}) nor a Hugging Face one (config.json with "
+        f"model.safetensors or model.safetensors.index.json); {contents_of(folder)}; name the folder of a model, or a "
+        "hub id"
+    )
 
 
 def load_config(
@@ -117,19 +130,6 @@ def load_config(
     path = resolve_checkpoint(source, revision=revision, cache_dir=cache_dir)
     config = Qwen2AudioConfig.from_pretrained(path)
     return path, config if dtype == "auto" else replace(config, dtype=dtype)
-
-
-def read_adapter(source: Source, *, config: Qwen2AudioConfig) -> tuple[dict[str, Any], float]:
-    """A LoRA adapter in PEFT's format, and its scale: see `checkpoint.adapter.load_adapter`.
-
-    Args:
-        source: a folder, the URL of one in a bucket, or a hub id whose adapter files are downloaded.
-        config: of the model that it is for.
-
-    Raises:
-        ValueError: none of these, or an adapter that is not supported or does not fit the model.
-    """
-    return load_adapter(find_adapter(source), config=config)
 
 
 def _is_embedded(source: Source, *, revision: str | None) -> bool:

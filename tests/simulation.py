@@ -14,7 +14,7 @@ import numpy as np
 from prompts import row_alone
 
 from qwen2audio_jax.engine import Engine, Request, RequestError
-from qwen2audio_jax.generation import sampling
+from qwen2audio_jax.generation import grammars, sampling
 
 
 @dataclass
@@ -31,7 +31,7 @@ def random_cases(
     name: str, count: int, *, seed: int, pool: int = 40, longest: int = 60, frames: int = 260
 ) -> list[Case]:
     """Cases with prompts out of a pool, so that clips and beginnings come again."""
-    rng = np.random.default_rng(seed)
+    rng, other = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     prompts = []
     for index in range(pool):
         line = [int(rng.integers(1, longest))]
@@ -56,6 +56,10 @@ def random_cases(
                 "top_p": float(rng.uniform(0.3, 1)),
             }
             options["top_k"] = int(rng.choice([0, 1, 7, 50, 64, 65, 200]))
+        if other.random() < 0.3:
+            options["min_p"] = float(other.uniform(0, 0.5))
+        if other.random() < 0.3:
+            options["no_repeat_ngram_size"] = int(other.integers(1, 5))
         if rng.random() < 0.3:
             options["repetition_penalty"] = float(rng.uniform(0.8, 1.5))
         if rng.random() < 0.2:
@@ -64,6 +68,9 @@ def random_cases(
             options["eos_token_id"] = rng.integers(0, 300, int(rng.integers(1, 9))).tolist()
         if rng.random() < 0.1:
             options["stop_strings"] = ["a", "e "]
+        if rng.random() < 0.1 and not options.get("do_sample") and grammars.available():
+            options["regex"] = str(rng.choice(["[a-z ]{1,8}", "[a-m]+", "(ab|ba)*x"]))
+            options["eos_token_id"] = [0]
         kind = rng.random()
         if kind < 0.02:
             options["temperature"], fault = -1.0, "input"

@@ -269,9 +269,9 @@ class TestChoice:
         ("asked", "device", "dtype", "head_dims", "said"),
         [
             ("flash", CPU, "float32", (64,), "attention='flash' is not one of 'auto', 'xla', 'cudnn', 'pallas'"),
-            ("pallas", CPU, "bfloat16", (64,), "'pallas' needs TPUs, but .* platform 'cpu': 'auto', 'xla'"),
-            ("cudnn", TPU, "bfloat16", (64,), "'cudnn' needs NVIDIA GPUs, but .* 'tpu': 'auto', 'xla', 'pallas'"),
-            ("pallas", gpu(), "bfloat16", (64,), "'pallas' needs TPUs, but .* 'gpu': 'auto', 'xla', 'cudnn'"),
+            ("pallas", CPU, "bfloat16", (64,), "'pallas' needs TPUs, but .* platform 'cpu': use 'auto', 'xla'"),
+            ("cudnn", TPU, "bfloat16", (64,), "'cudnn' needs NVIDIA GPUs, but .* 'tpu': use 'auto', 'xla', 'pallas'"),
+            ("pallas", gpu(), "bfloat16", (64,), "'pallas' needs TPUs, but .* 'gpu': use 'auto', 'xla', 'cudnn'"),
             ("pallas", TPU, "float16", (64,), "bfloat16 or float32, and the dtype is 'float16'; use 'auto' or 'xla'"),
             ("cudnn", gpu(), "float32", (64,), "bfloat16 or float16, and the dtype is 'float32'"),
             ("cudnn", gpu(), "bfloat16", (64, 160), "a multiple of 8 up to 128, and the model has 160"),
@@ -290,7 +290,7 @@ class TestChoice:
                 kind.from_pretrained(tmp_path / "nothing", attention="pallas")
         arguments = ["generate", "--attention", "cudnn", "--audio", "example:digits-4719", "Which digits are spoken?"]
         assert main(arguments) == 2
-        assert "attention='cudnn' needs NVIDIA GPUs" in capsys.readouterr().err
+        assert "--attention cudnn needs NVIDIA GPUs" in capsys.readouterr().err
 
     def test_the_model_holds_what_was_chosen(self):
         config = Qwen2AudioConfig.from_dict(tiny.CONFIGS["gqa"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -218,7 +219,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "no such folder" in refusal(capsys, manifest, *output, "--model", tmp_path / "none")
     assert "cannot be read (No such file" in refusal(capsys, manifest, *output, "--suspect", tmp_path / "none")
     for option in ("--slots", "--workers", "--positions"):
-        assert f"{option[2:]}=-1: at least" in refusal(capsys, manifest, *output, option, -1)
+        assert f"{option} -1: at least" in refusal(capsys, manifest, *output, option, -1)
     assert "--mesh" in refusal(capsys, manifest, *output, "--mesh", "2by4")
     assert "local file" in refusal(capsys, manifest, *output, "--merge", "gs://mine/all.jsonl")
     assert "needs --mesh" in refusal(capsys, manifest, *output, "--mesh-across-hosts")
@@ -234,6 +235,38 @@ def test_a_dry_run_needs_no_model(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (code, found["state"], found["left"], found["problems"]) == (0, "dry_run", 6, [])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_hears_as_the_job_would_and_says_what_plan_expects(tmp_path, capsys):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    whole = sounds.encode("wav", sounds.speech(64_000), 16_000)
+    (clips / "a.wav").write_bytes(whole)
+    (clips / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (clips / "long.wav").write_bytes(sounds.encode("wav", np.full(31 * 16_000, 0.01, np.float32), 16_000))
+    (clips / "two.mp4").write_bytes(sounds.encode_av("mp4", "aac", sounds.speech(24_000), 24_000, tracks=2))
+
+    def dry(*options: str) -> dict:
+        assert main(["batch", str(clips), "--output", str(tmp_path / "out"), "--dry-run", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = dry()
+    assert {problem["id"]: problem["kind"] for problem in found["problems"]} == {
+        "cut.wav": "truncated",
+        "long.wav": "too_long",
+        "two.mp4": "format",
+    }
+    assert found["heard_in_part"] == 0
+    found = dry("--allow-truncated", "--truncation", "--track", "1", "--max-new-tokens", "40")
+    # Only one file has a second track.
+    assert [problem["kind"] for problem in found["problems"]] == ["format"] * 3
+    found = dry("--allow-truncated", "--truncation", "--track", "0", "--max-new-tokens", "40")
+    assert (found["problems"], found["heard_in_part"], found["longest_seconds"]) == ([], 1, 30.0)
+    words = shlex.split(found["plan"])
+    assert words[:2] == ["qwen2audio", "plan"]
+    words[words.index("--topology") + 1] = "h100x8"
+    assert main([*words[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job"]["clips"] == 4
 
 
 @pytest.mark.slow(seconds=60)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sounds
 
-from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, api
 from qwen2audio_jax.cli import chat as chat_module
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import convert
@@ -263,7 +263,7 @@ def test_length_that_nobody_gave(checkpoint, tmp_path, capsys):
     limited = tmp_path / "limited"
     shutil.copytree(checkpoint, limited)
     (limited / "generation_config.json").write_text(json.dumps({**settings, "max_new_tokens": 9}))
-    assert "max_new_tokens=9" in refusal(capsys, "generate", "--model", limited, *arguments)
+    assert "--max-new-tokens 9" in refusal(capsys, "generate", "--model", limited, *arguments)
     settings |= {"max_new_tokens": 9, "do_sample": True, "num_return_sequences": 2}
     (limited / "generation_config.json").write_text(json.dumps(settings))
     assert call("generate", "--model", limited, "--seed", "1", "--json", "hi") == 0
@@ -308,7 +308,7 @@ def test_control_tokens_stay_text(checkpoint, capsys):
 def test_cut_file_that_is_wanted(checkpoint, clips, capsys):
     """The refusal's remedy works as typed, and the answer says what it rests on."""
     arguments = ("generate", "--model", checkpoint, "--audio", clips / "speech.wav", "--audio", clips / "cut.wav", "hi")
-    assert "(--allow-truncated)" in refusal(capsys, *arguments)
+    assert "pass --allow-truncated to" in refusal(capsys, *arguments)
     assert call(*arguments, "--allow-truncated", "--json", "--max-new-tokens", "1") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["truncated_clips"] == [1]
@@ -338,6 +338,50 @@ def test_truncation_and_mesh(checkpoint, clips, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_what_is_cut_away_is_said(checkpoint, clips, capsys):
+    arguments = ("--model", checkpoint, "--max-new-tokens", "1", "--truncation")
+    assert call("generate", *arguments, "hi", "--audio", clips / "long.wav") == 0
+    assert "long.wav: its first 30 s are heard, the other 1 s of its 31 s left out" in capsys.readouterr().err
+    assert call("generate", *arguments, "hi", "--each", clips / "long.wav", clips / "speech.wav") == 0
+    assert capsys.readouterr().err.count("are heard, the other 1 s of its 31 s left out") == 1
+    assert call("generate", *arguments, "hi", "--audio", clips / "speech.wav") == 0
+    assert "heard" not in capsys.readouterr().err
+    assert call("generate", *arguments, "--quiet", "hi", "--audio", clips / "long.wav") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_stats(checkpoint, clips, capsys):
+    arguments = ("generate", "--model", checkpoint, *TALK, "--stats", "--audio", clips / "speech.wav", "What is it?")
+    assert call(*arguments) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in ("loaded in ", "first token after ", "tokens/s", "2 s of sound in ", "times real time"):
+        assert part in line
+    assert call(*arguments, "--json") == 0
+    out, err = capsys.readouterr()
+    figures = json.loads(out)["stats"]
+    assert err == ""
+    assert figures["audio_seconds"] == 2.0
+    assert figures["times_real_time"] == pytest.approx(2 / figures["answer_seconds"], rel=0.05)
+    assert figures["load_seconds"] > 0
+    assert 0 < figures["first_token_seconds"] <= figures["answer_seconds"]
+
+
+def test_an_empty_answer_is_said(checkpoint, capsys, monkeypatch):
+    """Once the stop token is what the model would say first, the answer has no text."""
+    assert call("generate", "--model", checkpoint, "--json", "--max-new-tokens", "1", "hello") == 0
+    [token] = json.loads(capsys.readouterr().out)["ids"]
+    stops = {"eos_token_id": token}
+    read = api.default_generation
+    monkeypatch.setattr(api, "default_generation", lambda *a, **k: read(*a, **k).updated(**stops))
+    for options, shown in (((), "\n"), (("--json",), None)):
+        assert call("generate", "--model", checkpoint, *options, "hello") == 0
+        out, err = capsys.readouterr()
+        assert shown in (None, out)
+        assert "the answer is empty" in err
+        assert call("generate", "--model", checkpoint, *options, "--quiet", "hello") == 0
+        assert capsys.readouterr() == (out, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -351,12 +395,12 @@ def test_truncation_and_mesh(checkpoint, clips, capsys):
         (["--audio", "http://127.0.0.1/a.wav", "hi"], ["127.0.0.1"]),
         (["--temperature", "-1", "--do-sample", "hi"], ["temperature", "-1"]),
         (["--temperature", "warm", "hi"], ["--temperature", "warm", "--help"]),
-        (["--top-p", "1.5", "hi"], ["top_p", "1.5"]),
-        (["--max-new-tokens", "0", "hi"], ["max_new_tokens", "0"]),
+        (["--top-p", "1.5", "hi"], ["--top-p 1.5"]),
+        (["--max-new-tokens", "0", "hi"], ["--max-new-tokens 0"]),
         (["--max-new-tokens", "5000", "hi"], ["5000", "2048"]),
         (["--max-new-tokens", "5", "--max-length", "9", "hi"], ["--max-length", "--max-new-tokens"]),
-        (["--max-length", "3", "hi"], ["max_length=3", "prompt"]),
-        (["--num-return-sequences", "2", "hi"], ["num_return_sequences=2", "do_sample"]),
+        (["--max-length", "3", "hi"], ["--max-length 3", "prompt"]),
+        (["--num-return-sequences", "2", "hi"], ["--num-return-sequences 2", "--do-sample"]),
         (["--do-sample", "--seed", "-5", "hi"], ["seed", "-5"]),
         (["--do-sample", "--greedy", "hi"], ["--greedy", "--do-sample"]),
         (["--stop", "", "hi"], ["empty"]),
@@ -577,6 +621,18 @@ def test_chat_system_and_reset(checkpoint, capsys, monkeypatch):
     ]
 
 
+def test_chat_in_json(checkpoint, clips, capsys, monkeypatch):
+    model = FakeModel(["on", "e"], ["par", KeyboardInterrupt()])
+    monkeypatch.setattr(chat_module, "load_model", lambda options: model)
+    type_in(monkeypatch, f"/audio {clips}/speech.wav\na\nb\n".encode())
+    assert call("chat", "--model", checkpoint, "--json", "--quiet", "--stats") == 0
+    out, err = capsys.readouterr()
+    first, second = map(json.loads, out.splitlines())
+    assert (first["text"], second["text"], second["finish_reason"]) == ("one", "par", "stopped")
+    assert first["stats"]["audio_seconds"] == 2.0
+    assert err == " (stopped)\n"
+
+
 def test_chat_stopped(checkpoint, capsys, monkeypatch):
     """Ctrl-C ends an answer and not the program: what was read stays, a turn without answer goes."""
     model = FakeModel([KeyboardInterrupt()], ["par", KeyboardInterrupt()], ["end"])
@@ -591,15 +647,16 @@ def test_chat_stopped(checkpoint, capsys, monkeypatch):
 def test_chat_refusals(checkpoint, clips, capsys, monkeypatch):
     """Lines that cannot be done are told one by one; what was said and added before stays."""
     model = FakeModel(["one"], [ValueError("too long")], ["two"])
-    lines = (
-        f"a\n/audio {clips}/speech.wav\nb\n/audio\n/audio {clips}/long.wav\n/quit now\n\n/audio {clips}/speech.mp3\n"
-    )
+    audio = [f"/audio {clips}/{name}" for name in ("speech.wav", "long.wav", "speech.mp3")]
+    lines = "\n".join(["/adio", "a", audio[0], "b", "/audio", audio[1], "/quit now", "", audio[2], ""])
     assert chat_with(monkeypatch, checkpoint, model, lines) == 0
     out, err = capsys.readouterr()
     assert out == "one\ntwo\n"
     said = err.splitlines()
     for line, part in zip(
-        said, ("clip 1", "too long", "/audio needs", "31 s", "/quit now", "clip 1", "1 clip"), strict=True
+        said,
+        ("did you mean /audio?", "clip 1", "too long", "/audio needs", "31 s", "/quit now", "clip 1", "1 clip"),
+        strict=True,
     ):
         assert part in line
     assert "user\nb" not in model.prompts[2]

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -56,8 +57,9 @@ def test_every_message_of_the_error_table_is_in_the_code():
         assert any(all(word in text for word in words) for text in texts_of_the_code()), message
 
 
-def test_every_answer_of_the_questions_names_a_test_that_there_is():
+def test_every_answer_of_the_questions_and_every_promise_names_a_test_that_there_is():
     answers = page("faq").split("\n## ")[1:]
+    answers += page("reliability").partition("\n## ")[0].split("\n- ")[1:]
     assert len(answers) > 20
     for answer in answers:
         names = re.findall(r"`(tests/\w+\.py)::([\w:]+)`", answer)
@@ -75,6 +77,22 @@ def test_the_page_of_limits_is_the_table_of_limits():
     assert {name: float(number) * UNITS[unit] for name, number, unit in rows} == dataclasses.asdict(LIMITS)
 
 
+def test_settings_and_records_of_the_pages_are_read(tmp_path):
+    from qwen2audio_jax.batch.records import read_record as read_batch
+    from qwen2audio_jax.train.records import read_record as read_training
+    from qwen2audio_jax.train.settings_file import read_settings
+
+    (settings,) = [code for _, code in blocks(page("fine-tuning"), "toml")]
+    (tmp_path / "run.toml").write_text(settings)
+    assert read_settings(tmp_path / "run.toml").lora.rank == 16
+    (records,) = [code for _, code in blocks(page("fine-tuning"), "json")]
+    for line in records.splitlines():
+        assert read_training(line.encode(), where="page:1", audio_root="", preferences=False).clips
+    (records,) = [code for _, code in blocks(page("batch"), "json")]
+    for line in records.splitlines():
+        assert read_batch(line.encode(), id="1", where="page:1", root="/", prompt=None).problem is None, line
+
+
 def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_leads_somewhere():
     yaml = pytest.importorskip("yaml")
     said = re.findall(r"[\w-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
@@ -82,6 +100,22 @@ def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_lea
     for file in [*DOCS.glob("*.md"), ROOT / "README.md", *ROOT.glob("[A-Z]*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_pictures_are_those_that_were_measured():
+    for name in ("side_by_side.png",):
+        assert (DOCS / "images" / name).read_bytes() == (ROOT / "benchmarks" / "results" / name).read_bytes()
+
+
+def test_container_files_copy_what_there_is_and_run_as_nobody_special():
+    for file in (ROOT / "docker").glob("*.Dockerfile"):
+        lines = file.read_text().splitlines()
+        copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+        assert all((ROOT / word).exists() for word in copied if not word.startswith(("-", "/"))), file.name
+        assert "USER 10001" in lines
+        if (linter := shutil.which("hadolint")) is not None:
+            done = subprocess.run([linter, str(file)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow(seconds=10)
@@ -96,7 +130,7 @@ def test_the_pages_build(tmp_path):
         assert name in html
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=25)
 def test_the_first_steps_as_typed(tmp_path):
     """Each block in a shell, one behind the other, and what stands below it comes out."""
     (tmp_path / "qwen2audio_jax").symlink_to(ROOT / "qwen2audio_jax")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sounds
 
-from qwen2audio_jax.cli import doctor
+from qwen2audio_jax.cli import doctor, smoke
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.convert import convert
 
@@ -99,3 +99,27 @@ def test_the_clip(whole, tmp_path, capsys, monkeypatch):
     code, lines = examine(whole, capsys, "--glass-clip", clip)
     assert code == 0
     assert "ok      clip of breaking glass" in lines[-1]
+
+
+@pytest.mark.parametrize(("error", "code"), [(1e-6, 0), (2e-5, 1), (float("nan"), 1)])
+def test_what_smoke_shows(capsys, monkeypatch, error, code):
+    stages = [smoke.Stage("encoder", "float32", "xla", error, 1e-5, 1.25)]
+    monkeypatch.setattr(smoke, "smoke", lambda: ("gpu: H200", stages))
+    assert main(["doctor", "--smoke"]) == code
+    out = capsys.readouterr().out
+    assert "gpu: H200" in out
+    assert "1.250 ms" in out
+    assert ("PROBLEM" in out) == bool(code)
+
+
+@pytest.mark.slow(seconds=20)
+def test_smoke(capsys):
+    """Every stage of the embedded model, by two programs each: the bars hold."""
+    assert main(["doctor", "--smoke", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    names = ["log-mel", "encoder", "projector", "prefill", "decode"]
+    assert [stage["name"] for stage in found["stages"]] == [*names, *names[1:]]
+    for stage in found["stages"]:
+        assert 0 < stage["error"] <= stage["bar"]
+        assert stage["milliseconds"] > 0

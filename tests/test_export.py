@@ -11,7 +11,10 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
+from qwen2audio_jax import embedded
 from qwen2audio_jax.checkpoint import hf_folder, mapping, safetensors_writer, writer
+from qwen2audio_jax.checkpoint.model_card import card_of_export, exported_card, weights_sha256
+from qwen2audio_jax.checkpoint.reader import read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
 from qwen2audio_jax.convert import convert, export, to_safetensors, verify
@@ -43,10 +46,37 @@ def test_every_tensor_gets_its_bytes_back(tmp_path, name, names, naming, dtype):
         tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"]
     assert_same(exported(tmp_path / "back"), {hf_layout.renamed(key, naming): value for key, value in tensors.items()})
     held = {path.name for path in (tmp_path / "hf").iterdir()}
-    assert {path.name for path in (tmp_path / "back").iterdir()} == held
+    assert {path.name for path in (tmp_path / "back").iterdir()} == held | {"README.md"}
     for file in held - {"config.json", "model.safetensors"}:
         assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
     assert verify(tmp_path / "back", tmp_path / "orbax") == []
+
+
+def test_card(tmp_path):
+    """By the manifest; or, where it came along, by the record of the training."""
+    hf_layout.write_hf_checkpoint(tmp_path / "some-one", "tied", naming="new")
+    for place, record in (("plain", None), ("trained", (embedded.model_folder() / "training.json").read_text())):
+        if record is not None:
+            (tmp_path / "some-one" / "training.json").write_text(record)
+        convert(tmp_path / "some-one", tmp_path / f"{place}-orbax")
+        export(tmp_path / f"{place}-orbax", tmp_path / place)
+    plain, trained = ((tmp_path / place / "README.md").read_text() for place in ("plain", "trained"))
+    manifest = read_manifest(tmp_path / "plain-orbax")
+    assert "# Qwen2-Audio, exported from some-one" in plain
+    assert f"`{weights_sha256(manifest)}`" in plain
+    assert str(tmp_path) not in plain
+    assert "model-index" not in plain
+    assert trained == (embedded.model_folder() / "README.md").read_text()
+    manifest["source"] |= {"source": "some-one/a_model", "commit": "c0ffee", "adapter": "/tmp/adapters/mine"}
+    front = exported_card(manifest).split("---")[1]
+    assert 'base_model: "some-one/a_model"\nbase_model_relation: finetune\n' in front
+    assert card_of_export(manifest, b'{"another": "tool"}') == exported_card(manifest)
+    hub = pytest.importorskip("huggingface_hub")
+    scores = {
+        (each.dataset_name, each.metric_type): each.metric_value for each in hub.ModelCard(trained).data.eval_results
+    }
+    assert scores["voices never trained on", "digit_error_rate"] == 0.0203
+    assert hub.ModelCard(exported_card(manifest)).data.base_model == "some-one/a_model"
 
 
 def test_shards_and_index(tmp_path, capfd):

@@ -373,9 +373,10 @@ def test_nothing_else_opens_urls(tmp_path):
     assert {path: names for path, names in found.items() if names} == {
         Path("qwen2audio_jax/storage/bucket.py"): {"fsspec"},
         Path("qwen2audio_jax/parallel/roll_call.py"): {"socket"},
-        Path("qwen2audio_jax/serve/long_sound.py"): {"asyncio"},
-        Path("qwen2audio_jax/serve/app.py"): {"asyncio"},
-        Path("qwen2audio_jax/serve/slow_headers.py"): {"asyncio"},
+        **{
+            Path(f"qwen2audio_jax/serve/{name}.py"): {"asyncio"}
+            for name in ("app", "door", "events", "long_sound", "slow_headers", "waiting")
+        },
     }
     # The scan itself sees what it is for.
     probe = tmp_path / "probe.py"

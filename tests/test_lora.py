@@ -17,6 +17,8 @@ from train_rows import SHORT, examples, pack
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
+from qwen2audio_jax.convert import convert
+from qwen2audio_jax.convert.verify import verify
 from qwen2audio_jax.model.binding import bind
 from qwen2audio_jax.model.layers import Linear
 from qwen2audio_jax.model.lora import (
@@ -285,18 +287,20 @@ PEFT_OPTIONS = {
 }
 
 
-def peft_adapter(peft, reference, folder, **options):
-    """A PEFT model with random additions, saved; its parameters too, by name."""
+def peft_adapter(peft, reference, folder, *, name="gqa", embeddings=False, **options):
+    """A PEFT model with random additions, saved."""
     import torch
 
     torch.manual_seed(0)
     config = peft.LoraConfig(**{"r": 3, "lora_alpha": 4, "task_type": "CAUSAL_LM", **options})
-    theirs = peft.get_peft_model(copy.deepcopy(reference("gqa")), config).eval()
+    theirs = peft.get_peft_model(copy.deepcopy(reference(name)), config).eval()
     with torch.no_grad():
         for key, value in theirs.named_parameters():
-            if "lora_" in key:
+            if "lora_" in key or "trainable_tokens_delta" in key:
                 value.normal_(0, 0.3)
-    theirs.save_pretrained(folder, save_embedding_layers=False)
+            elif "modules_to_save" in key:
+                value.add_(torch.randn_like(value) * 0.1)
+    theirs.save_pretrained(folder, save_embedding_layers=embeddings)
     return theirs
 
 
@@ -308,6 +312,64 @@ def test_we_compute_with_pefts_adapter(peft, reference, load, tmp_path, kind):
     ours = logits(model, with_adapter(model.params, adapter, scale=scale), inputs)
     assert_as_close_as_the_reference(ours, theirs, peft_logits(inputs))
     assert relative_error(logits(model, model.params, inputs), ours) > 1e-2
+
+
+EXTRAS = {
+    "head and projector saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "multi_modal_projector"]},
+    "embeddings and a norm saved": {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "layer_norm"]},
+    "embeddings adapted": {
+        "target_modules": ["embed_tokens", "q_proj", "lm_head"],
+        "rank_pattern": {"embed_tokens": 5},
+    },
+    "embeddings adapted and saved": {"target_modules": ["embed_tokens", "lm_head"], "embeddings": True},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [1, 7, 300]},
+    "tokens by module": {
+        "target_modules": ["fc1"],
+        "trainable_token_indices": {"embed_tokens": [302, 5], "lm_head": [8, 9, 301]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow(seconds=2) if kind.startswith("embeddings a") else ())
+        for kind in EXTRAS
+    ],
+)
+def test_we_compute_with_what_else_peft_trains(peft, reference, load, tmp_path, kind):
+    theirs = peft_adapter(peft, reference, tmp_path, **EXTRAS[kind])
+    model, inputs = load("gqa"), random_inputs("gqa")
+    adapter, scale = load_adapter(tmp_path, config=model.config)
+    ours = logits(model, merge_adapter(model.params, adapter, scale=scale), inputs)
+    assert_as_close_as_the_reference(ours, theirs, peft_logits(inputs))
+    assert relative_error(logits(model, model.params, inputs), ours) > 1e-2
+
+
+def test_extras_are_converted_and_quantised_as_they_are_merged(peft, reference, hf_checkpoint, tmp_path):
+    """By the converter, while int8 weights are read, and by the converter to int8."""
+    source, adapter, cache = hf_checkpoint("gqa"), tmp_path / "adapter", tmp_path / "cache"
+    options = {"target_modules": ["embed_tokens", "q_proj", "fc1"], "modules_to_save": ["multi_modal_projector"]}
+    peft_adapter(peft, reference, adapter, **options, trainable_token_indices={"lm_head": [3, 301]})
+    load = Qwen2AudioForConditionalGeneration.from_pretrained
+    merged = load(source, adapter=adapter, cache_dir=cache)
+    convert(source, tmp_path / "orbax", adapter=adapter)
+    for path, array in flatten_dict(load(tmp_path / "orbax").params).items():
+        np.testing.assert_allclose(array, flatten_dict(merged.params)[path], rtol=0, atol=1e-6)
+    small = load(source, adapter=adapter, cache_dir=cache, weights_dtype="int8")
+    convert(source, tmp_path / "int8", adapter=adapter, dtype="int8")
+    for path, array in flatten_dict(load(tmp_path / "int8").params).items():
+        other = np.asarray(flatten_dict(small.params)[path], np.float32)
+        np.testing.assert_allclose(
+            np.asarray(array, np.float32), other, rtol=0, atol=1 if array.dtype == np.int8 else 1e-6
+        )
+    assert verify(source, tmp_path / "orbax", adapter=adapter) == []
+
+
+def test_what_parts_tied_embeddings_from_their_head_is_refused(peft, reference, load, tmp_path):
+    peft_adapter(peft, reference, tmp_path, name="tied", target_modules=["embed_tokens", "q_proj"])
+    with pytest.raises(ValueError, match="head is its embeddings, which the adapter would part"):
+        load_adapter(tmp_path, config=load("tied").config)
 
 
 def test_gradients_equal_pefts(peft, reference, load, tmp_path):

@@ -15,7 +15,7 @@ import sounds
 from qwen2audio_jax import Qwen2AudioProcessor
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.batch.clips import locate
-from qwen2audio_jax.cli.from_options import clip_source
+from qwen2audio_jax.cli.clips import clip_source
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example
 from qwen2audio_jax.storage.bucket import folder_at
@@ -71,7 +71,7 @@ def test_named_pipe_and_process_substitution(tmp_path):
     script = """
 import sys
 from qwen2audio_jax.audio import load_audio
-from qwen2audio_jax.cli.from_options import clip_source
+from qwen2audio_jax.cli.clips import clip_source
 print([len(load_audio(clip_source(name))) for name in sys.argv[1:]])
 """
     done = subprocess.run(

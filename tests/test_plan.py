@@ -146,7 +146,7 @@ class TestTopology:
         with pytest.raises(ValueError, match="JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1"):
             check_compiler()
         monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ValueError, match=r"qwen2audio-jax\[plan\]"):
+        with pytest.raises(ValueError, match=r"\[plan\]"):
             check_compiler()
 
     def test_libtpu_that_another_process_holds_is_said(self, monkeypatch, tmp_path):

@@ -75,7 +75,8 @@ def test_python_of_the_pages(converted, capsys):
     names = {"checkpoint": str(converted / "checkpoint"), "path": str(converted / "speech.mp3")}
     pages = blocks("python", "generate", "sessions", "meshes")
     assert pages[0] == blocks("python")[1]
-    caption, answer, batch, session, mesh = run(pages, names, capsys)
+    caption, answer, batch, constrained, session, mesh = run(pages, names, capsys)
+    assert constrained == ""
     assert caption.strip()
     assert answer.strip()
     assert batch.count("tokens, ended by") == 2

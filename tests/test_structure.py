@@ -33,7 +33,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Only these convert anything, and they import the converter where they use it.
-CONVERTING = ("source", "save_model", "train.export", "cli.main")
+CONVERTING = ("source", "save_model", "train.export", "cli.main", "cli.completion")
 
 
 @cache

@@ -1,11 +1,13 @@
 """`qwen2audio train` as a user types it: settings that reach the run, and one-line refusals."""
 
+import json
 import sys
 import types
 
 import pytest
 
 from qwen2audio_jax.cli.main import main
+from qwen2audio_jax.installed import pip_install
 
 CONFIG = """
 model = "some/model"
@@ -57,6 +59,13 @@ def test_a_run_is_what_the_file_says(config, started, capsys):
     ]
 
 
+def test_json(config, started, capsys):
+    assert main(["train", str(config), "--json", "--quiet"]) == 0
+    ((settings, _),) = started
+    stands = {"state": "finished", "step": 30, "steps": 30, "output": settings.output}
+    assert json.loads(capsys.readouterr().out) == stands
+
+
 @pytest.mark.parametrize("started", [12], indirect=True)
 def test_a_run_told_to_end_says_how_to_go_on(config, started, capsys):
     assert main(["train", str(config)]) == 0
@@ -85,6 +94,10 @@ def test_options_come_before_the_file(config, started, tmp_path, monkeypatch, ca
         (["--set", "output=a", "--output", "b"], "given twice, by --output and by --set output; leave out one"),
         (["--set", "data.row=4"], "no setting 'row'"),
         (["--set", "data.rows=0"], "data.rows = 0, but it must be above 0"),
+        (["--output", "gs://bucket/run"], "output = gs://bucket/run is a URL, and a run writes into a folder"),
+        (["--set", "output=s3://bucket/run"], "output = s3://bucket/run is a URL"),
+        (["--set", 'data.train=["gs://bucket/a.jsonl"]'], "data.train = gs://bucket/a.jsonl is a URL"),
+        (["--set", "data.audio_root=https://a.example/"], "data.audio_root = https://a.example/ is a URL"),
     ],
 )
 def test_bad_options_are_refused(options, said, config, started, capsys):
@@ -107,7 +120,7 @@ def test_a_missing_extra_is_said_before_the_run(config, started, monkeypatch, ca
 
     monkeypatch.setattr(extra, "PACKAGES", ("no_such_package",))
     assert main(["train", str(config)]) == 2
-    said = "training needs no_such_package; install it with: pip install 'qwen2audio-jax[train]'"
+    said = f"training needs no_such_package; install it with: {pip_install('train')}"
     assert capsys.readouterr().err == f"qwen2audio train: {said}\n"
     assert not started
 

@@ -190,8 +190,10 @@ def test_adapter_beside_the_merged_model(tmp_path):
         np.testing.assert_allclose(value, merged[name], rtol=0, atol=1e-6 * np.abs(value).max())
     config = json.loads((adapter_folder(settings) / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (3, 4)
+    describe_result(adapter_folder(settings), scores={"held out": {"sums": 0.5}})
     card = (adapter_folder(settings) / CARD).read_text()
     assert "library_name: peft" in card
+    assert "| held out, sums | 0.5 |" in card
     assert sorted(os.listdir(settings.output)) == ["adapter", "model"]
 
 
@@ -284,6 +286,13 @@ def test_card(tmp_path):
     text = (out / CARD).read_text()
     for part in ("# A | title", "| held out, digit error rate | 0.0125 |", "| sums | 98 % |", "| loss | 1.25 |"):
         assert part in text
+    head = text.split("---")[1]
+    assert '- name: "A | title"' in head
+    results = [json.loads(line.strip("- ")) for line in head.splitlines() if line.startswith("  - {")]
+    assert [(each["dataset"]["name"], each["metrics"][0]["value"]) for each in results] == [
+        ("held-out records of the training run", 0.5),
+        ("held out", 0.0125),
+    ]
     describe_result(out, description="It hears *digits*.")
     assert "# A | title\n\nIt hears *digits*.\n\n" in (out / CARD).read_text()
     with pytest.raises(ValueError, match=r"holds no training.json"):

@@ -200,7 +200,7 @@ def test_a_missing_package_names_the_extra(name, tmp_path, monkeypatch):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
-    said = rf"training needs {name}; install it with: pip install 'qwen2audio-jax\[train\]'"
+    said = rf"training needs {name}; install it with: .*pip install .*\[train\]"
     with pytest.raises(ValueError, match=said):
         extra.import_extra(f"{name}.some.part")
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None if module == name else object())

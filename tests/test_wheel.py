@@ -66,6 +66,7 @@ def test_contents(wheel):
         "configs/tiny.json",
         "configs/qwen2-audio-7b.json",
         "configs/mesh-v5e-8.toml",
+        *(f"serve/page/{file.name}" for file in (ROOT / "qwen2audio_jax" / "serve" / "page").iterdir()),
     ):
         assert f"qwen2audio_jax/{name}" in names
     assert not any("tests" in name or "__pycache__" in name for name in names)

@@ -139,4 +139,5 @@ def too_long(name: str, seconds: float | None, limits: Limits) -> AudioError:
         f"{name} {length} longer than the {limits.clip_seconds:g} s that one clip may last: split it, or pass "
         f"truncation=True (--truncation) to keep its first {limits.clip_seconds:g} s",
         kind="too_long",
+        seconds=seconds,
     )

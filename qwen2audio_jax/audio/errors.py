@@ -12,16 +12,16 @@ class AudioError(ValueError):
     is not accepted), "corrupt" (damaged content), "truncated" (shorter than its own header says), "too_long",
     "too_short", "empty", "not_finite" (NaN or infinity), "scale" (samples far beyond full scale), "too_large" (bytes,
     channels or samples beyond a limit), "rate" (an impossible sampling rate, or another than stated), and "shape" and
-    "dtype" (arrays).
+    "dtype" (arrays). `seconds` says how long a clip is that is too long, where that is known.
     """
 
-    def __init__(self, message: str, *, kind: str):
+    def __init__(self, message: str, *, kind: str, seconds: float | None = None):
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.seconds = kind, seconds
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with only the message, so no error could be unpickled from a worker process.
-        return functools.partial(type(self), kind=self.kind), self.args
+        return functools.partial(type(self), kind=self.kind, seconds=self.seconds), self.args
 
 
 def truncated(name: str, found: str, *, silent: bool = False) -> AudioError:

@@ -105,6 +105,11 @@ class Answerer:
         self._start()
 
     @property
+    def hearing(self) -> dict[str, Any]:
+        """The options of `load_audio` with which clips are loaded."""
+        return dict(self._audio)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What changes answers, as plain data: the model by its content, options, dtypes.
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qwen2audio_jax.installed import pip_install
+
 KEYS = ("id", "prompt", "messages", "options", "meta")
 ROWS = 256
 """Rows that are read at a time."""
@@ -33,7 +35,7 @@ def parquet_lines(source: Path, unpacked: Path, *, name: str) -> Iterator[dict[s
         import pyarrow.parquet as pq
         from pyarrow import ArrowException
     except ImportError:
-        raise ValueError(f"{name}: Parquet is read with pyarrow: pip install 'qwen2audio-jax[parquet]'") from None
+        raise ValueError(f"{name}: Parquet is read with pyarrow: {pip_install('parquet')}") from None
     try:
         with pq.ParquetFile(source) as table, unpacked.open("wb") as file:
             column = _audio_column(table.schema_arrow, name)

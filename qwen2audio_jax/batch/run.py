@@ -178,7 +178,7 @@ def run_batch(
         parts = Parts(place, fingerprint=job.fingerprint, shards=shards)
         if dry_run:
             job.check(place)
-            return Summary("dry_run", _count(manifest, shards, parts, host))
+            return Summary("dry_run", _count(manifest, shards, parts, host, hearing=getattr(answerer, "hearing", {})))
         job.claim(place)
         shared = prove_shared(place, host, fingerprint=job.fingerprint, timeout=peer_timeout)
         left = int(shards.sizes().sum() - shards.sizes()[sorted(parts.done())].sum())
@@ -319,20 +319,24 @@ class _Pipeline:
             yield place, future.result()
 
 
-def _count(manifest: Manifest, shards: Shards, parts: Parts, host: Host) -> dict[str, Any]:
-    """The figures of a dry run."""
-    from qwen2audio_jax.audio import AudioError, load_audio
+def _count(
+    manifest: Manifest, shards: Shards, parts: Parts, host: Host, *, hearing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures of a dry run; some clips are heard, with the job's own options, so that its errors are seen."""
+    from qwen2audio_jax.audio import AudioError
+    from qwen2audio_jax.audio.load import load_clip
 
     done, sizes = parts.done(), shards.sizes()
     left = int(sizes.sum() - sizes[sorted(done)].sum())
-    seconds, problems = [], []
+    seconds, problems, in_part = [], [], 0
     for position in np.unique(np.linspace(0, len(manifest) - 1, _SAMPLED).astype(int)).tolist():
         record = manifest.record(position)
         try:
             if record.problem is not None:
                 raise ValueError(record.problem.message)
-            clips = [load_audio(open_clip(clip), truncation=True) for clip in record.clips]
-            seconds.append(sum(map(len, clips)) / 16_000)
+            clips = [load_clip(open_clip(clip), **hearing) for clip in record.clips]
+            seconds.append(sum(len(clip.samples) for clip in clips) / 16_000)
+            in_part += any(clip.missing is not None for clip in clips)
         except ValueError as error:
             kind = error.kind if isinstance(error, AudioError) else "record"
             problems.append({"id": record.id, "kind": kind, "message": str(error)})
@@ -344,7 +348,9 @@ def _count(manifest: Manifest, shards: Shards, parts: Parts, host: Host) -> dict
         "missing_shards": shards.count - len(done),
         "host": f"{host.index}/{host.count}, {host.told_by}",
         "sampled": len(seconds) + len(problems),
+        "heard_in_part": in_part,
         "mean_seconds": None if mean is None else round(mean, 2),
+        "longest_seconds": None if mean is None else round(max(seconds), 2),
         "audio_hours_left": None if mean is None else round(left * mean / 3600, 3),
         "problems": problems,
     }

@@ -1,7 +1,8 @@
 """Adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors.
 
-Only adapters that add a low-rank product to linear maps are read; every other kind is refused by name, because it would
-compute something else. Source: PEFT's `LoraConfig`, `save_pretrained` and `PeftModel.from_pretrained`.
+Only adapters that add a low-rank product to linear maps and embeddings are read, with weights that were trained whole
+and vectors of single tokens (`adapter_extras`); every other kind is refused by name, because it would compute something
+else. Source: PEFT's `LoraConfig`, `save_pretrained` and `PeftModel.from_pretrained`.
 """
 
 import json
@@ -16,13 +17,22 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from qwen2audio_jax.checkpoint.adapter_extras import (
+    PREFIX,
+    Extras,
+    find_extras,
+    misshapen,
+    missing_extras,
+    token_indices,
+)
 from qwen2audio_jax.checkpoint.hf_folder import inside
-from qwen2audio_jax.checkpoint.mapping import canonical_name, expected_tensors, released_name
-from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from qwen2audio_jax.checkpoint.mapping import Target, canonical_name, expected_tensors, released_name
+from qwen2audio_jax.checkpoint.safetensors_file import SafetensorsFile
 from qwen2audio_jax.checkpoint.safetensors_writer import Planned, SafetensorsWriter
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config.strict_json import describe, read_json_object
 from qwen2audio_jax.model.lora import Settings, linear_shapes
+from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at, is_there
 from qwen2audio_jax.storage.write_whole import draft_of, write_whole
@@ -38,13 +48,12 @@ _KNOWN = (  # noqa: SIM905
     "alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules inference_mode "
     "init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config "
     "megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules "
-    "task_type use_rslora"
+    "task_type use_rslora modules_to_save trainable_token_indices"
 ).split()
 """Keys that are read by name, or that do not change what the stored tensors mean. Any other must be null or empty..."""
 _NOTES = re.compile(r"^_|author|dataset|factory|license|swift|unsloth|_version$")
 """...or be another tool's note: what else PEFT may come to write there would change the tensors' meaning."""
 
-_PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 Path_ = str | os.PathLike[str]
@@ -93,7 +102,7 @@ def save_adapter(
                 if array.shape != wanted:
                     raise ValueError(f"{'/'.join((*path, entry))} has shape {array.shape}; {wanted} is needed")
                 name = released_name(f"{module}.weight", naming="current").removesuffix(".weight")
-                tensors[f"{_PREFIX}{name}.lora_{side}.weight"] = np.ascontiguousarray(np.asarray(array, np.float32).T)
+                tensors[f"{PREFIX}{name}.lora_{side}.weight"] = np.ascontiguousarray(np.asarray(array, np.float32).T)
     if flat or not tensors or len(tensors) % 2:
         what = "/".join(next(iter(flat))) if flat else "half a pair" if tensors else "nothing"
         raise ValueError(f"the adapter holds {what}; it must hold lora_a and lora_b of linear layers of this model")
@@ -118,7 +127,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def _peft_config(
     tensors: Mapping[str, Any], *, settings: Settings, config: Qwen2AudioConfig, base_model: str
 ) -> dict[str, Any]:
-    adapted = {canonical_name(name.removeprefix(_PREFIX)).rsplit(".lora_", 1)[0] for name in tensors}
+    adapted = {canonical_name(name.removeprefix(PREFIX)).rsplit(".lora_", 1)[0] for name in tensors}
     names = {module.rpartition(".")[2] for module in adapted}
     # In PEFT a name matches every module that ends in it: where that is too much, full module names are written.
     ending = {module for module in _modules(config) if module.rpartition(".")[2] in names}
@@ -172,7 +181,7 @@ def load_adapter(folder: PathOrUrl, *, config: Qwen2AudioConfig) -> tuple[dict[s
         config: of the model that it is for.
 
     Returns:
-        The adapter (float32 numpy arrays, see `model.lora`) and its scale. Where linear maps have scales of
+        The adapter (float32 numpy arrays, see `model.lora.by_parameter`) and its scale. Where maps have scales of
         their own (rank_pattern, alpha_pattern), the difference is in their lora_b.
 
     Raises:
@@ -184,21 +193,26 @@ def load_adapter(folder: PathOrUrl, *, config: Qwen2AudioConfig) -> tuple[dict[s
     _check_kind(data, where=settings_file)
     scaling = _read_scaling(data, where=settings_file)
     modules, shapes = _modules(config), linear_shapes(config)
+    parameters = flatten_dict(parameter_specs(config), sep="/")
+    targets = expected_tensors({name: tuple(leaf.shape) for name, leaf in parameters.items()})
     flat: dict[tuple[str, ...], np.ndarray] = {}
     with SafetensorsFile(weights_file) as file:
-        pairs, problems = _pairs(file, modules)
-        problems += _missing(data, pairs, modules)
+        pairs, others, problems = _pairs(file, modules)
+        extras = find_extras(others, targets, tied=config.text_config.tie_word_embeddings)
+        problems += [*extras.problems, *missing_extras(data, extras), *_missing(data, pairs, modules)]
+        problems += _extra_problems(file, extras, data, scaling, targets)
         for module, pair in pairs.items():
             rank, (inputs, outputs) = scaling.rank_of(pair.full), shapes[modules[module]]
             for side, wanted in (("A", (rank, inputs)), ("B", (outputs, rank))):
                 if side in pair.tensors:
-                    problems += _tensor_problems(file, pair.tensors[side], wanted)
+                    problems += misshapen(file, pair.tensors[side], wanted)
         if problems:
             raise ValueError(f"{weights_file}: the adapter does not fit this model:\n  " + "\n  ".join(problems))
         for module, pair in pairs.items():
             own = np.float32(scaling.scale_of(pair.full) / scaling.scale)
             flat[*modules[module], "lora_a"] = _read(file, pair.tensors["A"]).T
             flat[*modules[module], "lora_b"] = _read(file, pair.tensors["B"]).T * own
+        flat |= _read_extras(file, extras, data, scaling, targets)
     return unflatten_dict(flat), scaling.scale
 
 
@@ -288,21 +302,20 @@ def _matching(pattern: Mapping[str, float], full: str, *, default: float) -> flo
     return next((value for key, value in pattern.items() if full == key or full.endswith(f".{key}")), default)
 
 
-def _pairs(file: SafetensorsFile, modules: Mapping[str, Any]) -> tuple[dict[str, _Pair], list[str]]:
-    """The file's tensors by canonical module name, and problems with their names."""
+def _pairs(file: SafetensorsFile, modules: Mapping[str, Any]) -> tuple[dict[str, _Pair], list[str], list[str]]:
+    """The pairs of linear maps by canonical module name, the names of other tensors, and problems with names."""
     pairs: dict[str, _Pair] = {}
-    problems = []
+    others, problems = [], []
     for name in file.entries:
         match = _TENSOR.fullmatch(name)
         if match is None:
-            hint = ": save with save_embedding_layers=False" if ".base_layer." in name else ""
-            problems.append(f"unexpected {name}: neither lora_A nor lora_B of a linear layer{hint}")
+            others.append(name)
             continue
         module = canonical_name(f"{match['module']}.weight").removesuffix(".weight")
         if module not in modules:
             problems.append(f"unexpected {name}: the model has no such linear layer")
             continue
-        pair = pairs.setdefault(module, _Pair(match["module"].removeprefix(_PREFIX), {}))
+        pair = pairs.setdefault(module, _Pair(match["module"].removeprefix(PREFIX), {}))
         if match["side"] in pair.tensors:
             problems.append(f"duplicate {name}: the same as {pair.tensors[match['side']]}")
         pair.tensors[match["side"]] = name
@@ -310,7 +323,44 @@ def _pairs(file: SafetensorsFile, modules: Mapping[str, Any]) -> tuple[dict[str,
         problems += [f"missing lora_{side} of {pair.full}" for side in "AB" if side not in pair.tensors]
     if not file.entries:
         problems.append("it holds no tensors")
-    return pairs, problems
+    return pairs, others, problems
+
+
+def _extra_problems(
+    file: SafetensorsFile, extras: Extras, data: Mapping[str, Any], scaling: _Scaling, targets: Mapping[str, Target]
+) -> Iterator[str]:
+    for tensor, name in extras.whole.items():
+        yield from misshapen(file, name, targets[tensor].stored_shape)
+    for tensor, sides in extras.pairs.items():
+        rank, (rows, width) = scaling.rank_of(extras.full[tensor]), targets[tensor].stored_shape
+        for side, wanted in (("A", (rank, rows)), ("B", (width, rank))):
+            if side in sides:
+                yield from misshapen(file, sides[side], wanted)
+    for tensor, name in extras.tokens.items():
+        rows, width = targets[tensor].stored_shape
+        indices = token_indices(data, extras.full[tensor])
+        if not indices or max(indices) >= rows:
+            yield f"unexpected {name}: {CONFIG} has no trainable_token_indices below {rows} for it"
+        yield from misshapen(file, name, (len(indices), width))
+
+
+def _read_extras(
+    file: SafetensorsFile, extras: Extras, data: Mapping[str, Any], scaling: _Scaling, targets: Mapping[str, Target]
+) -> dict[tuple[str, ...], np.ndarray]:
+    found: dict[tuple[str, ...], np.ndarray] = {}
+    for tensor, name in extras.whole.items():
+        value = _read(file, name)
+        reverse = targets[tensor].transform == "reversed"
+        found[*targets[tensor].parameter.split("/"), "whole"] = value.T if reverse else value
+    for tensor, sides in extras.pairs.items():
+        path, own = targets[tensor].parameter.split("/"), scaling.scale_of(extras.full[tensor]) / scaling.scale
+        found[*path, "lora_a"] = _read(file, sides["A"]).T
+        found[*path, "lora_b"] = _read(file, sides["B"]).T * np.float32(own)
+    for tensor, name in extras.tokens.items():
+        path = targets[tensor].parameter.split("/")
+        found[*path, "tokens"] = np.asarray(token_indices(data, extras.full[tensor]), np.int32)
+        found[*path, "values"] = _read(file, name)
+    return found
 
 
 def _missing(data: Mapping[str, Any], pairs: Mapping[str, _Pair], modules: Mapping[str, Any]) -> Iterator[str]:
@@ -320,14 +370,6 @@ def _missing(data: Mapping[str, Any], pairs: Mapping[str, _Pair], modules: Mappi
         for module in modules:
             if module.rpartition(".")[2] in targets and module not in pairs:
                 yield f"missing {module}: {CONFIG} targets {module.rpartition('.')[2]}"
-
-
-def _tensor_problems(file: SafetensorsFile, name: str, wanted: tuple[int, int]) -> Iterator[str]:
-    entry = file.entries[name]
-    if entry.shape != wanted:
-        yield f"misshapen {name}: stored {entry.shape}, the model and {CONFIG} need {wanted}"
-    if entry.dtype not in DTYPES:
-        yield f"{name} is stored as {entry.dtype}; one of {', '.join(DTYPES)} is needed"
 
 
 def _read(file: SafetensorsFile, name: str) -> np.ndarray:

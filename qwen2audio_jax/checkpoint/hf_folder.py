@@ -35,6 +35,7 @@ SETTINGS = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "training.json",  # of our own training: an export makes its card from it
 )
 """Files copied beside the parameters as they are."""
 
@@ -65,6 +66,14 @@ class StoredWeights:
 
     tensors: list[StoredTensor]
     problems: list[str] = field(default_factory=list)
+
+
+def contents_of(folder: Folder) -> str:
+    """The files of a folder in words, for messages about one that is no model's."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not names:
+        return "the folder is empty"
+    return f"the folder holds {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
 def looks_like_hf_folder(folder: Folder) -> bool:
@@ -180,6 +189,8 @@ def inside(folder: Folder, name: str) -> Folder:
         mode = real.stat().st_mode
     except OSError as error:  # For example, a name too long for the file system.
         what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        if name == "config.json":
+            what = f"{what} ({contents_of(folder)})"
         raise ValueError(f"{path}: {what}; copy the whole folder") from None
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path}: is not a regular file; copy the whole folder")

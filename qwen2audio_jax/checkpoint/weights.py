@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from qwen2audio_jax.checkpoint.reader import restore_groups, restore_params, stored_dtypes
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model.lora import merge_adapter_in_place
+from qwen2audio_jax.model.lora import by_parameter, change_in_place, merge_adapter_in_place
 from qwen2audio_jax.model.quantization import INT8, channel_axis, quantize, scale_name
 from qwen2audio_jax.model.qwen2_audio import sharded_specs
 from qwen2audio_jax.storage.bucket import PathOrUrl
@@ -82,9 +82,9 @@ def _quantized(
     mesh: Mesh,
     adapter: Adapter | None,
 ) -> dict[str, Any]:
-    pairs: dict[str, dict[str, Any]] = {}
-    for (*layer, side), array in flatten_dict({} if adapter is None else adapter[0]).items():
-        pairs.setdefault("/".join([*layer, "kernel"]), {})[side] = array
+    specs = flatten_dict(sharded_specs(config, mesh=mesh), sep="/")
+    found = {} if adapter is None else by_parameter(adapter[0], {tuple(name.split("/")) for name in specs})
+    changes = {"/".join(path): change for path, change in found.items()}
     shardings = {
         name: spec.sharding
         for name, spec in flatten_dict(sharded_specs(config, mesh=mesh, weights=INT8), sep="/").items()
@@ -94,17 +94,16 @@ def _quantized(
         """The spec for reading: weights to quantise keep their stored dtype, so that codes do not depend on `dtype`."""
         if channel_axis(name) is None:
             return spec
-        dtype = jnp.float32 if name in pairs else dtypes.get(name, spec.dtype)
+        dtype = jnp.float32 if name in changes else dtypes.get(name, spec.dtype)
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=spec.sharding)
 
-    specs = flatten_dict(sharded_specs(config, mesh=mesh), sep="/")
     wanted = unflatten_dict({name: as_read(name, spec) for name, spec in specs.items()}, sep="/")
     params: dict[str, jax.Array] = {}
     for group in restore_groups(path, specs=wanted, group_bytes=GROUP_BYTES):
         for name in list(group):
             weight = group.pop(name)
-            if name in pairs and adapter is not None:
-                weight = merge_adapter_in_place({"kernel": weight}, pairs[name], scale=adapter[1])["kernel"]
+            if name in changes and adapter is not None:
+                weight = change_in_place(weight, changes[name], scale=adapter[1])
             axis = channel_axis(name)
             if axis is None:
                 params[name] = weight

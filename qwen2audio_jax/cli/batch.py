@@ -4,16 +4,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
 from qwen2audio_jax.batch.task_answerer import LongAnswerer, TaskAnswerer
-from qwen2audio_jax.cli.from_options import join, loading_arguments, prepare
+from qwen2audio_jax.cli.from_options import join, loading_arguments, prepare, tell_model
 from qwen2audio_jax.cli.options import clip_options, generation_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.tasks.kind import checkpoint_kind
@@ -133,12 +133,33 @@ def _run(options: argparse.Namespace, answerer: Answerer, thresholds: Thresholds
         quiet=options.quiet,
         dry_run=options.dry_run,
     )
-    write(json.dumps({"state": summary.state, **summary.figures}, ensure_ascii=not sys.stdout.isatty()) + "\n")
+    if summary.state != "dry_run":
+        tell_model(options)
+    figures = dict(summary.figures)
+    if summary.state == "dry_run":
+        figures["plan"] = _plan(figures, new_tokens=options.max_new_tokens)
+    write(json.dumps({"state": summary.state, **figures}, ensure_ascii=not sys.stdout.isatty()) + "\n")
+    if options.quiet:
+        return CODES[summary.state]
     if summary.state == "unfinished":
         say("unfinished: the same command goes on")
     elif summary.state == "too_many_errors":
         say(f"stopped: more than {options.max_errors} errors; the same command goes on with the rest")
     return CODES[summary.state]
+
+
+def _plan(figures: Mapping[str, Any], *, new_tokens: int | None) -> str | None:
+    """The command that says what is left takes on a machine, whose name is to be put in; None if nothing was heard."""
+    if not figures["left"] or not figures["mean_seconds"]:
+        return None
+    from qwen2audio_jax.plan.request import TEXT_TOKENS, audio_tokens
+
+    tokens = TEXT_TOKENS + audio_tokens(figures["longest_seconds"])
+    limit = "" if new_tokens is None else f" --max-new-tokens {new_tokens}"
+    return (
+        f"qwen2audio plan --topology v5e:2x4 --clips {figures['left']} --mean-seconds {figures['mean_seconds']:g} "
+        f"--prompt-tokens {tokens}{limit}"
+    )
 
 
 def _resources(text: str | None) -> dict[str, float]:

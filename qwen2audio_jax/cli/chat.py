@@ -1,6 +1,7 @@
 """`qwen2audio chat`: a conversation, line by line from a terminal or a pipe."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -8,12 +9,16 @@ from contextlib import closing, suppress
 from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
-from qwen2audio_jax.cli.options import clip_options
-from qwen2audio_jax.cli.output import one_line, say, write, write_answer
+from qwen2audio_jax.cli.clips import load_clip
+from qwen2audio_jax.cli.commands import in_options
+from qwen2audio_jax.cli.from_options import join, load_model, prepare, tell_model
+from qwen2audio_jax.cli.output import note, read_pieces, say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
+from qwen2audio_jax.cli.stats import Stats, in_words
+from qwen2audio_jax.command_line import nearest
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
+COMMANDS = ("/audio", "/system", "/reset", "/help", "/quit")
 HELP = """\
 A line is a message; an empty line sends the clips added so far on their own. Ctrl-C stops an answer.
   /audio FILE   add a clip (a file, a URL or example:NAME) to the next message; may be repeated
@@ -34,7 +39,9 @@ def run(options: argparse.Namespace) -> None:
     processor, arguments = prepare(options)
     arguments["num_return_sequences"] = 1
     join(options)
-    chat = Chat(load_model(options), processor, options=options, arguments=arguments)
+    model = load_model(options)
+    tell_model(options)
+    chat = Chat(model, processor, options=options, arguments=arguments)
     with profiled(options.profile):
         _converse(chat)
 
@@ -53,7 +60,7 @@ def _converse(chat: "Chat") -> None:
         except ValueError as error:
             if os.environ.get("QWEN2AUDIO_DEBUG") == "1":
                 raise
-            say(one_line(error))
+            say(in_options(error, "chat"))
     if chat.clips:
         say(f"{len(chat.clips)} clip{'s' * (len(chat.clips) > 1)} added and not sent: end with an empty line to send")
 
@@ -107,11 +114,11 @@ class Chat:
             if not argument:
                 raise ValueError("/audio needs a file, as in: /audio speech.wav")
             extractor = self._processor.feature_extractor
-            clip = extractor.load_clip(clip_source(argument), **clip_options(self._options))
+            clip = load_clip(argument, options=self._options, extractor=extractor)
             self.clips.append(clip.samples)
-            part = "" if clip.missing is None else f", heard in part ({clip.missing})"
-            seconds = len(clip.samples) / extractor.sampling_rate
-            say(f"clip {len(self.clips)}: {seconds:.1f} s{part}; it goes with the next message")
+            if not self._options.quiet:
+                seconds = len(clip.samples) / extractor.sampling_rate
+                say(f"clip {len(self.clips)}: {seconds:.1f} s; it goes with the next message")
         elif command == "/system":
             self.system = argument or None
         elif command == "/reset" and not argument:
@@ -121,7 +128,8 @@ class Chat:
         elif command == "/help" and not argument:
             say(HELP)
         else:
-            raise ValueError(f"no command {command} {argument}".rstrip() + "; /help lists them")
+            hint = "" if command in COMMANDS else nearest(command, COMMANDS)
+            raise ValueError(f"no command {command} {argument}".rstrip() + f"{hint}; /help lists them")
 
     def _answer(self, text: str) -> None:
         content = [{"type": "audio", "audio": clip} for clip in self.clips]
@@ -135,16 +143,34 @@ class Chat:
             allow_special=self._options.allow_special,
         )
         written: list[str] = []
+        reason, stats, options = None, Stats(), self._options
         try:
-            with closing(self._session.stream(**inputs, **self._arguments)) as pieces:
-                write_answer(pieces, written=written)
+            with (
+                stats.stage("answer"),
+                closing(self._session.stream(**inputs, **self._arguments)) as pieces,
+            ):
+                reason = read_pieces(pieces, written=written, stats=stats, quiet=options.quiet, show=not options.json)
         except KeyboardInterrupt:
             if not written:
                 raise
             say(" (stopped)")  # the conversation continues from the text printed so far
-            write("\n")
+            write("" if options.json else "\n")
+        seconds = sum(map(len, self.clips)) / self._processor.feature_extractor.sampling_rate
         self.history += [asked, {"role": "assistant", "content": "".join(written)}]
         self.clips = []
+        self._tell("".join(written), reason=reason, stats=stats, audio_seconds=seconds)
+
+    def _tell(self, text: str, *, reason: str | None, stats: Stats, audio_seconds: float) -> None:
+        """Write an answer's object, and say what is surprising about it, and its figures; None: it was stopped."""
+        tokens = getattr(reason, "tokens", 0)
+        figures = stats.figures(tokens=tokens, audio_seconds=audio_seconds)
+        if self._options.json:
+            answer = {"text": text, "finish_reason": reason or "stopped", "tokens": tokens}
+            write(json.dumps({**answer, **({"stats": figures} if self._options.stats else {})}) + "\n")
+        if reason is not None and not self._options.quiet:
+            note(text, reason=reason)
+        if self._options.stats and not self._options.json:
+            say(in_words(figures))
 
 
 def read_lines(*, interactive: bool) -> Iterator[str]:

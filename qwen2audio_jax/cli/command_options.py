@@ -2,7 +2,7 @@
 
 import argparse
 
-from qwen2audio_jax.cli.options import add_clip_options
+from qwen2audio_jax.cli.options import add_clip_options, add_quiet
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,8 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-special", action="store_true", help="let messages write control tokens")
     group.add_argument("--metrics", metavar="FILE", help="figures: JSON lines if it ends with .jsonl, else Prometheus'")
     group.add_argument("--dry-run", action="store_true", help="count, listen to some records, and answer nothing")
-    group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("--json", action="store_true", help="(the summary is one JSON object in any case)")
+    add_quiet(group)
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +106,8 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="use this value instead of the file's, as in --set data.rows=16; may be given again",
     )
     parser.add_argument("--output", metavar="DIR", help="output folder, instead of the file's")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--json", action="store_true", help="say where the run stands as one JSON object on stdout")
+    add_quiet(parser)
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +123,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch", type=int, default=16, metavar="N", help="examples at a time (default: 16)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    add_quiet(parser)
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +141,13 @@ def add_doctor_options(parser: argparse.ArgumentParser) -> None:
         help="the documentation's glass-breaking-151256.mp3, of which the base model is known to say "
         '"Glass is breaking.": answers it and compares',
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="compute each stage of the embedded model on the default device, compare it with the CPU, and time it",
+    )
     parser.add_argument("--json", action="store_true", help="the findings as one JSON object")
+    add_quiet(parser)
 
 
 def add_models_options(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +158,7 @@ def add_models_options(parser: argparse.ArgumentParser) -> None:
         "--clean", action="store_true", help="remove unfinished entries, and earlier states that nothing needs"
     )
     parser.add_argument("--json", action="store_true", help="the entries as one JSON object")
+    add_quiet(parser)
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +204,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory-gib", type=float, metavar="G", help="use no more of a chip than this (default: all)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    add_quiet(parser)
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -205,6 +215,9 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", metavar="NAME", help="the model's name in the protocol (default: its folder's)")
     group.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, of which a client must send one")
     group.add_argument("--no-auth", action="store_true", help="let everybody in who reaches another --host")
+    group.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="let another site's pages ask (repeatable)"
+    )
     group.add_argument("--allow-private-urls", action="store_true", help="fetch clips from private addresses too")
     group.add_argument("--max-body", type=int, default=64, metavar="MiB", help="largest request (default: %(default)s)")
     group = parser.add_argument_group("engine")
@@ -220,3 +233,4 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compile for prompts of up to N tokens before the first request; 0: when they come (default: %(default)s)",
     )
+    add_quiet(group)

@@ -3,16 +3,20 @@
 Nothing here loads what a command needs: its module is imported when it runs.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from qwen2audio_jax._version import __version__
 from qwen2audio_jax.cli import command_options as own
 from qwen2audio_jax.cli import options as shared
 from qwen2audio_jax.cli import tasks_options as tasks
+from qwen2audio_jax.cli.remedies import as_options
 from qwen2audio_jax.command_line import Parser
 
+SHELLS = ("bash", "zsh", "tcsh")
 DESCRIPTION = "Qwen2-Audio: speech, sound and music in, text out."
 
 
@@ -119,7 +123,7 @@ COMMANDS = {
             partial(shared.add_input_options, single_prompt=True),
             shared.add_generation_options,
             shared.add_profile_option,
-            shared.add_output_options,
+            partial(shared.add_output_options, single_prompt=True),
             shared.add_process_options,
         ),
         run="generate:generate",
@@ -134,6 +138,7 @@ COMMANDS = {
             partial(shared.add_input_options, single_prompt=False),
             shared.add_generation_options,
             shared.add_profile_option,
+            partial(shared.add_output_options, single_prompt=False),
         ),
         run="chat:run",
         stray="messages come from the terminal or a pipe",
@@ -219,12 +224,24 @@ COMMANDS = {
         help="check the machine or a checkpoint",
         description="Without --model check the machine: versions, devices, memory, decoders, folders, processes, and "
         "what usually goes wrong with TPUs. With it check a checkpoint: files, names, shapes, every stored byte, "
-        "finite weights, the tokenizer. Exit code 1 if something is wrong.",
-        examples=("qwen2audio doctor", "qwen2audio doctor --model checkpoint --json"),
+        "finite weights, the tokenizer. With --smoke compute: each stage of the embedded model on the default device, "
+        "beside the CPU. Exit code 1 if something is wrong.",
+        examples=("qwen2audio doctor", "qwen2audio doctor --smoke", "qwen2audio doctor --model checkpoint --json"),
         options=(own.add_doctor_options, shared.add_process_options),
         run="doctor:examine",
     ),
 }
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        from qwen2audio_jax.cli.completion import completion
+
+        try:
+            print(completion(parser, shell=values))
+        except ValueError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -235,14 +252,31 @@ def build_parser() -> Parser:
         examples=('qwen2audio generate --audio example:digits-4719 "Which digits are spoken?"', "qwen2audio doctor"),
     )
     parser.add_argument("--version", action="version", version=f"qwen2audio {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        help="print what a shell needs to complete commands and options (extra: completion)",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        if name == "convert":  # it has a parser of its own, as `python -m convert` is a command too
-            commands.add_parser(name, help=command.help, add_help=False)
-            continue
+        # The converter has a parser of its own, as `python -m convert` is a command too.
         one = commands.add_parser(
-            name, help=command.help, description=command.description, examples=command.examples, stray=command.stray
+            name,
+            help=command.help,
+            description=command.description,
+            examples=command.examples,
+            stray=command.stray,
+            add_help=name != "convert",
         )
         for add in command.options:
             add(one)
     return parser
+
+
+def in_options(error: BaseException, name: str) -> str:
+    """An error's message in a line, with the library's arguments written as options of the command of that name."""
+    parser = Parser()
+    for add in COMMANDS[name].options:
+        add(parser)
+    return as_options(" ".join(str(error).split()), parser._option_string_actions)

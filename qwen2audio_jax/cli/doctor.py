@@ -10,6 +10,7 @@ from qwen2audio_jax.cli.from_options import join
 from qwen2audio_jax.cli.machine import look
 from qwen2audio_jax.cli.machine_checks import CHECKS
 from qwen2audio_jax.cli.output import one_line, say, write
+from qwen2audio_jax.cli.status import status
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.parallel.roll_call import PeersMissing
 from qwen2audio_jax.processing.end_of_turn import missing_stop
@@ -27,6 +28,8 @@ def examine(options: argparse.Namespace) -> int:
     Raises:
         ValueError: there is no checkpoint, or an option is for one and none is named.
     """
+    if options.smoke:
+        return _smoke(options)
     if options.model is not None:
         return _examine_checkpoint(options)
     if options.glass_clip is not None or options.revision is not None:
@@ -48,6 +51,24 @@ def _examine_machine(options: argparse.Namespace) -> int:
         return int(wrong)
     for one in checked:
         _show(f"{one.name}: {one.found}", one.problems)
+    return int(wrong)
+
+
+def _smoke(options: argparse.Namespace) -> int:
+    from qwen2audio_jax.cli.smoke import smoke
+
+    if options.model is not None:
+        raise ValueError("--smoke runs the embedded model: leave out --model")
+    with status("computing each stage, and the same on the CPU", quiet=options.quiet):
+        device, stages = smoke()
+    wrong = any(stage.problems for stage in stages)
+    if options.json:
+        write(json.dumps({"ok": not wrong, "device": device, "stages": [asdict(stage) for stage in stages]}) + "\n")
+        return int(wrong)
+    write(f"        on {device}: difference from the CPU, what rounding may make of it, time\n")
+    for stage in stages:
+        figures = f"{stage.error:8.1e} of {stage.bar:.0e} {stage.milliseconds:10.3f} ms"
+        _show(f"{stage.name:10} {stage.dtype:9} {stage.attention:7} {figures}", stage.problems)
     return int(wrong)
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
+from qwen2audio_jax.cli.clips import clip_source, tell_cut
+from qwen2audio_jax.cli.commands import in_options
+from qwen2audio_jax.cli.from_options import join, load_model, prepare, tell_model
 from qwen2audio_jax.cli.options import clip_options
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
+from qwen2audio_jax.cli.stats import Stats, in_words
 from qwen2audio_jax.engine import Engine, Request
 from qwen2audio_jax.engine.request import Answer, RequestError
 from qwen2audio_jax.limits import LIMITS
@@ -40,10 +43,15 @@ def run_each(options: argparse.Namespace) -> int:
     if arguments.pop("num_return_sequences") != 1:
         raise ValueError("--each gives one answer a file: leave out --num-return-sequences")
     seed, _ = arguments.pop("seed"), arguments.pop("tokenizer")
+    for name, file in zip(options.each, files, strict=True):
+        tell_cut(file, name, options=options, extractor=processor.feature_extractor)
     join(options)
     if jax.process_count() > 1:
         raise ValueError("--each runs in one process: see `qwen2audio batch --shard`")
-    model = load_model(options)
+    stats = Stats()
+    with stats.stage("load"):
+        model = load_model(options)
+    tell_model(options)
     requests = [
         Request(
             id=name,
@@ -56,12 +64,21 @@ def run_each(options: argparse.Namespace) -> int:
         for index, (name, file) in enumerate(zip(options.each, files, strict=True))
     ]
     hearing: dict[str, Any] = {**clip_options(options), "allow_special": options.allow_special}
-    failures = 0
-    with profiled(options.profile), Engine(model, processor, workers=WORKERS * (len(files) > FEW), **hearing) as engine:
+    failures = tokens = 0
+    workers = WORKERS * (len(files) > FEW)
+    with (
+        profiled(options.profile),
+        stats.stage("answer"),
+        Engine(model, processor, workers=workers, **hearing) as engine,
+    ):
         for request, outcome in zip(requests, engine.answers(requests), strict=True):
+            stats.token()
             failures += isinstance(outcome, RequestError)
-            for line in _lines(request.id, outcome, as_json=options.json):
+            tokens += 0 if isinstance(outcome, RequestError) else len(outcome.token_ids)
+            for line in _lines(request.id, outcome, options=options):
                 write(line + "\n")
+    if options.stats:
+        say(in_words(stats.figures(tokens=tokens, audio_seconds=0)))
     return 1 if failures else 0
 
 
@@ -73,16 +90,19 @@ def _file(name: str) -> str | bytes:
         return source.read(LIMITS.file_bytes + 1)
 
 
-def _lines(name: str, outcome: Answer | RequestError, *, as_json: bool) -> Iterator[str]:
+def _lines(name: str, outcome: Answer | RequestError, *, options: argparse.Namespace) -> Iterator[str]:
     if isinstance(outcome, RequestError):
-        if as_json:
+        if options.json:
             yield json.dumps({"audio": name, "error": {"kind": outcome.kind, "message": str(outcome)}})
         else:
-            say(f"{name}: {outcome}")
+            say(f"{name}: {in_options(outcome, 'generate')}")
         return
-    for missing in outcome.truncated_clips:
-        say(f"{name} is heard in part: {missing.partition(': ')[2]}")
-    if not as_json:
+    if not options.quiet:
+        for missing in outcome.truncated_clips:
+            say(f"{name} is heard in part: {missing.partition(': ')[2]}")
+        if not outcome.text.strip():
+            say(f"{name}: the answer is empty")
+    if not options.json:
         yield f"{name}: {outcome.text}"
         return
     answer: dict[str, Any] = {

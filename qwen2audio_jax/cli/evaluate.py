@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
             resolve_processor_files(options.model, revision=options.revision)
         )
         model = load_model(options)
-        shown = _show if sys.stderr.isatty() else None
+        shown = _show if sys.stderr.isatty() and not options.quiet else None
         scores = score(evaluate(model, processor, data=folder, batch=options.batch, progress=shown))
     if jax.process_index() != 0:
         return

@@ -1,56 +1,21 @@
 """Loading of processor and model from the options, with cheap checks before weights are loaded."""
 
 import argparse
-import stat
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.options import DEFAULT_MODEL, DEFAULT_NEW_TOKENS, generation_options, mesh_arguments
 from qwen2audio_jax.cli.output import say
-from qwen2audio_jax.embedded import example
+from qwen2audio_jax.cli.status import status
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.parallel.distributed import detected, initialize
 from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
 from qwen2audio_jax.parallel.sharding import make_mesh
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
-from qwen2audio_jax.source import resolve_processor_files
-
-EXAMPLE = "example:"
-
-
-def clip_source(name: str, *, stdin: bool = False) -> str | BinaryIO:
-    """The source of a clip for `feature_extractor.load`.
-
-    `example:NAME` stands for a file of the package, `-` for standard input. What a shell puts in the place of a file
-    (a named pipe, /dev/stdin, `<(...)`) is opened here, where the user typed its name: `load_audio` takes no path of
-    one.
-
-    Args:
-        name: as the user typed it.
-        stdin: whether `-` may be read.
-
-    Raises:
-        ValueError: there is no such example (the message lists them), no sound on standard input, or it is taken.
-    """
-    if name.startswith(EXAMPLE):
-        return str(example(name.removeprefix(EXAMPLE)))
-    if name == "-":
-        if not stdin:
-            raise ValueError("- (standard input) is read for the messages here: give the path of a sound file")
-        if sys.stdin is None or sys.stdin.isatty():
-            raise ValueError("--audio - reads sound from a pipe, and none is there: pipe a file into it")
-        return sys.stdin.buffer
-    with suppress(OSError, ValueError, RuntimeError):  # the last one where there is no home folder
-        path = Path(name).expanduser()
-        if stat.S_ISFIFO(path.stat().st_mode):
-            return path.open("rb")
-    return name
+from qwen2audio_jax.source import check_holds_model, resolve_processor_files
 
 
 def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str, Any]]:
@@ -59,12 +24,8 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     Raises:
         ValueError: the model has no processor, or a generation option has an invalid value.
     """
-    if options.model == DEFAULT_MODEL:
-        say(
-            "the small embedded demonstration model answers; --model names another, as in --model "
-            "Qwen/Qwen2-Audio-7B-Instruct"
-        )
     folder = resolve_processor_files(options.model, revision=options.revision)
+    check_holds_model(folder)
     processor = Qwen2AudioProcessor.from_pretrained(folder)
     file = folder / "generation_config.json"
     settings = GenerationConfig.from_json_file(file) if file.exists() else GenerationConfig()
@@ -73,12 +34,27 @@ def prepare(options: argparse.Namespace) -> tuple[Qwen2AudioProcessor, dict[str,
     if not limited and not {"max_new_tokens", "max_length"} & set(given):
         given["max_new_tokens"] = DEFAULT_NEW_TOKENS
     settings = settings.updated(**given)
-    for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-        if getattr(options, name) is not None and not settings.do_sample:
-            say(f"warning: --{name.replace('_', '-')} has no effect: add --do-sample to draw tokens")
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        if (value := getattr(options, name)) is not None and not settings.do_sample:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} {value:g} changes nothing: the most probable token is taken; add --do-sample to draw "
+                f"tokens, or leave out {option}"
+            )
+    if options.seed is not None and not settings.do_sample and not getattr(options, "retry_suspect", False):
+        say("warning: --seed has no effect: add --do-sample to draw tokens")
     # Always stated, because it determines whether the answer can be streamed.
     given["num_return_sequences"] = settings.num_return_sequences
     return processor, {**given, "seed": options.seed, "tokenizer": processor}
+
+
+def tell_model(options: argparse.Namespace) -> None:
+    """Say that the embedded model answers, where none is named."""
+    if options.model == DEFAULT_MODEL and not options.quiet:
+        say(
+            "the small embedded demonstration model answers; --model names another, as in --model "
+            "Qwen/Qwen2-Audio-7B-Instruct"
+        )
 
 
 def join(options: argparse.Namespace) -> None:
@@ -116,9 +92,9 @@ def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneratio
     chosen = {} if options.mesh is None else mesh_arguments(options.mesh)
     mesh = make_mesh(**chosen) if chosen else None
     arguments = loading_arguments(options, mesh=chosen)
-    if sys.stderr.isatty():
-        say(f"loading {options.model}")
-    return Qwen2AudioForConditionalGeneration.from_pretrained(options.model, mesh=mesh, **arguments)
+    # A conversion that comes first has a bar of its own on the terminal.
+    with status(f"loading {options.model}", quiet=getattr(options, "quiet", False), alone=False):
+        return Qwen2AudioForConditionalGeneration.from_pretrained(options.model, mesh=mesh, **arguments)
 
 
 def loading_arguments(options: argparse.Namespace, *, mesh: Mapping[str, Any]) -> dict[str, Any]:

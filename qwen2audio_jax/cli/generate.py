@@ -3,19 +3,31 @@
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
-from qwen2audio_jax.audio.load import LoadedClip
-from qwen2audio_jax.cli.from_options import clip_source, join, load_model, prepare
-from qwen2audio_jax.cli.options import clip_options
-from qwen2audio_jax.cli.output import say, write, write_answer
+from qwen2audio_jax.cli.clips import load_clip
+from qwen2audio_jax.cli.from_options import join, load_model, prepare, tell_model
+from qwen2audio_jax.cli.output import note, read_pieces, say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
+from qwen2audio_jax.cli.stats import Stats, in_words
+from qwen2audio_jax.cli.status import status
 from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The inputs of the model, the arguments of `generate` beside them, and what the answer's object says of clips."""
+
+    inputs: ProcessorOutput
+    arguments: dict[str, Any]
+    audio_seconds: float
+    truncated: list[int]
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -31,36 +43,54 @@ def generate(options: argparse.Namespace) -> int:
     prompt = _prompt(options)
     check_profile_folder(options.profile)
     processor, arguments = prepare(options)
-    clips = [_clip(path, options=options, processor=processor) for path in options.audio]
-    for path, clip in zip(options.audio, clips, strict=True):
-        if clip.missing is not None:
-            say(f"{path} is heard in part: {clip.missing}")
-    inputs = _inputs(prompt, [clip.samples for clip in clips], options=options, processor=processor)
-    join(options)
-    model = load_model(options)
+    extractor = processor.feature_extractor
+    stdin = options.prompt != "-"
+    clips = [load_clip(path, options=options, extractor=extractor, stdin=stdin) for path in options.audio]
+    samples = [clip.samples for clip in clips]
+    inputs = _inputs(prompt, samples, options=options, processor=processor)
     truncated = [number for number, clip in enumerate(clips) if clip.missing is not None]
+    question = _Question(inputs, arguments, sum(map(len, samples)) / extractor.sampling_rate, truncated)
+    join(options)
+    stats = Stats()
+    with stats.stage("load"):
+        model = load_model(options)
     with profiled(options.profile):
-        _answer(inputs, arguments, model=model, processor=processor, options=options, truncated=truncated)
+        _answer(question, model=model, processor=processor, options=options, stats=stats)
     return 0
 
 
 def _answer(
-    inputs: ProcessorOutput,
-    arguments: dict[str, Any],
+    question: _Question,
     *,
     model: Qwen2AudioForConditionalGeneration,
     processor: Qwen2AudioProcessor,
     options: argparse.Namespace,
-    truncated: list[int],
+    stats: Stats,
 ) -> None:
-    alone = jax.process_count() == 1
-    if alone and not options.json and arguments["num_return_sequences"] == 1:
-        write_answer(model.stream(**inputs, **arguments), written=[])
+    inputs, arguments = question.inputs, question.arguments
+    if jax.process_count() == 1 and not options.json and arguments["num_return_sequences"] == 1:
+        written: list[str] = []
+        with stats.stage("answer"):
+            pieces = model.stream(**inputs, **arguments)  # which checks; after this nothing is refused
+            tell_model(options)
+            reason = read_pieces(pieces, written=written, stats=stats, quiet=options.quiet)
+        if not options.quiet:
+            note("".join(written), reason=reason)
+        if options.stats:
+            say(in_words(stats.figures(tokens=getattr(reason, "tokens", 0), audio_seconds=question.audio_seconds)))
         return
     width = inputs.input_ids.shape[1]
-    result = model.generate(**inputs, **arguments, return_dict_in_generate=True)
+    with (
+        stats.stage("answer"),
+        status("answering; for a new shape the programs are compiled first", quiet=options.quiet),
+    ):
+        result = model.generate(
+            **inputs, **arguments, return_dict_in_generate=True, streamer=stats if options.stats else None
+        )
     if jax.process_index() != 0:
         return  # all processes compute the same answer, and the first one prints it
+    tell_model(options)
+    figures = stats.figures(tokens=int(result.lengths.sum()), audio_seconds=question.audio_seconds)
     for row, length in enumerate(result.lengths):
         ids = result.sequences[row, width : width + length]
         text = processor.decode(ids, skip_special_tokens=True)
@@ -72,26 +102,29 @@ def _answer(
                 "tokens": int(length),
                 "mean_log_prob": float(np.mean(result.log_probs[row, :length])),
                 "prompt_tokens": width,
-                **({"truncated_clips": truncated} if truncated else {}),
+                **({"truncated_clips": question.truncated} if question.truncated else {}),
+                **({"stats": figures} if options.stats else {}),
             }
-            text = json.dumps(answer)
-        write(text + "\n")
+            write(json.dumps(answer) + "\n")
+        else:
+            write(text + "\n")
+        if not options.quiet and not text.strip():
+            note(text, reason="eos")
+    if options.stats and not options.json:
+        say(in_words(figures))
 
 
 def _prompt(options: argparse.Namespace) -> str:
-    if options.audio.count("-") + (options.prompt == "-") > 1:
-        raise ValueError("standard input can be read once: give - for the prompt or for one --audio, files else")
-    prompt = options.prompt or ""
-    if prompt == "-":
-        data = sys.stdin.buffer.read()
-        try:
-            prompt = data.decode().removesuffix("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the prompt on stdin is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    if options.raw and options.system is not None:
-        raise ValueError("--system is for the chat template, which --raw leaves out: give one of them")
+    """The prompt, from standard input for -."""
+    if options.prompt != "-":
+        return options.prompt or ""
+    data = sys.stdin.buffer.read()
+    try:
+        prompt = data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt on stdin is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     if not prompt and (options.raw or not options.audio):
-        raise ValueError("there is no prompt" + ("" if options.raw else ": give a text, --audio FILE, or both"))
+        raise ValueError("there is no prompt on standard input: write one into the pipe")
     return prompt
 
 
@@ -114,12 +147,3 @@ def _inputs(
     return processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, allow_special=options.allow_special
     )
-
-
-def _clip(path: str, *, options: argparse.Namespace, processor: Qwen2AudioProcessor) -> LoadedClip:
-    source = clip_source(path, stdin=options.prompt != "-")
-    try:
-        return processor.feature_extractor.load_clip(source, **clip_options(options))
-    finally:
-        if not isinstance(source, str) and source is not sys.stdin.buffer:
-            source.close()

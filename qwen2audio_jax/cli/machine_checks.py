@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qwen2audio_jax.cli.machine import PLUGINS, Machine
+from qwen2audio_jax.installed import pip, pip_install
 
 DEFAULT_FRACTION = "0.75"
 """XLA's share of a GPU's memory where no environment variable says another."""
@@ -27,7 +28,7 @@ def check_versions(machine: Machine) -> Checked:
     if len(both) > 1:
         problems.append(
             f"two versions of libtpu are mixed: {', '.join(f'{name} {versions[name]}' for name in both)} overwrite "
-            "each other's files; pip uninstall libtpu libtpu-nightly, then pip install 'qwen2audio-jax[tpu]'"
+            f"each other's files; pip uninstall libtpu libtpu-nightly, then {pip_install('tpu')}"
         )
     if versions.get("jax") != versions.get("jaxlib"):
         problems.append(
@@ -94,14 +95,14 @@ def check_fallback(machine: Machine) -> Checked:
         why = (
             "libtpu did not start; see the devices, and who holds them"
             if have
-            else ("libtpu is not installed: pip install 'qwen2audio-jax[tpu]'")
+            else f"libtpu is not installed: {pip_install('tpu')}"
         )
         problems.append(f"JAX fell back to the CPU although there are {machine.tpu_chips} TPU chips: {why}")
     if machine.platform == "cpu" and machine.gpus:
         why = (
             "its CUDA plugin did not start; see nvidia-smi for the driver"
             if plugins
-            else ("its CUDA plugin is not installed: pip install 'qwen2audio-jax[cuda]'")
+            else f"its CUDA plugin is not installed: {pip_install('cuda')}"
         )
         problems.append(f"JAX fell back to the CPU although there are NVIDIA GPUs: {why}")
     elif machine.platform == "cpu" and plugins:
@@ -155,7 +156,7 @@ def check_decoders(machine: Machine) -> Checked:
     problems = []
     for name in ("soundfile", "av"):
         if machine.decoders.get(name) is None:
-            problems.append(f"{name} does not load, so not every sound file can be read: pip install {name}")
+            problems.append(f"{name} does not load, so not every sound file can be read: {pip(name)}")
     found = ", ".join(f"{name} {version}" for name, version in machine.decoders.items() if version is not None)
     return Checked("decoders", found, problems)
 

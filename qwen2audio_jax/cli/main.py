@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from qwen2audio_jax.cli.commands import COMMANDS, build_parser
+from qwen2audio_jax.cli import early
+from qwen2audio_jax.cli.commands import COMMANDS, build_parser, in_options
 from qwen2audio_jax.cli.output import one_line, say
-from qwen2audio_jax.cli.tasks_options import hint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,13 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen2audio_jax.convert.__main__ import main as convert
 
         return convert(arguments[1:], prog="qwen2audio convert")
-    if (said := hint(arguments)) is not None:
-        say(f"qwen2audio: {said}")
-        return 2
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if (instead := early.instead_of_command(arguments)) is not None:
+        parser.error(instead)
+    options = parser.parse_args(arguments)
     options.arguments = arguments
     # JAX would reserve most of a GPU's memory at once, and other programs may need it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    early.keep_libtpu_quiet()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its code point, so that the answer continues.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -45,19 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("QWEN2AUDIO_DEBUG") == "1":
             raise
-        bad_input = isinstance(error, ValueError)
-        said = one_line(error)
-        if isinstance(error, KeyboardInterrupt):
-            said = "interrupted"
-        elif not bad_input:
-            said = f"failed: {type(error).__name__}: {said}"
-        say(f"qwen2audio {options.command}: {said}")
-        return 2 if bad_input else 1
+        return _report(error, options.command)
 
 
 def _run(options: argparse.Namespace) -> int:
+    early.check(options)
     module, _, function = COMMANDS[options.command].run.partition(":")
     return getattr(import_module(f"qwen2audio_jax.cli.{module}"), function)(options) or 0
+
+
+def _report(error: BaseException, command: str) -> int:
+    bad_input = isinstance(error, ValueError)
+    said = one_line(error)
+    if isinstance(error, KeyboardInterrupt):
+        said = "interrupted"
+    elif bad_input:
+        said = in_options(error, command)
+    else:
+        said = f"failed: {type(error).__name__}: {said}"
+    say(f"qwen2audio {command}: {said}")
+    return 2 if bad_input else 1
 
 
 if __name__ == "__main__":

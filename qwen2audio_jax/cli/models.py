@@ -20,6 +20,8 @@ def models(options: argparse.Namespace) -> int:
     if options.remove or options.clean:
         names = [*options.remove, *(not_needed(list_entries(cache)) if options.clean else [])]
         freed = remove_entries(cache, names)
+        if options.quiet and not options.json:
+            return 0
         if not options.json:
             say("".join(f"removed {name}\n" for name in names) + f"{size(freed)} freed")
             return 0

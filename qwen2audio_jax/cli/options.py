@@ -5,8 +5,10 @@ Values are checked by the library, whose messages name value, limit and remedy.
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
+from qwen2audio_jax.command_line import nearest
 from qwen2audio_jax.embedded import EMBEDDED, examples
 from qwen2audio_jax.parallel.mesh_presets import mesh_preset_names
 
@@ -41,15 +43,30 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
     group.add_argument("--adapter", metavar="DIR", help="LoRA adapter in PEFT's format, added to the model's weights")
     group.add_argument("--cache-dir", metavar="DIR", help="where conversions are kept")
-    group.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     group.add_argument(
-        "--weights", default="auto", help="auto (as stored) or int8: the decoder's are quantised while they are read"
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the computation (default: auto, as stored)",
     )
-    group.add_argument("--cache", default="auto", help="keys and values: auto (in the compute dtype) or int8")
+    group.add_argument(
+        "--weights",
+        default="auto",
+        choices=("auto", "int8"),
+        help="int8: the decoder's are quantised while they are read (default: auto, as stored)",
+    )
+    group.add_argument(
+        "--cache",
+        default="auto",
+        choices=("auto", "int8"),
+        help="of keys and values (default: auto, in the compute dtype)",
+    )
     group.add_argument(
         "--attention",
         default="auto",
-        help="over whole prompts and clips: auto (by devices and dtype), xla, cudnn (NVIDIA GPUs) or pallas (TPUs)",
+        choices=("auto", "xla", "cudnn", "pallas"),
+        help="over whole prompts and clips: cudnn is for NVIDIA GPUs, pallas for TPUs (default: auto, by devices and "
+        "dtype)",
     )
     group.add_argument(
         "--mesh",
@@ -116,11 +133,15 @@ def add_clip_options(group: argparse._ArgumentGroup) -> None:
         help="hear files that are shorter than they say, as far as they go, instead of refusing them",
     )
     group.add_argument("--track", type=int, metavar="N", help="audio track, from 0, of files that have several")
+    group.add_argument(
+        "--allow-private-urls", action="store_true", help="fetch clips from addresses that are not public too"
+    )
 
 
 def clip_options(options: argparse.Namespace) -> dict[str, Any]:
     """What was given of them, as `load_audio` takes it."""
-    return {"truncation": options.truncation, "allow_truncated": options.allow_truncated, "track": options.track}
+    names = ("truncation", "allow_truncated", "track", "allow_private_urls")
+    return {name: getattr(options, name) for name in names}
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +165,16 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", metavar="TEXT", action="append", help="end the answer after this text; may be given again"
     )
+    group.add_argument(
+        "--choice",
+        metavar="TEXT",
+        action="append",
+        help="the answer is this text, or another one given so (extra: grammars)",
+    )
+    group.add_argument("--regex", metavar="REGEX", help="the answer matches it as a whole (extra: grammars)")
+    group.add_argument(
+        "--json-schema", metavar="FILE", help="the answer is JSON of the schema in this file (extra: grammars)"
+    )
     group.add_argument("--seed", type=int, metavar="S", help="same seed, same draws (default: a new one each time)")
 
 
@@ -152,17 +183,28 @@ def add_profile_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="DIR", help="write a trace of the computation there (jax.profiler)")
 
 
-def add_output_options(parser: argparse.ArgumentParser) -> None:
+def add_output_options(parser: argparse.ArgumentParser, *, single_prompt: bool) -> None:
     """Add the options of the output."""
     group = parser.add_argument_group("output")
+    said = "text, finish_reason, tokens"
+    if single_prompt:
+        said = "text, ids, finish_reason, tokens, mean_log_prob, prompt_tokens"
+        group.add_argument(
+            "--num-return-sequences", type=int, metavar="N", help="N answers, one after the other; sampling only"
+        )
+    group.add_argument("--json", action="store_true", help=f"one JSON object a line for each answer: {said}")
     group.add_argument(
-        "--num-return-sequences", type=int, metavar="N", help="N answers, one after the other; sampling only"
-    )
-    group.add_argument(
-        "--json",
+        "--stats",
         action="store_true",
-        help="one JSON object a line for each answer: text, ids, finish_reason, tokens, mean_log_prob, prompt_tokens",
+        help="figures of each answer: seconds to the first token, tokens a second, times real time; on stderr, with "
+        "--json as stats in the object",
     )
+    add_quiet(group)
+
+
+def add_quiet(group: argparse._ActionsContainer) -> None:
+    """Add --quiet."""
+    group.add_argument("--quiet", action="store_true", help="answers and errors alone: no notes and no progress")
 
 
 def generation_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,7 +214,21 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if options.stop:
         given["stop_strings"] = options.stop
+    if options.choice:
+        given["choices"] = options.choice
+    if options.regex is not None:
+        given["regex"] = options.regex
+    if options.json_schema is not None:
+        given["json_schema"] = _read_text(options.json_schema)
     return given
+
+
+def _read_text(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise ValueError(f"--json-schema {name} cannot be read ({reason}): give a file with a JSON schema") from None
 
 
 def mesh_arguments(text: str) -> dict[str, Any]:
@@ -192,6 +248,7 @@ def mesh_arguments(text: str) -> dict[str, Any]:
             raise ValueError(
                 f"--mesh {text!r}: {part!r} is none of data=N, model=N and num_slices=N; write it as in --mesh 2x4 or "
                 f"--mesh data=2,model=4, or name one of {', '.join(mesh_preset_names())}"
+                f"{nearest(text, mesh_preset_names())}"
             )
         sizes[name] = int(size)
     return sizes

@@ -78,12 +78,13 @@ def plan(options: argparse.Namespace) -> int:
     if topology.chip.kind == "tpu" and any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         command = [sys.executable, "-m", "qwen2audio_jax", *options.arguments]
         return subprocess.run(command, env={**os.environ, **ENVIRONMENT}).returncode
+    told = (lambda text: None) if options.quiet else say
     if settings is not None:
-        result = plan_training(request, settings, name=options.config, memory=memory, say=say)
+        result = plan_training(request, settings, name=options.config, memory=memory, say=told)
         table = training_table
     else:
         result = report(
-            plan_inference(request, search=not options.no_search, memory=memory, say=say), name=options.config, job=job
+            plan_inference(request, search=not options.no_search, memory=memory, say=told), name=options.config, job=job
         )
         table = inference_table
     write(json.dumps(result) + "\n" if options.json else table(result))

@@ -6,15 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
-from qwen2audio_jax.cli.from_options import join, load_model
+from qwen2audio_jax.cli.from_options import join, load_model, tell_model
 from qwen2audio_jax.cli.options import DEFAULT_MODEL
 from qwen2audio_jax.cli.output import say
 from qwen2audio_jax.engine import Engine
+from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
-
-GRACE = 30
-"""Seconds that running requests have after a signal to stop."""
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -24,12 +22,10 @@ def serve(options: argparse.Namespace) -> None:
         ValueError: an option cannot be used, or the extra is missing.
     """
     try:
-        import uvicorn
-
         from qwen2audio_jax.serve.app import LOOPBACK, Readiness, Settings, make_app
-        from qwen2audio_jax.serve.slow_headers import TimedProtocol
+        from qwen2audio_jax.serve.listen import make_listener
     except ImportError as error:
-        raise ValueError(f"the server needs {error.name}: pip install 'qwen2audio-jax[serve]'") from None
+        raise ValueError(f"the server needs {error.name}: {pip_install('serve')}") from None
     local = options.host in ("127.0.0.1", "::1", "localhost")
     keys = _keys(options.api_key_file)
     if not local and not keys and not options.no_auth:
@@ -40,6 +36,7 @@ def serve(options: argparse.Namespace) -> None:
     name = options.name or ("qwen2audio-embedded" if options.model == DEFAULT_MODEL else Path(options.model).name)
     join(options)
     model = load_model(options)
+    tell_model(options)
     engine = Engine(
         model,
         processor,
@@ -51,7 +48,13 @@ def serve(options: argparse.Namespace) -> None:
         allow_private_urls=options.allow_private_urls,
     )
     readiness = Readiness()
-    settings = Settings(name, keys=keys, hosts=LOOPBACK if local else (), body_bytes=options.max_body << 20)
+    settings = Settings(
+        name,
+        keys=keys,
+        hosts=LOOPBACK if local else (),
+        origins=tuple(options.allow_origin),
+        body_bytes=options.max_body << 20,
+    )
     app = make_app(engine, processor, settings, readiness)
 
     def warm() -> None:
@@ -59,25 +62,15 @@ def serve(options: argparse.Namespace) -> None:
             if options.warmup:
                 engine.warmup(tokens=options.warmup, on_progress=readiness.progress)
             readiness.ready = True
-            say(f"ready: http://{options.host}:{options.port}/v1 serves {name}")
+            if not options.quiet:
+                address = f"http://{options.host}:{options.port}"
+                say(f"ready: {name}; a page to talk to it at {address}/, OpenAI's protocol at {address}/v1")
         except Exception as error:  # said by /health too
             readiness.error = error
             say(f"warm-up failed: {error}")
 
     threading.Thread(target=warm, daemon=True).start()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=options.host,
-            port=options.port,
-            http=TimedProtocol,
-            log_level="warning",
-            timeout_graceful_shutdown=GRACE,
-            timeout_keep_alive=30,
-            server_header=False,
-            h11_max_incomplete_event_size=64 << 10,
-        )
-    )
+    server = make_listener(app, host=options.host, port=options.port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises the one that ended it again, and the engine is to close
     try:

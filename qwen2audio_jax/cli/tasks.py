@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen2audio_jax.cli.from_options import clip_source, join, load_model
+from qwen2audio_jax.cli.clips import clip_source
+from qwen2audio_jax.cli.from_options import join, load_model
 from qwen2audio_jax.cli.options import DEFAULT_MODEL
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.engine.request import Answer, RequestError

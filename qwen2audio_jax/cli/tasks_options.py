@@ -1,24 +1,9 @@
 """Options of the commands that are tasks: transcribe, translate, caption, classify, ask and embed."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 TASK_COMMANDS = ("transcribe", "translate", "caption", "classify", "ask", "embed")
 FORMATS = ("txt", "json", "srt", "vtt", "tsv")
-
-
-def hint(arguments: Sequence[str]) -> str | None:
-    """What to say to somebody who gave a sound where a command belongs; None to everybody else."""
-    if not arguments or arguments[0].startswith("-"):
-        return None
-    name = arguments[0]
-    if not name.startswith("example:") and not Path(name).expanduser().is_file():
-        return None
-    return (
-        f"{name} is a file, and no command: say what to do with it, as in qwen2audio transcribe {name} "
-        f"(or {', '.join(TASK_COMMANDS[1:])})"
-    )
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from contextlib import nullcontext
 
-from qwen2audio_jax.cli.output import say
+from qwen2audio_jax.cli.output import say, write
 
 
 def run(options: argparse.Namespace) -> None:
@@ -19,7 +19,10 @@ def run(options: argparse.Namespace) -> None:
         _convert(options)
         return
     if options.config is None:
-        raise ValueError("name a training configuration, a TOML file; docs/fine-tuning.md shows one")
+        raise ValueError(
+            "name a training configuration, a TOML file, as in qwen2audio train lora.toml; docs/fine-tuning.md shows "
+            "one"
+        )
     overrides = parse_overrides(options.set)
     if options.output is not None:
         if "output" in overrides:
@@ -39,6 +42,10 @@ def run(options: argparse.Namespace) -> None:
 
     with nullcontext() if options.quiet else training_progress(settings.steps) as progress:
         state = train(settings, progress=progress)
+    if options.json:
+        done = int(state.step) >= settings.steps
+        stands = {"state": "finished" if done else "stopped", "step": int(state.step), "steps": settings.steps}
+        write(json.dumps({**stands, "output": settings.output}) + "\n")
     if options.quiet:
         return
     if int(state.step) < settings.steps:
@@ -54,5 +61,7 @@ def _convert(options: argparse.Namespace) -> None:
         raise ValueError("--convert-records trains nothing: leave out the configuration")
     source, destination = options.convert_records
     count = convert_records(source, destination)
-    if not options.quiet:
+    if options.json:
+        write(json.dumps({"records": count, "output": destination}) + "\n")
+    elif not options.quiet:
         say(f"{destination}: {count} records")

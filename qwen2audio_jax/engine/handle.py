@@ -108,6 +108,7 @@ class Handle:
             else:
                 self._error = outcome
             self._changed.notify_all()
+        self._wake = lambda: None  # what cancels it holds its clips
         self._tell()
 
     def _tell(self) -> None:

@@ -4,7 +4,7 @@ All state of a row is in arrays with slots first: keys and values, the sampler's
 request, whatever its options, changes values and no program. The cache is donated to whatever writes into it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen2audio_jax.generation.decoding import first_token, next_step, resized
+from qwen2audio_jax.generation.decoding import allowed_token, first_token, forward_step, next_step, resized
 from qwen2audio_jax.generation.encoding import Embedded
 from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.grammars import GrammarMatcher, allowed_tokens
 from qwen2audio_jax.generation.prefix import copy_rows
 from qwen2audio_jax.generation.run import append, insert, new_cache, row_of, sampler_state
 from qwen2audio_jax.generation.runtime import Runtime
@@ -65,6 +66,7 @@ class Row:
     ids: np.ndarray
     seed: int
     config: GenerationConfig
+    grammar: GrammarMatcher | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Slots:
         zeros = partial(np.zeros, rows)
         self._last = NextToken(self._put(zeros(np.int32)), self._put(zeros(np.float32)), state)
         self._sampling = sampling
+        self._logits: jax.Array | None = None
 
     @property
     def cache(self) -> KVCache:
@@ -141,7 +144,10 @@ class Slots:
         sampling = self._settings(rows, count)
         with jax.set_mesh(self._runtime.mesh):
             chosen = replace(sampling, candidate_count=choice.candidates)
-            last = first_token(logits, self._state(rows, count), chosen, mode=choice.mode)
+            grammars = {index: row.grammar for index, row in enumerate(rows) if row.grammar is not None}
+            # Always with a mask, so that a grammar is no other program.
+            allowed = self._put(allowed_tokens(grammars, rows=count, width=logits.shape[-1]))
+            last = first_token(logits, self._state(rows, count), chosen, mode=choice.mode, allowed=allowed)
         return First(last, sampling, embedded.lengths)
 
     def insert(self, first: First, parts: Sequence[Piece], *, source: int, slot: int) -> None:
@@ -216,6 +222,29 @@ class Slots:
                 self._runtime, self._last, cache, self._placed, sampling, mode=choice.mode
             )
         return self._last
+
+    def forward(self) -> None:
+        """Issue the first half of a step with grammars: append each row's last token."""
+        cache, self._cache = self.cache, None
+        with jax.set_mesh(self._runtime.mesh):
+            self._logits, self._cache = forward_step(self._runtime, self._last.tokens, cache)
+
+    def choose(self, choice: Choice, grammars: Mapping[int, GrammarMatcher]) -> NextToken:
+        """Issue the second half: choose each row's next token, by its slot's grammar if it has one."""
+        assert self._logits is not None, "forward goes before"
+        allowed = self._put(allowed_tokens(grammars, rows=self.rows, width=self._logits.shape[-1]))
+        sampling = replace(self._sampling, candidate_count=choice.candidates)
+        if self._changed:
+            self._placed, self._changed = to_mesh(self._runtime.mesh, self._stopped.copy(), "batch"), False
+        logits, self._logits = self._logits, None
+        with jax.set_mesh(self._runtime.mesh):
+            self._last = allowed_token(logits, self._last.state, self._placed, sampling, allowed, mode=choice.mode)
+        return self._last
+
+    def compile_forward(self, *, capacity: int) -> None:
+        """Compile `forward` at a capacity, for which nothing is allocated."""
+        with jax.set_mesh(self._runtime.mesh):
+            compiled(forward_step, self._runtime, self._last.tokens, self._specs(self.rows, capacity))
 
     def compile_step(self, choice: Choice, *, capacity: int) -> None:
         """Compile a step at a capacity, for which nothing is allocated."""

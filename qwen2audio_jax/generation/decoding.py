@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.generation.call import Call
+from qwen2audio_jax.generation.grammars import allowed_tokens
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, SamplingParams, next_token
@@ -36,6 +37,26 @@ def next_step(
     logits, cache = qwen2_audio.decode_step(runtime.params, last.tokens, cache, cfg=runtime.config)
     state = replace(last.state, finished=last.state.finished | stopped)
     return next_token(logits, state, sampling, mode=mode), cache
+
+
+@partial(jax.jit, donate_argnames="cache")
+def forward_step(runtime: Runtime, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """The first half of a step whose next tokens a grammar constrains: logits [B, V] after these tokens."""
+    return qwen2_audio.decode_step(runtime.params, tokens, cache, cfg=runtime.config)
+
+
+@partial(jax.jit, static_argnames="mode")
+def allowed_token(
+    logits: jax.Array,
+    state: SamplerState,
+    stopped: jax.Array,
+    sampling: SamplingParams,
+    allowed: jax.Array,
+    *,
+    mode: Mode,
+) -> NextToken:
+    """The second half: the next tokens, of those that are allowed; see `sampling.next_token`."""
+    return next_token(logits, replace(state, finished=state.finished | stopped), sampling, mode=mode, allowed=allowed)
 
 
 class LogitsError(ValueError):
@@ -119,8 +140,13 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             if not np.array_equal(stopped, progress.stopped):
                 stopped = progress.stopped.copy()
                 placed = to_mesh(mesh, stopped, "batch")
-            with jax.set_mesh(mesh):
-                issued, progress.cache = next_step(runtime, arriving, progress.cache, placed, call.sampling, mode=mode)
+            if call.grammars:
+                issued = _constrained_step(runtime, call, arriving, placed, progress)
+            else:
+                with jax.set_mesh(mesh):
+                    issued, progress.cache = next_step(
+                        runtime, arriving, progress.cache, placed, call.sampling, mode=mode
+                    )
             progress.appended += 1
         tokens, log_probs, finished = own_rows(mesh, (arriving.tokens, arriving.log_probs, arriving.state.finished))
         if not over:
@@ -146,6 +172,23 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             break
     if fault is not None:
         raise fault
+
+
+def _constrained_step(
+    runtime: Runtime, call: Call, last: NextToken, stopped: jax.Array, progress: Progress
+) -> NextToken:
+    """A step in two programs; while the device computes the logits, the host tells the grammars the last tokens."""
+    mesh = runtime.mesh
+    with jax.set_mesh(mesh):
+        logits, progress.cache = forward_step(runtime, last.tokens, progress.cache)
+    tokens, finished = own_rows(mesh, (last.tokens, last.state.finished))
+    ended = finished | progress.stopped
+    running = {row: grammar for row, grammar in enumerate(call.grammars) if not ended[row]}
+    for row, grammar in running.items():
+        grammar.advance(int(tokens[row]))
+    allowed = to_mesh(mesh, allowed_tokens(running, rows=len(tokens), width=logits.shape[-1]), "batch", None)
+    with jax.set_mesh(mesh):
+        return allowed_token(logits, last.state, stopped, call.sampling, allowed, mode=call.settings.mode)
 
 
 def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> LogitsError | None:
@@ -204,4 +247,8 @@ def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Pr
     seeds[: call.rows] = call.seeds
     stopped = to_mesh(mesh, progress.stopped.copy(), "batch")
     state = replace(state, seeds=to_mesh(mesh, seeds, "batch"), finished=stopped)
-    return first_token(logits, state, call.sampling, mode=call.settings.mode), cache
+    if not call.grammars:
+        return first_token(logits, state, call.sampling, mode=call.settings.mode), cache
+    bits = allowed_tokens(dict(enumerate(call.grammars)), rows=decoded, width=logits.shape[-1])
+    allowed = to_mesh(mesh, bits, "batch", None)
+    return first_token(logits, state, call.sampling, mode=call.settings.mode, allowed=allowed), cache

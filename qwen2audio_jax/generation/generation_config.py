@@ -21,6 +21,7 @@ import numpy as np
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
+from qwen2audio_jax.generation.grammars import check_choices, check_regex, check_schema, grammar_of
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage import hub
@@ -161,6 +162,12 @@ class GenerationConfig:
     """Kept for callers that read it; generation does not use it."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a row, see `stopping`; one string or any sequence of strings is accepted."""
+    choices: tuple[str, ...] | None = None
+    """The answer is one of these texts; see `grammars`."""
+    regex: str | None = None
+    """The answer matches this regular expression as a whole (Rust's syntax, without look-around)."""
+    json_schema: str | None = None
+    """The answer is JSON of this schema; a mapping is accepted. Of this, `regex` and `choices` one can be given."""
     max_time: float | None = None
     """Seconds after which rows end with the token at hand; it depends on the machine, so the tokens do too."""
     stated: ClassVar[frozenset[str]] = frozenset()
@@ -201,6 +208,11 @@ class GenerationConfig:
             put(self, name, None if value is None else _integer(name, value, least=least, most=most))
         put(self, "eos_token_id", _ids(self.eos_token_id))
         put(self, "stop_strings", check_stop_strings(self.stop_strings))
+        put(self, "choices", check_choices(self.choices))
+        put(self, "regex", check_regex(self.regex))
+        put(self, "json_schema", check_schema(self.json_schema))
+        if sum(value is not None for value in (self.choices, self.regex, self.json_schema)) > 1:
+            raise ValueError("choices, regex and json_schema are three ways to constrain an answer: give one of them")
         if self.num_return_sequences > 1 and not self.do_sample:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} without sampling would give the same answer each "
@@ -218,6 +230,11 @@ class GenerationConfig:
         if self.pad_token_id is not None:
             return self.pad_token_id
         return self.eos_token_id[0] if self.eos_token_id else 0
+
+    @property
+    def grammar(self) -> str | None:
+        """What constrains the answer, in the library's words; None for nothing."""
+        return grammar_of(choices=self.choices, regex=self.regex, json_schema=self.json_schema)
 
     def new_token_budget(self, prompt_length: int) -> int:
         """The maximum of tokens to generate after a prompt of `prompt_length` tokens.

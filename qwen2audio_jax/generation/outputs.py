@@ -74,11 +74,24 @@ def collect(steps: Steps, call: Call, progress: Progress) -> GenerateOutput:
     return GenerateOutput(tensor_like(sequences), lengths, np.stack(log_probs, axis=1), tuple(reasons))
 
 
-def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) -> Generator[str, None, str]:
+class Ending(str):
+    """The finish reason of a stream, with the number of its new tokens, a stop token included, as `tokens`."""
+
+    tokens: int
+
+    def __new__(cls, reason: str, *, tokens: int) -> "Ending":
+        """Make one; it equals the plain reason."""
+        ending = super().__new__(cls, reason)
+        ending.tokens = tokens
+        return ending
+
+
+def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) -> Generator[str, None, Ending]:
     """The text of a call's one row as it becomes certain; the generator returns the finish reason."""
-    reason = "length"
+    reason, tokens = "length", 0
     with closing(steps):
         for step in steps:
+            tokens += 1
             token = int(step.tokens[0])
             if piece := text.push(token):
                 yield piece
@@ -90,4 +103,4 @@ def pieces(steps: Steps, call: Call, progress: Progress, *, text: TextStream) ->
                 progress.stop(0)
     if rest := text.finish():
         yield rest
-    return reason
+    return Ending(reason, tokens=tokens)

@@ -340,7 +340,9 @@ def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Arra
 
 
 @jax.named_scope("sample")
-def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode) -> NextToken:
+def next_token(
+    logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode, allowed: jax.Array | None = None
+) -> NextToken:
     """The next token of every row.
 
     A finished row emits the padding id with log-probability 0, and its state does not change.
@@ -351,6 +353,7 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
         params: the settings.
         mode: static. "greedy" takes the most probable token (the lowest id among equals) after penalty and minimum
             length; "sample" draws.
+        allowed: [B, W] uint32, a bit for each token that a row's grammar allows; None: all are.
 
     Returns:
         tokens [B] int32; log_probs [B] float32, the tokens' log-probabilities under the model's own distribution: the
@@ -358,6 +361,8 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
         and NaN where the logits hold one; the state after.
     """
     scores = process_logits(logits, state, params)
+    if allowed is not None:
+        scores = _allowed_scores(scores, logits, allowed)
     if mode == "greedy":
         chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     else:
@@ -379,6 +384,14 @@ def next_token(logits: jax.Array, state: SamplerState, params: SamplingParams, *
         log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
         state=_constrained(after),
     )
+
+
+def _allowed_scores(scores: jax.Array, logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Scores [B, V] of the tokens that a grammar allows; where other rules leave none of these, they give way."""
+    bits = (allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1  # [B, W, 32]
+    kept = constrain(bits.reshape(len(allowed), -1)[:, : scores.shape[-1]].astype(bool), "batch", "vocab")
+    some = (kept & (scores > -jnp.inf)).any(axis=-1, keepdims=True)
+    return jnp.where(kept, jnp.where(some, scores, logits), -jnp.inf)
 
 
 def _sample(scores: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:

@@ -37,7 +37,7 @@ def check_attention(attention: str, *, mesh: Mesh) -> None:
     works = ", ".join(repr(name) for name in (AUTO, XLA, _OF_PLATFORM.get(platform)) if name)
     needs = "NVIDIA GPUs" if attention == CUDNN else "TPUs"
     raise ValueError(
-        f"attention={attention!r} needs {needs}, but the devices are of the platform {platform!r}: {works}"
+        f"attention={attention!r} needs {needs}, but the devices are of the platform {platform!r}: use {works}"
     )
 
 

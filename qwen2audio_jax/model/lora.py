@@ -9,7 +9,7 @@ Source: LoRA (arXiv 2106.09685); PEFT's `lora.Linear`.
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -161,7 +161,9 @@ def with_adapter(
     def attach(weights: Params, additions: Params, path: Path) -> dict[str, Any]:
         if "lora_a" not in additions:
             return {**weights, **{name: attach(weights[name], additions[name], (*path, name)) for name in additions}}
-        b = _padded(additions["lora_b"], weights["kernel"]).astype(jnp.float32) * scale
+        b = additions["lora_b"].astype(jnp.float32) * scale
+        # The vocabulary of the head's weights may be padded, that of an adapter never is.
+        b = jnp.pad(b, ((0, 0), (0, weights["kernel"].shape[1] - b.shape[1])))
         entry = {"a": additions["lora_a"], "b": b}
         if key is not None and drop is not None:
             entry |= {"key": _key(key, path), "drop": drop}
@@ -171,40 +173,72 @@ def with_adapter(
 
 
 def merge_adapter(params: Params, adapter: Params, *, scale: float) -> dict[str, Any]:
-    """The weights with an adapter added: kernel + scale * a . b, summed in float32, in the kernel's dtype."""
-    return _each_kernel(params, adapter, partial(_merged, scale=scale))
+    """The weights with an adapter added, computed in float32, in the weights' own dtype; see `changed`."""
+    return _each_parameter(params, adapter, partial(changed, scale=scale))
 
 
 def merge_adapter_in_place(params: Params, adapter: Params, *, scale: float) -> dict[str, Any]:
-    """`merge_adapter` outside jit: each kernel keeps its sharding, and the old buffer is donated."""
-
-    def merge(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        return _merged_on_device(kernel, a, b, scale=scale, sharding=kernel.sharding)
-
-    return _each_kernel(params, adapter, merge)
+    """`merge_adapter` outside jit: each weight keeps its sharding, and the old buffer is donated."""
+    return _each_parameter(params, adapter, partial(change_in_place, scale=scale))
 
 
-def _each_kernel(params: Params, adapter: Params, merge: Callable[..., jax.Array]) -> dict[str, Any]:
-    def visit(weights: Params, additions: Params) -> dict[str, Any]:
-        if "lora_a" not in additions:
-            return {**weights, **{name: visit(weights[name], additions[name]) for name in additions}}
-        if weights["kernel"].dtype == jnp.int8:
+def by_parameter(adapter: Params, parameters: Container[Path]) -> dict[Path, dict[str, Any]]:
+    """What an adapter does to each parameter, by its path.
+
+    Args:
+        adapter: a pair of matrices stands at its linear map, or with other changes at a parameter: see `changed`.
+        parameters: the paths of all of them.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for (*place, kind), array in flatten_dict(dict(adapter)).items():
+        path = tuple(place)
+        found.setdefault(path if path in parameters else (*path, "kernel"), {})[kind] = array
+    return found
+
+
+def changed(weight: jax.Array, change: Mapping[str, jax.Array], *, scale: float | jax.Array) -> jax.Array:
+    """A weight as an adapter changes it, computed in float32, in the weight's dtype.
+
+    Args:
+        weight: of any shape; on a mesh its vocabulary may be padded, which stays as it is or becomes 0.
+        change: "whole", another weight in its place; "lora_a" and "lora_b", of which scale * a . b is added; "tokens"
+            and "values" [n, D], other vectors of n tokens of an embedding [V, D] or a head [D, V].
+        scale: see `lora_scale`.
+    """
+    value = weight.astype(jnp.float32)
+    if "whole" in change:
+        value = _padded(change["whole"], value)
+    if "lora_a" in change:
+        product = einsum("ir,ro->io", *(change[side].astype(jnp.float32) for side in ("lora_a", "lora_b")))
+        value = value + scale * _padded(product, value)
+    if "tokens" in change:
+        values = change["values"].astype(jnp.float32)
+        if values.shape[1] == value.shape[1]:
+            value = value.at[change["tokens"]].set(values)
+        else:
+            value = value.at[:, change["tokens"]].set(values.T)
+    return value.astype(weight.dtype)
+
+
+def change_in_place(weight: jax.Array, change: Mapping[str, jax.Array], *, scale: float) -> jax.Array:
+    """`changed` outside jit: the weight keeps its sharding, and its buffer is donated."""
+    return _changed_on_device(weight, change, scale=scale, sharding=weight.sharding)
+
+
+def _each_parameter(params: Params, adapter: Params, change: Callable[..., jax.Array]) -> dict[str, Any]:
+    flat = flatten_dict(dict(params))
+    for path, what in by_parameter(adapter, flat).items():
+        if flat[path].dtype == jnp.int8:
             raise ValueError("an adapter cannot be added to int8 weights: add it before they are quantised")
-        return {**weights, "kernel": merge(weights["kernel"], additions["lora_a"], additions["lora_b"])}
-
-    return visit(params, adapter)
-
-
-def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, *, scale: float | jax.Array) -> jax.Array:
-    product = einsum("ir,ro->io", a.astype(jnp.float32), _padded(b, kernel).astype(jnp.float32))
-    return (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+        flat[path] = change(flat[path], what)
+    return unflatten_dict(flat)
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames="sharding")
-def _merged_on_device(kernel: jax.Array, a: jax.Array, b: jax.Array, *, scale: float, sharding: Any) -> jax.Array:
-    return jax.lax.with_sharding_constraint(_merged(kernel, a, b, scale=scale), sharding)
+def _changed_on_device(weight: jax.Array, change: Mapping[str, jax.Array], *, scale: float, sharding: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(changed(weight, change, scale=scale), sharding)
 
 
-def _padded(b: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Pad b with zero columns for the kernel's padding on a mesh (the head's vocabulary)."""
-    return jnp.pad(b, ((0, 0), (0, kernel.shape[1] - b.shape[1])))
+def _padded(array: jax.Array, weight: jax.Array) -> jax.Array:
+    """Pad an array with zeros at the end for a weight's padding on a mesh (the vocabulary's)."""
+    return jnp.pad(array, [(0, there - own) for there, own in zip(weight.shape, array.shape, strict=True)])

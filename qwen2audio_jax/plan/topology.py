@@ -15,6 +15,7 @@ from filelock import FileLock
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.parallel.mesh_presets import load_mesh_preset
 from qwen2audio_jax.parallel.sharding import check_mesh, make_mesh
 from qwen2audio_jax.plan.chips import CHIPS, Chip, find_chip
@@ -63,7 +64,9 @@ def parse_topology(text: str) -> Topology:
         if chip is not None and chip.kind == "tpu" and shape in _slices(chip):
             return Topology(f"{chip.name}:{shape}", chip, math.prod(map(int, shape.split("x"))), shape)
         if chip is not None and chip.kind == "tpu":
-            raise ValueError(f"--topology {text!r}: {chip.name} comes in the slices {', '.join(_slices(chip))}")
+            raise ValueError(
+                f"--topology {text!r}: {chip.name} comes in the slices {', '.join(_slices(chip))}; name one"
+            )
     else:
         match = re.fullmatch(r"(.+?)(?:x([1-9]\d*))?", name)
         chip = find_chip(match[1]) if match else None
@@ -151,7 +154,7 @@ def check_compiler() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "planning for TPUs compiles with libtpu (x86-64 Linux), which is not installed; install it with: "
-            "pip install 'qwen2audio-jax[plan]'"
+            + pip_install("plan")
         )
     config: Any = jax.config
     if config.jax_platforms != "cpu" or not os.environ.get("TPU_SKIP_MDS_QUERY"):

@@ -50,6 +50,20 @@ FRONT_END = re.compile(
 """Words of settings that change what some front end hears."""
 
 
+CALL_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "return_tensors")
+_PADDED = "every clip is padded to the longest there may be, and its mask says what is sound"
+WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "padding": (("max_length", True, None), _PADDED),
+    "max_length": ((None,), _PADDED),
+    "pad_to_multiple_of": ((None,), _PADDED),
+    "return_attention_mask": ((True, None), "feature_attention_mask is always there: leave it"),
+    "return_token_timestamps": ((False, None), "this model gives none"),
+    "do_normalize": ((False, None), "a model trained on other features would hear something else"),
+    "device": ((), ""),
+}
+"""Arguments of the reference's extractor: (values that change nothing here, what to say of others)."""
+
+
 class Heard(NamedTuple):
     """A clip as the encoder takes it.
 
@@ -179,6 +193,7 @@ class Qwen2AudioFeatureExtractor:
         allow_truncated: bool = False,
         track: int | None = None,
         return_tensors: str | None = None,
+        **words: Any,
     ) -> ProcessorOutput:
         """Features of one clip or several.
 
@@ -189,14 +204,18 @@ class Qwen2AudioFeatureExtractor:
             allow_truncated: hear files that are shorter than they say, as far as they go, instead of refusing them.
             track: number, from 0, of the audio track of files that have several.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **words: of the reference, at values that say what is done here anyway: padding="max_length", as every clip
+                is padded to the longest there may be, return_attention_mask=True, do_normalize=False, device.
 
         Returns:
             input_features [A, M, L] float32 and feature_attention_mask [A, L] int32.
 
         Raises:
             AudioError: a clip is refused; see there.
-            ValueError: another value of `return_tensors`.
+            ValueError: another value of `return_tensors`, or of one of those words.
+            TypeError: an unknown argument.
         """
+        _check_words(words)
         self.check_sampling_rate(sampling_rate)
         if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
@@ -229,3 +248,13 @@ class Qwen2AudioFeatureExtractor:
                 f"sampling_rate={sampling_rate!r})",
                 kind="rate",
             )
+
+
+def _check_words(words: Mapping[str, Any]) -> None:
+    """Judge arguments of the reference's extractor."""
+    for name, value in words.items():
+        if name not in WORDS:
+            raise TypeError(f"unknown argument {name}=; known here: {', '.join(CALL_OPTIONS)}")
+        taken, remedy = WORDS[name]
+        if taken and not any(value is each or value == each for each in taken):
+            raise ValueError(f"{name}={value!r} is not supported: {remedy}")

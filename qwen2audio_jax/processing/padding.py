@@ -1,12 +1,17 @@
 """Padding of token id rows of different lengths into one array."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.processing.tokenizer import check_side
-
 MODES = {True: "longest", "longest": "longest", False: "do_not_pad", None: "do_not_pad", "do_not_pad": "do_not_pad"}
+
+
+def check_side(side: Any) -> None:
+    """Raise a ValueError unless `side` is "left" or "right"."""
+    if side not in ("left", "right"):
+        raise ValueError(f'padding_side={side!r} is unknown; use "left" or "right"')
 
 
 def pad_rows(

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
+from qwen2audio_jax.processing.padding import check_side, pad_rows
+
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
 ATTRIBUTES = ("_tokenizer", "settings", "control_tokens", "special_tokens_map", "all_special_ids", "_plain")
@@ -159,8 +162,56 @@ class Qwen2AudioTokenizer:
         """The text of a tokenizer.json for this tokenizer."""
         return self._tokenizer.to_str(pretty=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; control tokens in it become their ids, as in the reference."""
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool | str | None = True,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> ProcessorOutput:
+        """The ids of one text or several, padded to the longest.
+
+        Args:
+            text: control tokens in it become their ids, as in `encode`.
+            padding: as for the processor; so are the next three. (The reference does not pad unless asked.)
+            padding_side: default: the tokenizer's.
+            max_length: see there.
+            pad_to_multiple_of: see there.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            add_special_tokens: without effect: this tokenizer adds none.
+
+        Returns:
+            input_ids and attention_mask, [B, T] int32; [T] for a single text unless `return_tensors` is given.
+
+        Raises:
+            ValueError: an option that is unknown or does not fit.
+        """
+        check_return_tensors(return_tensors)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("there are no texts to encode; pass at least one")
+        arrays = pad_rows(
+            [np.asarray(self.encode(one), np.int32) for one in texts],
+            pad_id=self.pad_token_id,
+            padding=padding,
+            padding_side=self.padding_side if padding_side is None else padding_side,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        if isinstance(text, str) and return_tensors is None:
+            arrays = {name: row for name, [row] in arrays.items()}
+        return to_output(arrays, return_tensors=return_tensors)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The strings of a text's tokens in the byte alphabet."""
+        return self.convert_ids_to_tokens(self.encode(text))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text; control tokens in it become their ids, as in the reference, and none are added."""
         return self._tokenizer.encode(_check_text(text), add_special_tokens=False).ids
 
     def encode_plain(self, text: str, *, also_plain: frozenset[str] = frozenset()) -> list[int]:
@@ -237,12 +288,6 @@ def control_pattern(contents: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds these control tokens like the tokenizer: the leftmost first, among those the longest."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def check_side(side: Any) -> None:
-    """Raise a ValueError unless `side` is "left" or "right"."""
-    if side not in ("left", "right"):
-        raise ValueError(f'padding_side={side!r} is unknown; use "left" or "right"')
 
 
 def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> None:

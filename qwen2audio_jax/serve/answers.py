@@ -1,8 +1,7 @@
-"""Answers of the engine as OpenAI's objects."""
+"""Answers of the engine as OpenAI's objects of chats."""
 
 import time
 import uuid
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +56,8 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     """The numbers of tokens; answers to the same prompt count it once."""
     made = sum(len(answer.token_ids) for answer in answers)
     prompt = answers[0].prompt_tokens
-    details = {"audio_tokens": answers[0].audio_tokens, "cached_tokens": answers[0].reused_tokens}
+    audio = answers[0].audio_tokens
+    details = {"audio_tokens": audio, "text_tokens": prompt - audio, "cached_tokens": answers[0].reused_tokens}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
@@ -67,11 +67,12 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def token_logprobs(ids: Sequence[int], log_probs: Sequence[float], *, processor: Qwen2AudioProcessor) -> list[Any]:
-    """Tokens with their log-probabilities."""
+    """Tokens with their log-probabilities; one that is a part of a character has no text of its own, and no bytes."""
     found = []
     for token, log_prob in zip(ids, log_probs, strict=True):
         text = processor.decode([int(token)])
-        found.append({"token": text, "logprob": float(log_prob), "bytes": list(text.encode()), "top_logprobs": []})
+        data = None if "\ufffd" in text else list(text.encode())
+        found.append({"token": text, "logprob": float(log_prob), "bytes": data, "top_logprobs": []})
     return found
 
 
@@ -101,37 +102,3 @@ def completion(
         "choices": choices,
         "usage": usage(answers),
     }
-
-
-def transcript(answer: Answer, *, form: str, task: str, language: str) -> tuple[str | dict[str, Any], str]:
-    """A transcript in a format, and its media type; of one window its times are the clip's."""
-    text, seconds = answer.text.strip(), answer.audio_seconds
-    if form == "json":
-        return {"text": text, "usage": {"type": "duration", "seconds": round(seconds)}}, "application/json"
-    if form == "verbose_json":
-        data = text.encode()
-        segment = {
-            "id": 0,
-            "seek": 0,
-            "start": 0.0,
-            "end": seconds,
-            "text": text,
-            "tokens": answer.token_ids.tolist(),
-            "avg_logprob": float(answer.log_probs.mean()),
-            "compression_ratio": round(len(data) / len(zlib.compress(data)), 3) if data else 0.0,
-        }
-        found = {"task": task, "language": language, "duration": seconds, "text": text, "segments": [segment]}
-        return found, "application/json"
-    if form == "srt":
-        return f"1\n{_clock(0, ',')} --> {_clock(seconds, ',')}\n{text}\n", "text/plain"
-    if form == "vtt":
-        return f"WEBVTT\n\n{_clock(0, '.')} --> {_clock(seconds, '.')}\n{text}\n", "text/plain"
-    return text + "\n", "text/plain"
-
-
-def _clock(seconds: float, point: str) -> str:
-    thousandths = round(seconds * 1000)
-    return (
-        f"{thousandths // 3_600_000:02d}:{thousandths // 60_000 % 60:02d}:{thousandths // 1000 % 60:02d}{point}"
-        f"{thousandths % 1000:03d}"
-    )

@@ -5,7 +5,10 @@ import threading
 from typing import Any
 
 from qwen2audio_jax.engine import Engine
+from qwen2audio_jax.serve.errors import STATUS, ApiError
+from qwen2audio_jax.serve.transcription import Transcription
 from qwen2audio_jax.tasks.checks import ratio
+from qwen2audio_jax.tasks.task import HEARD, Task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
 
@@ -14,17 +17,38 @@ class _Gone(Exception):
     """Nobody waits for the transcript."""
 
 
-async def transcribe_upload(engine: Engine, sound: bytes, how: Transcribing) -> Transcript:
+def windows_of(asked: Transcription, *, kind: str) -> Transcribing:
+    """How an upload that is longer than a clip is transcribed: window by window, by the same prompt.
+
+    Args:
+        asked: the request.
+        kind: of the model, which says how sound is cut.
+    """
+    request = asked.request
+    task = Task(
+        name=asked.task,
+        kind=kind,
+        form="raw",
+        prompt=(request.prompt or "").removeprefix(HEARD),
+        language=asked.language,
+        options=request.options,
+    )
+    return Transcribing(task=task, apart=True)
+
+
+async def transcribe_upload(
+    engine: Engine, sound: bytes, how: Transcribing, *, deadline: float | None = None
+) -> Transcript:
     """The transcript of a sound of any length; cancelling it ends what is under way at the next window.
 
     Args:
         engine: of the server.
         sound: a file's content.
-        how: with `apart`, as the sound is a stranger's.
+        how: as `windows_of` says.
+        deadline: by the loop's clock.
 
     Raises:
-        AudioError: it cannot be heard.
-        RequestError: it cannot be answered.
+        ApiError: it cannot be heard or answered, or not in time.
         RuntimeError: the engine is closed, or its device failed.
     """
     gone = threading.Event()
@@ -40,12 +64,16 @@ async def transcribe_upload(engine: Engine, sound: bytes, how: Transcribing) -> 
             return None
 
     try:
-        found = await asyncio.to_thread(run)
+        async with asyncio.timeout_at(deadline):
+            found = await asyncio.to_thread(run)
+    except TimeoutError:
+        raise ApiError(408, "the transcript was not whole in time; send the sound in parts") from None
     finally:
         gone.set()
     assert found is not None
     if found.error is not None:
-        raise found.error
+        kind = getattr(found.error, "kind", "input")
+        raise ApiError(STATUS.get(kind, 400), str(found.error), code=kind)
     return found
 
 

@@ -1,20 +1,23 @@
-"""Requests of OpenAI's protocol, checked and turned into requests of the engine."""
+"""Requests for chats in OpenAI's protocol, checked and turned into requests of the engine."""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.engine.request import Request
+from qwen2audio_jax.serve.constraints import constraint
 from qwen2audio_jax.serve.errors import ApiError, bad
 
 MOST_ANSWERS = 16
 """Answers to one request (`n`)."""
 MOST_STOPS = 16
-LANGUAGES = ("en", "zh", "yue", "fr", "it", "es", "de", "ja", "ko")
-FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+MOST_DEPTH = 32
+"""Objects and lists of a body within each other."""
+MOST_VALUES = 100_000
+"""Commas, brackets and braces of a body: far more than any conversation has that fits a model."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -24,7 +27,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -32,11 +34,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Parameters that are taken at values that change nothing."""
 IGNORED = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Parameters that say nothing about the answer."""
+ECHOES = ("refusal", "audio", "function_call", "tool_calls", "annotations")
+"""Keys of answers, empty in ours, that clients send back in later turns."""
 INSTEAD = {
     "frequency_penalty": "use repetition_penalty",
     "presence_penalty": "use repetition_penalty",
     "top_logprobs": "logprobs gives those of the answer's own tokens",
-    "response_format": "constrained answers are not built yet: ask for the form in the prompt",
 }
 
 
@@ -63,17 +66,32 @@ def read_json(body: bytes) -> dict[str, Any]:
     """The object in a request's body.
 
     Raises:
-        ApiError: there is none.
+        ApiError: there is none, or one that is made to cost time and memory.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise bad(f"the body's JSON has more than {MOST_VALUES} values")
     try:
         value = json.loads(body)
     except RecursionError:
-        raise bad("the body's JSON is nested too deep") from None
-    except ValueError as error:
-        raise bad(f"the body is no JSON: {str(error)[:200]}") from None
+        raise bad(f"the body's JSON is nested more than {MOST_DEPTH} deep") from None
+    except json.JSONDecodeError as error:
+        raise bad(f"the body is no JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:  # not UTF-8, or a number of thousands of digits
+        raise bad("the body is no JSON in UTF-8") from None
     if not isinstance(value, dict):
         raise bad(f"the body is {describe(value)}; it must be an object")
+    _check_depth(value)
     return value
+
+
+def _check_depth(value: dict[str, Any]) -> None:
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise bad(f"the body's JSON is nested more than {MOST_DEPTH} deep")
 
 
 def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
@@ -87,7 +105,14 @@ def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
     messages = [_message(message, index) for index, message in enumerate(found.take("messages", list, None) or [])]
     if not messages:
         raise bad("messages is missing; write a list with at least one message", param="messages")
-    options = _options(found)
+    options = _options(found) | constraint(
+        {
+            **{name: found.take(name, dict, None) for name in ("response_format", "structured_outputs")},
+            "guided_choice": found.take("guided_choice", list, None),
+            "guided_regex": found.take("guided_regex", str, None),
+            "guided_json": found.take("guided_json", (dict, str), None),
+        }
+    )
     stops = _stops(found.take("stop", (str, list), None))
     count = found.take("n", int, 1)
     if not 1 <= count <= MOST_ANSWERS:
@@ -115,39 +140,12 @@ def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
 def check_model(name: Any, *, model: str) -> None:
     """Raise unless a request names the model that is served, or none."""
     if name is not None and name != model:
-        raise ApiError(404, f"the model {str(name)[:100]!r} is not served here; it is {model!r}", param="model")
-
-
-def read_transcription(form: Mapping[str, str], sound: bytes, *, model: str, translate: bool) -> tuple[Request, str]:
-    """Check the fields of /v1/audio/transcriptions or translations; the request, and the format of its answer.
-
-    Raises:
-        ApiError: a value that cannot be used, or an unknown name.
-    """
-    known = {"model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream"}
-    if unknown := set(form) - known:
-        raise bad(f"unknown field {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-    check_model(form.get("model"), model=model)
-    form_of_answer = form.get("response_format", "json")
-    if form_of_answer not in FORMATS:
-        raise bad(f"response_format={form_of_answer[:40]!r} is none of {', '.join(FORMATS)}", param="response_format")
-    language = form.get("language", "zh" if translate else "en")
-    if language not in LANGUAGES:
-        raise bad(f"language={language[:40]!r} is none of {', '.join(LANGUAGES)}", param="language")
-    if form.get("prompt"):
-        raise bad("prompt: the words of a prompt would come into the transcript; leave it out", param="prompt")
-    if form.get("timestamp_granularities[]") not in (None, "segment"):
-        raise bad("timestamp_granularities: the model tells no times of words; leave it out")
-    if form.get("stream", "false").lower() not in ("false", "0"):
-        raise bad("stream: transcriptions come whole; use chat completions to stream", param="stream")
-    try:
-        temperature = float(form.get("temperature", "0"))
-    except ValueError:
-        raise bad("temperature is no number", param="temperature") from None
-    options = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
-    task = "translate the speech into English" if translate else "recognize the speech"
-    prompt = f"<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and {task}: <|{language}|>"
-    return Request(prompt=prompt, clips=(sound,), options={**options, "max_new_tokens": 256}), form_of_answer
+        raise ApiError(
+            404,
+            f"the model {str(name)[:100]!r} is not served here; it is {model!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 class _Fields:
@@ -207,7 +205,7 @@ def _stops(value: Any) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else tuple(value or ())
     if len(stops) > MOST_STOPS or not all(isinstance(stop, str) and 0 < len(stop) <= 200 for stop in stops):
         raise bad(f"stop: a text of up to 200 characters, or up to {MOST_STOPS} of them", param="stop")
-    return stops
+    return tuple(_text(stop, "stop", param="stop") for stop in stops)
 
 
 def _message(message: Any, index: int) -> dict[str, Any]:
@@ -215,34 +213,59 @@ def _message(message: Any, index: int) -> dict[str, Any]:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise bad(f"{where} is {describe(message)}; it must be an object with role and content", param="messages")
-    content = message.get("content")
-    if unknown := set(message) - {"role", "content", "name"}:
-        raise bad(f"{where} has an unknown key {str(sorted(unknown)[0])[:100]!r}", param="messages")
+    message = present(message)
     role = {"developer": "system"}.get(str(message.get("role")), message.get("role"))
     if role not in ("system", "user", "assistant"):
         raise bad(f"{where}: the role is {describe(role)}; known are system, user and assistant", param="messages")
+    # Clients send an answer back as they got it, with what was empty in it.
+    _refuse_others(message, {"role", "content", "name", *(key for key in ECHOES if not message.get(key))}, where)
+    content = message.get("content")
     if isinstance(content, list):
         content = [_item(item, f"{where}.content[{place}]") for place, item in enumerate(content)]
     elif not isinstance(content, str):
         raise bad(f"{where}: content is {describe(content)}; it must be text or a list of parts", param="messages")
-    return {"role": role, "content": content}
+    return {"role": role, "content": _text(content, where) if isinstance(content, str) else content}
 
 
 def _item(item: Any, where: str) -> dict[str, Any]:
-    kind = item.get("type") if isinstance(item, Mapping) else None
+    item = present(item) if isinstance(item, Mapping) else {}
+    kind = item.get("type")
     if kind == "text" and isinstance(item.get("text"), str):
-        return {"type": "text", "text": item["text"]}
-    if kind == "input_audio" and isinstance(item.get("input_audio"), Mapping):
-        data = item["input_audio"].get("data")
-        if isinstance(data, str):
-            return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-    if kind == "audio_url" and isinstance(item.get("audio_url"), Mapping):
-        url = item["audio_url"].get("url")
-        if isinstance(url, str) and re.match(r"(https?|data):", url, re.IGNORECASE):
-            return {"type": "audio_url", "audio_url": {"url": url}}
-        raise bad(f"{where}: audio_url.url must be an http(s) or data: URL", param="messages")
+        _refuse_others(item, {"type", "text"}, where)
+        return {"type": "text", "text": _text(item["text"], where)}
+    if kind in ("input_audio", "audio_url") and isinstance(item.get(kind), Mapping):
+        _refuse_others(item, {"type", kind}, where)
+        sound = present(item[kind])
+        if kind == "input_audio" and isinstance(sound.get("data"), str):
+            _refuse_others(sound, {"data", "format"}, f"{where}.input_audio")
+            # The sound's own header says what it is, whatever stands here.
+            if not isinstance(sound.get("format", ""), str):
+                raise bad(
+                    f"{where}: input_audio.format is {describe(sound['format'])}; such as 'wav'", param="messages"
+                )
+            return {"type": "input_audio", "input_audio": {"data": sound["data"], "format": "wav"}}
+        url = sound.get("url")
+        if kind == "audio_url" and isinstance(url, str) and re.match(r"(https?|data):", url, re.IGNORECASE):
+            _refuse_others(sound, {"url"}, f"{where}.audio_url")
+            return {"type": "audio_url", "audio_url": {"url": _text(url, where)}}
+        if kind == "audio_url":
+            raise bad(f"{where}: audio_url.url must be an http(s) or data: URL", param="messages")
     raise bad(
         f'{where}: parts are {{"type": "text", "text"}}, {{"type": "input_audio", "input_audio": {{"data"}}}} and '
         '{"type": "audio_url", "audio_url": {"url"}}',
         param="messages",
     )
+
+
+def _refuse_others(found: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    if unknown := sorted(set(found) - set(known)):
+        raise bad(f"{where} has an unknown key {unknown[0][:100]!r}", param="messages")
+
+
+def _text(text: str, where: str, *, param: str = "messages") -> str:
+    """The text, if it is one: JSON can also write halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise bad(f"{where} holds half of a surrogate pair, which is no character", param=param) from None
+    return text

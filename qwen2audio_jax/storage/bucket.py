@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
+from qwen2audio_jax.installed import pip_install
+
 RETRY_SECONDS = (1.0, 4.0, 16.0)
 """Seconds between the attempts of one request."""
 
@@ -325,15 +327,13 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise ValueError(f"{url}: buckets need fsspec: pip install 'qwen2audio-jax[buckets]'") from None
+        raise ValueError(f"{url}: buckets need fsspec: {pip_install('buckets')}") from None
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:
         raise ValueError(f"{url}: fsspec knows no scheme {scheme!r}; give a URL such as gs://bucket/folder") from None
     except ImportError as error:
-        raise ValueError(
-            f"{url}: {scheme}:// needs a package ({_reason(error)}): pip install 'qwen2audio-jax[buckets]'"
-        ) from None
+        raise ValueError(f"{url}: {scheme}:// needs a package ({_reason(error)}): {pip_install('buckets')}") from None
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except Exception as error:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen2audio_jax.installed import pip_install
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -27,8 +29,7 @@ def download(repo_id: str, *, revision: str | None, patterns: Sequence[str]) -> 
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ValueError(
-            f"{repo_id}: no such folder, and reading it from the hub needs huggingface_hub: "
-            "pip install 'qwen2audio-jax[hub]'"
+            f"{repo_id}: no such folder, and reading it from the hub needs huggingface_hub: {pip_install('hub')}"
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns)))

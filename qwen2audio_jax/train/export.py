@@ -17,10 +17,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
+from qwen2audio_jax.checkpoint.model_card import CARD, PEFT, RECORD, trained_card
 from qwen2audio_jax.checkpoint.reader import read_manifest
 from qwen2audio_jax.model.lora import lora_scale, merge_adapter
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
-from qwen2audio_jax.train.model_card import CARD, PEFT, RECORD, FinishedRun, card, record_bytes, training_record
+from qwen2audio_jax.train.model_card import FinishedRun, record_bytes, training_record
 from qwen2audio_jax.train.objective import REFERENCE
 from qwen2audio_jax.train.settings import LoraSettings, TrainSettings
 from qwen2audio_jax.train.trained_model import TrainedModel, exported_folder
@@ -69,9 +70,9 @@ def finish(run: FinishedRun, state: "TrainState") -> Path:
         adapter = unflatten_dict({path: _whole(leaf) for path, leaf in flatten_dict(state.weights).items()})
         with _agreed(out):
             if first:
-                _write_adapter(run, adapter, text=card(record, library=PEFT))
+                _write_adapter(run, adapter, record=record)
     with _agreed(out):
-        files = {RECORD: record_bytes(record), CARD: card(record).encode()} if first else {}
+        files = {RECORD: record_bytes(record), CARD: trained_card(record).encode()} if first else {}
         export_result(out, model=run.model, weights=state.weights, settings=settings, files=files)
     return out
 
@@ -180,14 +181,15 @@ def _as_stored(name: str, value: np.ndarray, *, dtype: str) -> np.ndarray:
     return stored
 
 
-def _write_adapter(run: FinishedRun, adapter: Mapping[str, Any], *, text: str) -> None:
+def _write_adapter(run: FinishedRun, adapter: Mapping[str, Any], *, record: Mapping[str, Any]) -> None:
     from qwen2audio_jax.checkpoint.adapter import save_adapter
 
     settings = run.settings
     assert settings.lora is not None
     place = adapter_folder(settings)
     save_adapter(place, adapter, settings=settings.lora, config=run.model.config, base_model=settings.model)
-    (place / CARD).write_text(text, encoding="utf-8")
+    (place / RECORD).write_bytes(record_bytes(record))
+    (place / CARD).write_text(trained_card(record, library=PEFT), encoding="utf-8")
 
 
 def _replace(out: Path, draft: Path) -> None:

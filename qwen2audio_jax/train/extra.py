@@ -4,6 +4,8 @@ import importlib
 import importlib.util
 from types import ModuleType
 
+from qwen2audio_jax.installed import pip_install
+
 PACKAGES = ("grain", "tensorboardX", "matplotlib")
 """Import names of the extra's packages."""
 
@@ -35,4 +37,4 @@ def import_extra(name: str) -> ModuleType:
 
 
 def _missing(package: str) -> ValueError:
-    return ValueError(f"training needs {package}; install it with: pip install 'qwen2audio-jax[train]'")
+    return ValueError(f"training needs {package}; install it with: {pip_install('train')}")

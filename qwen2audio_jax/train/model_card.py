@@ -1,4 +1,4 @@
-"""Model card of a result: README.md for people and the hub, generated from training.json beside it.
+"""Training records: training.json beside a result, from which its model card is made (`checkpoint.model_card`).
 
 Later information (scores, a description) is added to both with `describe_result`. Paths are shortened, because cards
 are published.
@@ -7,13 +7,15 @@ are published.
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qwen2audio_jax._version import __version__
+from qwen2audio_jax.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from qwen2audio_jax.checkpoint.model_card import CARD, PEFT, RECORD, TRANSFORMERS, trained_card
 from qwen2audio_jax.config.strict_json import read_json_object
 from qwen2audio_jax.storage import hub
 from qwen2audio_jax.storage.write_whole import write_whole
@@ -21,10 +23,6 @@ from qwen2audio_jax.train.dataset import Dataset
 from qwen2audio_jax.train.metrics import METRICS, read_metrics
 from qwen2audio_jax.train.settings import TrainSettings
 from qwen2audio_jax.train.trained_model import TrainedModel
-
-CARD = "README.md"
-RECORD = "training.json"
-TRANSFORMERS, PEFT = "transformers", "peft"
 
 _PATHS = (("model",), ("data", "train"), ("data", "evaluate"), ("data", "audio_root"))
 
@@ -114,7 +112,7 @@ def describe_result(
     """Add information from after the training to a result's card, and rewrite the card.
 
     Args:
-        folder: the exported model.
+        folder: the exported model, or its adapter.
         scores: name -> number or text, or a mapping of such under the name of a test; replaces earlier ones.
         title: the card's heading; None keeps it.
         description: Markdown below the heading; None keeps it.
@@ -128,102 +126,6 @@ def describe_result(
     record = read_json_object(place / RECORD)
     added = {"scores": scores, "title": title, "description": description}
     record |= {name: value for name, value in added.items() if value is not None}
-    for name, content in ((RECORD, record_bytes(record)), (CARD, card(record).encode())):
+    library = PEFT if (place / ADAPTER_CONFIG).is_file() else TRANSFORMERS
+    for name, content in ((RECORD, record_bytes(record)), (CARD, trained_card(record, library=library).encode())):
         write_whole(place / name, content)
-
-
-def card(record: Mapping[str, Any], *, library: str = TRANSFORMERS) -> str:
-    """The text of README.md.
-
-    Args:
-        record: the content of training.json.
-        library: "transformers" for the model, "peft" for its adapter alone.
-    """
-    base, settings, data = record["base_model"], record["settings"], record["data"]
-    lora = "lora" in settings
-    parts = [_front_matter(base if record["base_model_on_hub"] else None, library=library, lora=lora)]
-    heading = f"Qwen2-Audio, fine-tuned from {base}" if base else "Qwen2-Audio, trained from freshly drawn weights"
-    parts.append(f"# {record['title'] or heading}" + (": adapter" if library == PEFT else ""))
-    if record["description"]:
-        parts.append(record["description"].strip())
-    parts.append(_usage(base, library=library))
-    trained = "a LoRA adapter" if lora else ", ".join(settings["train"])
-    rows = {
-        "base model": base or "none: drawn with seed " + str(settings["seed"]),
-        "objective": settings["objective"]["kind"].upper(),
-        "trained": f"{trained} ({record['trained_weights']:,} weights)",
-        "steps": f"{record['steps']:,} of {settings['data']['rows']} rows ({data['steps_per_epoch']:,} an epoch)",
-        "records": f"{data['records']:,} trained on, {data['skipped']:,} skipped, {data['evaluated']:,} held out",
-        "data SHA-256": f"`{data['sha256']}`",
-        "stored as": record["stored_dtype"],
-        "tool": record["tool"],
-    }
-    parts.append("## Training\n\n" + _table(("", ""), rows))
-    for kind, name in (("train", "Last training metrics"), ("evaluate", "Last evaluation")):
-        if kind in record["metrics"]:
-            parts.append(f"## {name}\n\n" + _table(("metric", "value"), record["metrics"][kind]))
-    if record["scores"]:
-        parts.append("## Scores\n\n" + _table(("score", "value"), dict(_flat(record["scores"]))))
-    parts.append(f"## Configuration\n\n```toml\n{toml(settings)}```")
-    return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(base: str | None, *, library: str, lora: bool) -> str:
-    lines = ["license: apache-2.0", f"library_name: {library}", "pipeline_tag: audio-text-to-text"]
-    if base is not None:
-        lines.append(f"base_model: {json.dumps(base)}")
-        lines.append(f"base_model_relation: {'adapter' if library == PEFT else 'finetune'}")
-    tags = ["qwen2_audio", "audio", "jax", *(["lora"] if lora else [])]
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
-
-
-def _usage(base: str | None, *, library: str) -> str:
-    if library == PEFT:
-        return (
-            "Add it to its base model, with `DIR` this folder:\n\n```python\nfrom qwen2audio_jax import "
-            "Qwen2AudioForConditionalGeneration\n\nmodel = Qwen2AudioForConditionalGeneration.from_pretrained("
-            f'{json.dumps(base)}, adapter="DIR")\n```'
-        )
-    return (
-        "transformers and qwen2audio-jax load it, with `DIR` this folder:\n\n```sh\nqwen2audio generate --model DIR "
-        '--audio clip.wav "What is said?"\n```'
-    )
-
-
-def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "not finite"
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _flat(scores: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in scores.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}, ")
-        else:
-            yield above + name, value
-
-
-def toml(tables: Mapping[str, Any], above: str = "") -> str:
-    """A nested dict of strings, numbers, booleans and lists of them as TOML."""
-    lines = [f"{name} = {_value(value)}" for name, value in tables.items() if not isinstance(value, Mapping)]
-    inside = [
-        f"\n[{above}{name}]\n" + toml(value, f"{above}{name}.")
-        for name, value in tables.items()
-        if isinstance(value, Mapping)
-    ]
-    return "".join(f"{line}\n" for line in lines) + "".join(inside)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)

@@ -185,6 +185,17 @@ class TrainSettings:
 def check_settings(settings: TrainSettings, *, where: str = "settings") -> None:
     """Raise a ValueError for invalid values."""
     data, machine, optimizer = settings.data, settings.machine, settings.optimizer
+    if "://" in settings.output:
+        raise ValueError(
+            f"{where}: output = {settings.output} is a URL, and a run writes into a folder of this machine: name one, "
+            "and copy it when the run is done"
+        )
+    for name, paths in (("train", data.train), ("evaluate", data.evaluate), ("audio_root", [data.audio_root or ""])):
+        if found := next((path for path in paths if "://" in path), None):
+            raise ValueError(
+                f"{where}: data.{name} = {found} is a URL, and records are read from this machine: copy them here, and "
+                "name the copy"
+            )
     positive = {
         "steps": settings.steps,
         "log_every": settings.log_every,

@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Sequence
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,10 @@ def read_settings(
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"no training configuration at {path}: {error.strerror}") from None
+        example = resources.files("qwen2audio_jax.configs") / "speech-short.toml"
+        raise ValueError(
+            f"no training configuration at {path}: {error.strerror}; check the path, or begin with a copy of {example}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     _resolve(tables, base=path.parent)
@@ -117,7 +121,7 @@ def _resolve(tables: dict[str, Any], *, base: Path) -> None:
     """Make paths absolute, in place; a model that is not a folder relative to `base` may be a hub id and stays."""
 
     def absolute(value: Any) -> Any:
-        return str((base / value).resolve()) if isinstance(value, str) else value
+        return str((base / value).resolve()) if isinstance(value, str) and "://" not in value else value
 
     if isinstance(model := tables.get("model"), str) and (base / model).exists():
         tables["model"] = absolute(model)

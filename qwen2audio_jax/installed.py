@@ -1,0 +1,60 @@
+"""How this package was installed, for messages that say what to install: the command works as it stands."""
+
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+NAME = "qwen2audio-jax"
+
+
+def pip_install(extra: str) -> str:
+    """The command that adds an extra of this package to the Python that runs.
+
+    It names what the package was installed from, as pip has noted it: a checkout, a wheel, a repository, else the
+    index. Where that is gone, it names the extra's packages themselves.
+    """
+    try:
+        distribution = importlib.metadata.distribution(NAME)
+    except importlib.metadata.PackageNotFoundError:
+        return pip(*_checkout(Path(__file__).resolve().parent.parent, extra=extra))
+    noted = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if not noted:
+        return pip(f"{NAME}[{extra}]")
+    if "vcs_info" in noted:
+        kind, commit = noted["vcs_info"]["vcs"], noted["vcs_info"]["commit_id"]
+        return pip(f"{NAME}[{extra}] @ {kind}+{noted['url']}@{commit}")
+    parts = urlsplit(noted["url"])
+    if parts.scheme != "file":
+        return pip(f"{NAME}[{extra}] @ {noted['url']}")
+    place = Path(unquote(parts.path))
+    if place.is_file():
+        return pip(f"{place}[{extra}]")
+    if noted.get("dir_info", {}).get("editable"):
+        return pip(*_checkout(place, extra=extra))
+    return pip(f"{place}[{extra}]") if (place / "pyproject.toml").is_file() else pip(*_packages(distribution, extra))
+
+
+def pip(*arguments: str) -> str:
+    """`pip install` of these, for the Python that runs: its pip need not be the one on the path, nor be there."""
+    if importlib.util.find_spec("pip") is None:
+        start = ["uv", "pip", "install", "--python", sys.executable]
+    else:
+        found = shutil.which("pip")
+        own = found is not None and Path(found).parent == Path(sys.executable).parent
+        start = ["pip", "install"] if own else [sys.executable, "-m", "pip", "install"]
+    return shlex.join([*start, *arguments])
+
+
+def _checkout(place: Path, *, extra: str) -> tuple[str, str]:
+    return "-e", f"{place}[{extra}]"
+
+
+def _packages(distribution: importlib.metadata.Distribution, extra: str) -> list[str]:
+    ends = f"extra == '{extra}'", f'extra == "{extra}"'
+    lines = [line.partition(";") for line in distribution.requires or []]
+    return [name.strip() for name, _, marker in lines if marker.strip().endswith(ends)]

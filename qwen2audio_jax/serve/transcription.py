@@ -1,0 +1,127 @@
+"""Transcriptions in OpenAI's protocol: the form that asks for one, and the formats of its answer."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwen2audio_jax.engine.request import Answer, Request
+from qwen2audio_jax.serve.errors import bad
+from qwen2audio_jax.serve.protocol import check_model
+
+LANGUAGES = ("en", "zh", "yue", "fr", "it", "es", "de", "ja", "ko")
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+FIELDS = ("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream")
+NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """A request for a transcript.
+
+    Attributes:
+        request: of the engine.
+        form: one of `FORMATS`.
+        task: "transcribe" or "translate".
+        language: of the transcript.
+    """
+
+    request: Request
+    form: str
+    task: str
+    language: str
+
+
+def read_transcription(fields: Mapping[str, str], sound: bytes, *, model: str, translate: bool) -> Transcription:
+    """Check the fields of /v1/audio/transcriptions or translations.
+
+    Raises:
+        ApiError: a value that cannot be used, or an unknown name.
+    """
+    if unknown := set(fields) - set(FIELDS):
+        raise bad(f"unknown field {sorted(unknown)[0][:100]!r}; known are {', '.join(FIELDS)}")
+    check_model(fields.get("model"), model=model)
+    form = fields.get("response_format", "json")
+    if form not in FORMATS:
+        raise bad(f"response_format={form[:40]!r} is none of {', '.join(FORMATS)}", param="response_format")
+    language = fields.get("language", "zh" if translate else "en")
+    if language not in LANGUAGES:
+        raise bad(f"language={language[:40]!r} is none of {', '.join(LANGUAGES)}", param="language")
+    if fields.get("prompt"):
+        raise bad("prompt: the words of a prompt would come into the transcript; leave it out", param="prompt")
+    if fields.get("timestamp_granularities[]") not in (None, "segment"):
+        raise bad("timestamp_granularities: the model tells no times of words; leave it out")
+    if fields.get("stream", "false").lower() not in ("false", "0"):
+        raise bad("stream: transcriptions come whole; use chat completions to stream", param="stream")
+    task = "translate the speech into English" if translate else "recognize the speech"
+    prompt = f"<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and {task}: <|{language}|>"
+    options = {**_temperature(fields.get("temperature", "0")), "max_new_tokens": NEW_TOKENS}
+    request = Request(prompt=prompt, clips=(sound,), options=options)
+    return Transcription(request, form, "translate" if translate else "transcribe", "en" if translate else language)
+
+
+def _temperature(text: str) -> dict[str, Any]:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 2:
+        raise bad(f"temperature={text[:40]!r}: a number from 0 to 2", param="temperature")
+    return {"do_sample": True, "temperature": value} if value > 0 else {"do_sample": False}
+
+
+def transcript(answer: Answer, asked: Transcription) -> tuple[str | dict[str, Any], str]:
+    """A transcript in its format, and that one's media type; of one window its times are the clip's."""
+    text, seconds = answer.text.strip(), answer.audio_seconds
+    if asked.form == "json":
+        return {"text": text, "usage": _usage(answer)}, "application/json"
+    if asked.form == "verbose_json":
+        found = {
+            "task": asked.task,
+            "language": asked.language,
+            "duration": seconds,
+            "text": text,
+            "segments": [_segment(answer, text, asked.request.options.get("temperature", 0.0))],
+            "usage": {"type": "duration", "seconds": round(seconds)},
+        }
+        return found, "application/json"
+    if asked.form == "srt":
+        return f"1\n{_clock(0, ',')} --> {_clock(seconds, ',')}\n{text}\n", "application/x-subrip"
+    if asked.form == "vtt":
+        return f"WEBVTT\n\n{_clock(0, '.')} --> {_clock(seconds, '.')}\n{text}\n", "text/vtt"
+    return text + "\n", "text/plain"
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    made = len(answer.token_ids)
+    audio = answer.audio_tokens
+    return {
+        "type": "tokens",
+        "input_tokens": answer.prompt_tokens,
+        "output_tokens": made,
+        "total_tokens": answer.prompt_tokens + made,
+        "input_token_details": {"audio_tokens": audio, "text_tokens": answer.prompt_tokens - audio},
+    }
+
+
+def _segment(answer: Answer, text: str, temperature: float) -> dict[str, Any]:
+    data = text.encode()
+    return {
+        "id": 0,
+        "seek": 0,
+        "start": 0.0,
+        "end": answer.audio_seconds,
+        "text": text,
+        "tokens": answer.token_ids.tolist(),
+        "temperature": temperature,
+        "avg_logprob": float(answer.log_probs.mean()),
+        "compression_ratio": round(len(data) / len(zlib.compress(data)), 3) if data else 0.0,
+    }
+
+
+def _clock(seconds: float, point: str) -> str:
+    thousandths = round(seconds * 1000)
+    return (
+        f"{thousandths // 3_600_000:02d}:{thousandths // 60_000 % 60:02d}:{thousandths // 1000 % 60:02d}{point}"
+        f"{thousandths % 1000:03d}"
+    )
