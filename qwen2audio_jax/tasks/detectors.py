@@ -25,6 +25,10 @@ _QUIET_SHARE = 5
 """Percent of these seconds' frames that are at most as loud as the background."""
 _ABOVE = 8.0
 """Decibels above the background at which speech begins to be heard."""
+_SOFT = 4.0
+"""The same for what is near such speech: the soft beginning or end of a word."""
+_NEAR = 20
+"""Frames that are near."""
 _FAINTEST = -65.0
 """Decibels below full scale under which nothing is heard, whatever the background."""
 _TONAL = 0.95
@@ -49,9 +53,11 @@ def energy(blocks: Iterable[np.ndarray]) -> Decided:
         ahead.append((block, 10 * np.log10(np.mean(np.square(frames), axis=1) + 1e-12)))
         around.append(ahead[-1][1])
         if len(ahead) > _AROUND:
-            yield _decide(*ahead.popleft(), around)
+            yield ahead[0][0], _louder(around, len(around) - len(ahead))
+            ahead.popleft()
     while ahead:
-        yield _decide(*ahead.popleft(), around)
+        yield ahead[0][0], _louder(around, len(around) - len(ahead))
+        ahead.popleft()
 
 
 def _frames(samples: np.ndarray, *, before: float = 0.0) -> np.ndarray:
@@ -60,9 +66,15 @@ def _frames(samples: np.ndarray, *, before: float = 0.0) -> np.ndarray:
     return np.pad(emphasised, (0, -len(emphasised) % FRAME)).reshape(-1, FRAME)
 
 
-def _decide(block: np.ndarray, loudness: np.ndarray, around: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    background = max(float(np.percentile(np.concatenate(list(around)), _QUIET_SHARE)), _FAINTEST)
-    return block, loudness > background + _ABOVE
+def _louder(around: Iterable[np.ndarray], index: int) -> np.ndarray:
+    """Which frames of the block at an index are voice, by the loudness of all blocks around it."""
+    blocks = list(around)
+    loudness = np.concatenate(blocks)
+    begin = sum(map(len, blocks[:index]))
+    above = loudness - max(float(np.percentile(loudness, _QUIET_SHARE)), _FAINTEST)
+    near = np.convolve(above > _ABOVE, np.ones(2 * _NEAR + 1))[_NEAR : _NEAR + len(above)] > 0.5
+    voice = (above > _ABOVE) | (near & (above > _SOFT))
+    return voice[begin : begin + len(blocks[index])]
 
 
 def is_tone(samples: np.ndarray) -> bool:
