@@ -16,7 +16,8 @@ COPY --from=build /opt/venv /opt/venv
 RUN useradd --create-home --uid 10001 listener && install -d -o listener /cache
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    QWEN2AUDIO_CACHE=/cache
+    QWEN2AUDIO_CACHE=/cache \
+    HF_HOME=/cache/huggingface
 USER 10001
 VOLUME /cache
 ENTRYPOINT ["qwen2audio"]

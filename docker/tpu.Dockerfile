@@ -1,5 +1,5 @@
 # An image for TPU VMs. Build in the repository:  docker build -f docker/tpu.Dockerfile -t qwen2audio:tpu .
-# Run, with a read-only root (the chips belong to root on most TPU VMs: --user 0 if doctor finds none):
+# Run, with a read-only root; if doctor finds no chips, they may belong to root: --user 0
 #   docker run --rm --privileged --net host --read-only --tmpfs /tmp -v qwen2audio-cache:/cache qwen2audio:tpu \
 #     generate --audio example:digits-4719 "Which digits are spoken?"
 FROM python:3.12-slim AS build
@@ -16,7 +16,8 @@ RUN useradd --create-home --uid 10001 listener && install -d -o listener /cache
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     JAX_PLATFORMS=tpu,cpu \
-    QWEN2AUDIO_CACHE=/cache
+    QWEN2AUDIO_CACHE=/cache \
+    HF_HOME=/cache/huggingface
 USER 10001
 VOLUME /cache
 ENTRYPOINT ["qwen2audio"]

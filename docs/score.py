@@ -45,7 +45,7 @@ def run(command: str, *, says: str | None = None, code: int = 0) -> str | None:
     printed = done.stdout + done.stderr
     if done.returncode != code:
         return f"{command}: exit code {done.returncode}: {printed.strip()[-200:]}"
-    return None if says is None or re.search(says, printed) else f"{command}: does not print {says!r}"
+    return None if says is None or re.search(says, printed, re.MULTILINE) else f"{command}: does not print {says!r}"
 
 
 def tests(names: str) -> tuple[str, Check]:
@@ -59,10 +59,10 @@ def prints(command: str, pattern: str, *, code: int = 0) -> tuple[str, Check]:
 
 
 def files(*names: str) -> tuple[str, Check]:
-    """Files that are there, and not empty."""
+    """Files that are there."""
 
     def check() -> str | None:
-        missing = [name for name in names if not any(path.stat().st_size for path in ROOT.glob(name))]
+        missing = [name for name in names if not any(path.is_file() for path in ROOT.glob(name))]
         return f"missing: {', '.join(missing)}" if missing else None
 
     return f"{len(names)} files are there", check

@@ -100,6 +100,19 @@ def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_lea
     for file in [*DOCS.glob("*.md"), ROOT / "README.md", *ROOT.glob("[A-Z]*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), f"{file.name}: {target}"
+        named = re.findall(
+            r"`((?:benchmarks|configs|docker|docs|examples|qwen2audio_jax|tests)/[\w./-]+)", file.read_text()
+        )
+        assert not [path for path in named if not (ROOT / path.rstrip("/.")).exists()], file.name
+
+
+def test_numbers_have_a_command_hardware_and_a_date_and_the_version_is_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    import score
+
+    assert score.dated_numbers() is None
+    assert score.one_version() is None
+    assert score.notebook_outputs() is None
 
 
 def test_pictures_are_those_that_were_measured():
