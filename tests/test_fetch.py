@@ -375,7 +375,7 @@ def test_nothing_else_opens_urls(tmp_path):
         Path("qwen2audio_jax/parallel/roll_call.py"): {"socket"},
         **{
             Path(f"qwen2audio_jax/serve/{name}.py"): {"asyncio"}
-            for name in ("app", "door", "events", "slow_headers", "waiting")
+            for name in ("app", "door", "events", "long_sound", "slow_headers", "waiting")
         },
     }
     # The scan itself sees what it is for.

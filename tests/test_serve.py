@@ -26,6 +26,7 @@ from hostile_requests import CHAT, CUT, GOOD, HELLO, JSON, KEY, post, requests
 from served import served
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from qwen2audio_jax.audio import load_audio
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example
 from qwen2audio_jax.engine import Engine, Handle, Request
@@ -256,12 +257,14 @@ def test_transcriptions(client, parts):
     verbose = client.audio.transcriptions.create(model=MODEL, file=path, response_format="verbose_json")
     assert verbose.segments[0].end == verbose.duration > 1
     assert client.audio.translations.create(model=MODEL, file=path).text is not None
-    long = np.zeros(31 * 16_000, np.int16)
     import sounds
 
-    data = sounds.encode("wav", long.astype(np.float32), 16_000)
-    with pytest.raises(openai.BadRequestError, match="30 s"):
-        client.audio.transcriptions.create(model=MODEL, file=("long.wav", data))
+    first, second = (load_audio(example(name)) for name in ("digits-4719", "high-voice-306"))
+    long = np.concatenate([first, np.zeros(30 * 16_000, np.float32), second])
+    data = sounds.encode("wav", long, 16_000)
+    verbose = client.audio.transcriptions.create(model=MODEL, file=("long.wav", data), response_format="verbose_json")
+    assert verbose.text == "4 7 1 9 3 0 6"
+    assert [segment.start > 30 for segment in verbose.segments] == [False, True]
     with pytest.raises(openai.BadRequestError, match="leave it out"):
         client.audio.transcriptions.create(model=MODEL, file=path, prompt="words")
 

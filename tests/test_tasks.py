@@ -1,17 +1,30 @@
 """Tasks: prompts as data, windows, checks, transcripts, labels and embeddings, and the embedded model in them."""
 
+import asyncio
 import json
+import multiprocessing
+import pickle
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 from judge import relative_error
 
+from qwen2audio_jax.audio.stream import stream_audio
+from qwen2audio_jax.batch.answerer import Answerer
+from qwen2audio_jax.batch.records import Record
+from qwen2audio_jax.batch.task_answerer import LongAnswerer, TaskAnswerer
 from qwen2audio_jax.cli import tasks as command
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import EMBEDDED, example
 from qwen2audio_jax.engine import Answer, RequestError
 from qwen2audio_jax.engine.request import Timings
+from qwen2audio_jax.engine.stream_process import _received, stream_apart
+from qwen2audio_jax.serve.errors import ApiError
+from qwen2audio_jax.serve.long_sound import formatted, transcribe_upload
 from qwen2audio_jax.tasks import Cutting, Segment, Tasks, Transcribing, Transcript, find_task
 from qwen2audio_jax.tasks.checks import Checks
 from qwen2audio_jax.tasks.embeddings import write_embeddings
@@ -27,8 +40,6 @@ SAID = ("4 7 1 9", "3 0 6")
 
 
 def samples_of(name: str) -> np.ndarray:
-    import soundfile
-
     return soundfile.read(example(name), dtype="float32")[0]
 
 
@@ -278,16 +289,20 @@ class Stub:
     slots = 2
 
     def __init__(self, answer):
-        self.answer, self.requests = answer, []
+        self.answer, self.requests, self.handles = answer, [], []
 
     def submit(self, request):
         self.requests.append(request)
-        return StubHandle(self.answer(request))
+        self.handles.append(StubHandle(self.answer(request)))
+        return self.handles[-1]
 
 
 class StubHandle:
     def __init__(self, text):
-        self.text = text
+        self.text, self.cancelled = text, False
+
+    def cancel(self):
+        self.cancelled = True
 
     def result(self):
         if isinstance(self.text, RequestError):
@@ -353,6 +368,18 @@ class TestTranscribing:
         found = transcribe(engine, sounds(), Transcribing(task=self.TASK))
         next(found)
         assert len(made) <= 2 * Stub.slots
+        found.close()
+        assert [handle.cancelled for handle in engine.handles] == [False, *[True] * (len(engine.handles) - 1)]
+
+    def test_segments_are_told_as_they_become_known(self):
+        told = []
+        found = transcribe(
+            Stub(lambda request: "It is so."),
+            [("a", np.concatenate([voice(3), silence(6), voice(3)]))],
+            Transcribing(task=self.TASK, cutting=Cutting(whole=False)),
+            on_segment=lambda name, segment: told.append((name, segment.text)),
+        )
+        assert [("a", segment.text) for segment in next(found).segments] == told == [("a", "It is so.")] * 2
 
     def test_settings_are_checked(self):
         with pytest.raises(ValueError, match="retry='often' is none of none, loops, all"):
@@ -434,8 +461,6 @@ class TestEmbeddedModel:
             assert arrays["b.length"] == found.length
 
     def test_the_command(self, tasks, recording, tmp_path, monkeypatch, capsys):
-        import soundfile
-
         path = tmp_path / "talk.wav"
         soundfile.write(path, recording, RATE)
         monkeypatch.setattr(command, "_loaded", lambda options: (tasks.model, tasks.processor))
@@ -470,3 +495,96 @@ class TestEmbeddedModel:
         with pytest.raises(SystemExit):
             main(["example:tone"])
         assert "qwen2audio transcribe example:tone" in capsys.readouterr().err
+
+
+class TestBatch:
+    def records(self, *clips, **more):
+        return [Record(str(number), "", clips=(clip,), **more) for number, clip in enumerate(clips)]
+
+    @pytest.fixture
+    def answerer(self, tasks, monkeypatch):
+        """Answerers of both kinds, on the engine that there is already."""
+        monkeypatch.setattr(Answerer, "_engine", lambda self: tasks.engine)
+        task = find_task("transcribe", kind="embedded")
+        return lambda kind, **more: kind(task=task, **more)
+
+    def test_a_task_asks_where_a_record_does_not(self, answerer):
+        one = answerer(TaskAnswerer)
+        asked = Record("q", "", prompt="How many digits are spoken?", clips=(str(example("digits-4719")),))
+        rows = one([*self.records(str(example("digits-4719")), str(example("high-voice-306"))), asked])
+        assert [row["text"] for row in rows] == ["4 7 1 9", "3 0 6", "Four digits are spoken."]
+        assert one.settings["task"]["prompt"].endswith("recognize the speech: <|en|>")
+        assert one.settings["options"] == {"do_sample": False, "max_new_tokens": 48}
+
+    def test_long_records_have_segments(self, answerer, recording, tmp_path):
+        path = tmp_path / "talk.wav"
+        soundfile.write(path, np.concatenate([recording] * 4), RATE)
+        long = pickle.loads(pickle.dumps(answerer(LongAnswerer, long={"retry": "none"}, workers=1)))
+        bad = Record("m", "", prompt="Why?", clips=(str(path),))
+        rows = long([*self.records(str(path), b"no sound"), bad])
+        assert rows[0]["text"] == " ".join(SAID * 4)
+        assert rows[0]["audio_seconds"] == pytest.approx(4 * len(recording) / RATE, abs=0.01)
+        assert [segment["text"] for segment in rows[0]["segments"] if segment["text"]] == list(SAID * 4)
+        assert [row.get("error", {}).get("kind") for row in rows] == [None, "format", "record"]
+        assert long.settings["long"] == {"retry": "none"}
+
+    def test_only_transcripts_are_long(self):
+        with pytest.raises(ValueError, match="'caption' is not one for long sound"):
+            LongAnswerer(task=find_task("caption", kind="base"))
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (["--long"], "give --task"),
+            (["--task", "transcribe", "--prompt", "Why?"], "neither goes with it"),
+            (["--task", "transcribe", "--language", "fr"], "does not have 'fr'"),
+        ],
+    )
+    def test_the_command_s_options(self, given, said, capsys, tmp_path):
+        assert main(["batch", str(example("tone")), "--output", str(tmp_path / "out"), *given]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_sound_is_decoded_apart(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, voice(2.5), RATE)
+    assert np.array_equal(np.concatenate(list(stream_apart(str(path)))), np.concatenate(list(stream_audio(path))))
+    for limits, kind in (({"seconds": 0.0}, "time"), ({"memory": 1 << 20}, "(crash|memory|failed)")):
+        with pytest.raises(ValueError, match=r"decod|memory|failed") as caught:
+            list(stream_apart(str(path), **limits))
+        assert re.fullmatch(kind, caught.value.kind)
+    here, there = multiprocessing.Pipe(duplex=False)
+    there.close()
+    with pytest.raises(RequestError, match="ended its process"):
+        next(_received(here, seconds=1.0, memory=1 << 30))
+
+
+class TestServer:
+    HOW = Transcribing(task=find_task("transcribe", kind="instruct"), cutting=Cutting(whole=False))
+    SOUND = np.concatenate([voice(3), silence(6), voice(3)])
+
+    def test_an_upload_of_any_length(self):
+        found = asyncio.run(transcribe_upload(Stub(lambda request: "It is so."), self.SOUND, self.HOW))
+        content, media = formatted(found, "verbose_json")
+        assert media == "application/json"
+        assert [segment["text"] for segment in content["segments"]] == ["It is so."] * 2
+        assert content["duration"] == 12
+        assert formatted(found, "json")[0]["text"] == "It is so. It is so."
+        assert formatted(found, "text") == ("It is so. It is so.\n", "text/plain")
+        assert formatted(found, "srt")[0].count("-->") == formatted(found, "vtt")[0].count("-->") == 2
+
+    def test_errors_are_raised(self):
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(transcribe_upload(Stub(lambda request: ""), b"no sound", self.HOW))
+        assert (caught.value.status, caught.value.code) == (400, "format")
+
+    def test_nobody_waits(self):
+        async def impatient(engine):
+            deadline = asyncio.get_running_loop().time() + 0.05
+            with pytest.raises(ApiError, match="in time"):
+                await transcribe_upload(engine, self.SOUND, self.HOW, deadline=deadline)
+
+        engine = Stub(lambda request: time.sleep(0.2) or "It is so.")
+        asyncio.run(impatient(engine))
+        assert len(engine.handles) == 2
+        assert engine.handles[1].cancelled

@@ -4,16 +4,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.run import GROUP, run_batch
 from qwen2audio_jax.batch.shards import find_host
+from qwen2audio_jax.batch.task_answerer import LongAnswerer, TaskAnswerer
 from qwen2audio_jax.cli.from_options import join, loading_arguments, prepare, tell_model
-from qwen2audio_jax.cli.options import clip_options, mesh_arguments
+from qwen2audio_jax.cli.options import clip_options, generation_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.tasks.kind import checkpoint_kind
+from qwen2audio_jax.tasks.task import find_task
 
 AnyAnswerer = TypeVar("AnyAnswerer", bound=Answerer)
 CODES = {"finished": 0, "dry_run": 0, "unfinished": 3, "too_many_errors": 1}
@@ -30,7 +34,7 @@ def batch(options: argparse.Namespace) -> int:
     thresholds = Thresholds.read(options.suspect)
     if options.mesh_across_hosts and not options.dry_run:
         return _across_hosts(options, thresholds)
-    return _run(options, _answerer(options, Answerer), thresholds, shard=options.shard)
+    return _run(options, _answerer(options, _kind(options)), thresholds, shard=options.shard)
 
 
 def _across_hosts(options: argparse.Namespace, thresholds: Thresholds) -> int:
@@ -56,6 +60,10 @@ def _across_hosts(options: argparse.Namespace, thresholds: Thresholds) -> int:
 def _check(options: argparse.Namespace) -> None:
     """Raise a `ValueError` for options that contradict each other."""
     find_host(options.shard, os.environ)
+    if options.task is None and (options.long or options.language or options.kind):
+        raise ValueError("--long, --language and --kind say more of a task: give --task, as in --task transcribe")
+    if options.task is not None and (options.prompt is not None or options.mesh_across_hosts):
+        raise ValueError("--task is given, and neither goes with it: --prompt, --mesh-across-hosts")
     if options.mesh_across_hosts:
         if options.mesh is None:
             raise ValueError("--mesh-across-hosts needs --mesh, over the devices of all hosts, as in --mesh 2x8")
@@ -68,7 +76,7 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _answerer(options: argparse.Namespace, kind: type[AnyAnswerer]) -> AnyAnswerer:
+def _answerer(options: argparse.Namespace, kind: Callable[..., AnyAnswerer]) -> AnyAnswerer:
     _, arguments = prepare(options)
     arguments = {name: value for name, value in arguments.items() if name not in ("seed", "tokenizer")}
     if arguments.pop("num_return_sequences") != 1:
@@ -77,7 +85,8 @@ def _answerer(options: argparse.Namespace, kind: type[AnyAnswerer]) -> AnyAnswer
     return kind(
         options.model,
         system=options.system,
-        options=arguments,
+        # A task has settings of its own, in the place of the checkpoint's.
+        options=arguments if options.task is None else generation_options(options),
         seed=options.seed,
         **clip_options(options),
         allow_special=options.allow_special,
@@ -88,6 +97,15 @@ def _answerer(options: argparse.Namespace, kind: type[AnyAnswerer]) -> AnyAnswer
         mesh=mesh,
         **loading_arguments(options, mesh=mesh or {}),
     )
+
+
+def _kind(options: argparse.Namespace) -> Callable[..., Answerer]:
+    """What answers: with a task if there is one."""
+    if options.task is None:
+        return Answerer
+    kind = options.kind or checkpoint_kind(options.model, revision=options.revision)
+    task = find_task(options.task, kind=kind, language=options.language)
+    return partial(LongAnswerer if options.long else TaskAnswerer, task=task)
 
 
 def _run(options: argparse.Namespace, answerer: Answerer, thresholds: Thresholds, *, shard: str | None) -> int:

@@ -22,6 +22,18 @@ def add_batch_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("job")
     group.add_argument("--output", metavar="DIR", required=True, help="folder or bucket URL of the answers")
     group.add_argument("--prompt", metavar="TEXT", help="of records that state none (default: the clip is the message)")
+    group.add_argument(
+        "--task", metavar="NAME", help="instead of --prompt: transcribe, translate, caption, emotion, vocal_sound, ..."
+    )
+    group.add_argument(
+        "--language", metavar="CODE", help="of the task: en, zh, ...; of a translation zh-en, en-de, ..."
+    )
+    group.add_argument("--kind", choices=("base", "instruct", "embedded"), help="of model (default: by the model)")
+    group.add_argument(
+        "--long",
+        action="store_true",
+        help="sound of any length, cut at silence: for the tasks transcribe and translate; rows have segments",
+    )
     group.add_argument("--system", metavar="TEXT", help="system message (default: the chat template's)")
     group.add_argument("--merge", metavar="FILE", help="when all is done write all rows there, in input order")
     group.add_argument(

@@ -19,8 +19,9 @@ from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.tasks.checks import Checks
 from qwen2audio_jax.tasks.embeddings import FORMATS as EMBEDDING_FORMATS
 from qwen2audio_jax.tasks.embeddings import Embeddings, embed, write_embeddings
+from qwen2audio_jax.tasks.kind import checkpoint_kind
 from qwen2audio_jax.tasks.labels import classify
-from qwen2audio_jax.tasks.listener import Tasks, model_kind
+from qwen2audio_jax.tasks.listener import Tasks
 from qwen2audio_jax.tasks.questions import question_request
 from qwen2audio_jax.tasks.task import Task, cutting_of, find_task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
@@ -50,7 +51,10 @@ def _source(name: str) -> str | bytes:
     if isinstance(source, str):
         return source
     with source:
-        return source.read(LIMITS.file_bytes + 1)
+        content = source.read(LIMITS.file_bytes + 1)
+    if len(content) > LIMITS.file_bytes:
+        raise ValueError(f"{name} gives more than the {LIMITS.file_bytes} bytes that a pipe may: write it into a file")
+    return content
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Qwen2AudioProcessor]:
@@ -219,7 +223,7 @@ def _outcome(name: str, handle: Any) -> tuple[str, Answer | ValueError]:
 
 def _labels(files: list[tuple[str, Any]], options: argparse.Namespace) -> int:
     model, processor = _loaded(options)
-    kind = options.kind or model_kind(model, processor, source=options.model)
+    kind = options.kind or checkpoint_kind(options.model, revision=options.revision)
     given = None if options.labels is None else [label.strip() for label in options.labels.split(",") if label.strip()]
     name = options.task or ("choose" if given else "sound_kind" if kind == "embedded" else "emotion")
     task = find_task(name, kind=kind, labels=given)

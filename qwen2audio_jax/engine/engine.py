@@ -214,6 +214,11 @@ class Engine:
         """The device's error, after which no request is answered any more; None while all is well."""
         return self._broken
 
+    @property
+    def model(self) -> "Qwen2AudioForConditionalGeneration":
+        """The model that answers."""
+        return self._model
+
     def end(self) -> RequestError:
         """The error of requests that an engine which failed or was closed does not answer."""
         if self._broken is not None:

@@ -18,11 +18,13 @@ from qwen2audio_jax.serve.answers import completion
 from qwen2audio_jax.serve.door import LOOPBACK, Door, Settings, check_type
 from qwen2audio_jax.serve.errors import ApiError
 from qwen2audio_jax.serve.events import Events, chat_events
+from qwen2audio_jax.serve.long_sound import formatted, transcribe_upload, windows_of
 from qwen2audio_jax.serve.metrics import Metrics
 from qwen2audio_jax.serve.page import page_routes
 from qwen2audio_jax.serve.protocol import check_model, read_chat, read_json
 from qwen2audio_jax.serve.transcription import read_transcription, transcript
 from qwen2audio_jax.serve.waiting import Waiting, unless_gone
+from qwen2audio_jax.tasks.kind import kind_by
 
 __all__ = ["LOOPBACK", "Readiness", "Settings", "make_app"]
 
@@ -70,6 +72,8 @@ class _Server:
     def __init__(self, engine: Engine, processor: Qwen2AudioProcessor, settings: Settings, readiness: Readiness):
         self.engine, self.processor, self.settings, self.readiness = engine, processor, settings, readiness
         self.metrics = Metrics(engine)
+        stops = engine.model.generation_config.eos_token_id
+        self.kind = kind_by(processor, engine.model.config, stops, source=settings.model)
         self.door = Door(settings, self.metrics)
 
     async def no_route(self, request: Request, error: Any) -> Response:
@@ -116,8 +120,15 @@ class _Server:
     async def _transcribe(self, request: Request, *, translate: bool) -> Response:
         fields, sound = await self.door.upload(request)
         asked = read_transcription(fields, sound, model=self.settings.model, translate=translate)
-        [answer] = await self._answers(request, self._submit([asked.request], deadline=self._deadline()))
-        content, media = transcript(answer, asked)
+        deadline = self._deadline()
+        try:
+            [answer] = await self._answers(request, self._submit([asked.request], deadline=deadline))
+            content, media = transcript(answer, asked)
+        except ApiError as error:
+            if error.code != "too_long":
+                raise
+            work = transcribe_upload(self.engine, sound, windows_of(asked, kind=self.kind), deadline=deadline)
+            content, media = formatted(await unless_gone(request, work), asked.form)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=media)
         return JSONResponse(content)

@@ -13,9 +13,10 @@ from qwen2audio_jax.engine import Answer, Engine
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.tasks.embeddings import Embeddings, embed
+from qwen2audio_jax.tasks.kind import kind_by
 from qwen2audio_jax.tasks.labels import Classification, classify
 from qwen2audio_jax.tasks.questions import question_request
-from qwen2audio_jax.tasks.task import check_kind, find_task, kind_of
+from qwen2audio_jax.tasks.task import check_kind, find_task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Transcript
 
@@ -52,7 +53,8 @@ class Tasks:
             ValueError: there is no such kind, or a number is out of range.
         """
         self.model, self.processor = model, processor
-        self.kind = model_kind(model, processor, source=source) if kind is None else kind
+        stops = model.generation_config.eos_token_id
+        self.kind = kind or kind_by(processor, model.config, stops, source=source)
         check_kind(self.kind)
         self.engine = Engine(model, processor, **engine)
 
@@ -156,15 +158,6 @@ class Tasks:
     def embed(self, source: Any, **options: Any) -> Embeddings:
         """The audio features of a sound of any length; see `embeddings.embed`."""
         return embed(self.model, self.processor, source, **options)
-
-
-def model_kind(
-    model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioProcessor, *, source: object = ""
-) -> str:
-    """The kind of a model: see `task.kind_of`."""
-    turn = processor.tokenizer.control_tokens.get("<|im_end|>")
-    stops = turn is not None and turn.id in model.generation_config.eos_token_id
-    return kind_of(source, vocabulary=model.config.text_config.vocab_size, stops_at_turn=stops)
 
 
 def _whole(transcript: Transcript) -> Transcript:

@@ -4,7 +4,7 @@ Memory does not grow with the sound: no more windows are cut than the engine has
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from qwen2audio_jax.audio.clip import SAMPLING_RATE
 from qwen2audio_jax.audio.stream import stream_audio
 from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.engine.request import Answer, RequestError
+from qwen2audio_jax.engine.stream_process import stream_apart
 from qwen2audio_jax.tasks.checks import Checks
 from qwen2audio_jax.tasks.task import Gate, Task, cutting_of, gate_of
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
@@ -41,6 +42,7 @@ class Transcribing:
         options: of generation, before the task's own.
         seed: of what is drawn; window i of a sound has seed + i.
         hearing: other arguments of `stream_audio`: allow_truncated, track, allow_private_urls.
+        apart: whether each sound is decoded in a process of its own, as `stream_apart` does: for what strangers send.
     """
 
     task: Task
@@ -53,6 +55,7 @@ class Transcribing:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     hearing: Mapping[str, Any] = field(default_factory=dict)
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.retry not in RETRIED:
@@ -77,7 +80,12 @@ class _Pending:
 
 
 def transcribe(
-    engine: "Engine", sounds: Iterable[tuple[str, Any]], how: Transcribing, *, priority: int = 0
+    engine: "Engine",
+    sounds: Iterable[tuple[str, Any]],
+    how: Transcribing,
+    *,
+    priority: int = 0,
+    on_segment: Callable[[str, Segment], None] | None = None,
 ) -> Iterator[Transcript]:
     """Transcribe sounds of any length.
 
@@ -87,47 +95,55 @@ def transcribe(
             when those before it have been cut.
         how: see `Transcribing`.
         priority: of the requests.
+        on_segment: called with a sound's name and each of its segments, in order, as they become known.
 
     Yields:
         The transcript of each sound, in order. A sound that cannot be heard to its end has an `error`, and the segments
-        until there.
+        until there. Whoever leaves the iterator early cancels what is under way.
 
     Raises:
         RuntimeError: the engine is closed, or its device failed.
     """
     pending: deque[_Pending] = deque()
+    coming = _submitted(engine, sounds, how, priority)
     segments: list[Segment] = []
     error: ValueError | None = None
-    coming = _submitted(engine, sounds, how, priority)
-    over = False
-    while pending or not over:
-        while not over and len(pending) < 2 * engine.slots:
-            item = next(coming, None)
-            over = item is None
-            if item is not None:
-                pending.append(item)
-        if not pending:
-            break
-        item = pending.popleft()
-        if item.window is not None:
+    try:
+        while item := _next(pending, coming, most=2 * engine.slots):
+            if item.window is None:
+                language, failure = how.task.language or "", error or item.error
+                yield Transcript(item.name, how.task.name, language, item.seconds, tuple(segments), failure)
+                segments, error = [], None
+                continue
             try:
                 segments.append(_segment(engine, item, how, priority))
             except RequestError as fault:
                 error = error or fault
-            continue
-        language, failure = how.task.language or "", error or item.error
-        yield Transcript(item.name, how.task.name, language, item.seconds, tuple(segments), failure)
-        segments, error = [], None
+                continue
+            if on_segment is not None:
+                on_segment(item.name, segments[-1])
+    finally:
+        coming.close()
+        for item in pending:
+            for handle in filter(None, (item.handle, item.gate)):
+                handle.cancel()
+
+
+def _next(pending: deque[_Pending], coming: Iterator[_Pending], *, most: int) -> _Pending | None:
+    """The first of what is under way, after as much more was submitted as may be."""
+    while len(pending) < most and (item := next(coming, None)) is not None:
+        pending.append(item)
+    return pending.popleft() if pending else None
 
 
 def _submitted(
     engine: "Engine", sounds: Iterable[tuple[str, Any]], how: Transcribing, priority: int
-) -> Iterator[_Pending]:
+) -> Generator[_Pending, None, None]:
     """The windows of all sounds, each submitted when it is asked for, and the end of each sound."""
     assert how.cutting is not None
     for name, source in sounds:
         end = _Pending(name)
-        blocks = _counted(stream_audio(open_clip(source), **how.hearing), end)
+        blocks = _counted(_blocks(source, how), end)
         try:
             for number, window in enumerate(cut(blocks, detector=how.detector, cutting=how.cutting)):
                 item = _Pending(name, window, seed=(how.seed + number) % 2**32)
@@ -140,6 +156,14 @@ def _submitted(
         except ValueError as error:
             end.error = error
         yield end
+
+
+def _blocks(source: Any, how: Transcribing) -> Iterator[np.ndarray]:
+    """The samples of a sound; nothing is opened before the first are asked for."""
+    if how.apart and not isinstance(source, np.ndarray):
+        yield from stream_apart(source, **how.hearing)
+    else:
+        yield from stream_audio(open_clip(source), **how.hearing)
 
 
 def _counted(blocks: Iterable[np.ndarray], end: _Pending) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen2audio_jax.audio.clip import SAMPLING_RATE
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.tasks.detectors import DETECTORS
+from qwen2audio_jax.tasks.detectors import DETECTORS, is_tone
 
 SHORTEST = SAMPLING_RATE // 20
 """Samples of the shortest region of speech: a click is shorter."""
@@ -78,7 +78,7 @@ def cut(blocks: Iterable[np.ndarray], *, detector: str = "energy", cutting: Cutt
             count += len(block)
             if count > most:
                 break
-    cutter = _Cutter(cutting, frame)
+    cutter = _Cutter(cutting, frame, detected=detector != "none")
     if cutting.whole and 0 < count <= most:
         found = list(cutter.windows(detect(first)))
         if found:
@@ -97,8 +97,8 @@ def _chained(first: list[np.ndarray], rest: Iterable[np.ndarray]) -> Iterator[np
 class _Cutter:
     """The state of cutting one sound; positions are samples from its beginning."""
 
-    def __init__(self, cutting: Cutting, frame: int):
-        self._cutting, self._frame = cutting, frame
+    def __init__(self, cutting: Cutting, frame: int, *, detected: bool):
+        self._frame, self._detected = frame, detected
         self._most, self._pause, self._margin, self._least = (
             round(seconds * SAMPLING_RATE)
             for seconds in (cutting.seconds, cutting.pause, cutting.margin, cutting.least)
@@ -181,7 +181,7 @@ class _Cutter:
         low, self._over = max(start - self._margin, self._over), end
         high = end + self._margin if before is None else min(end + self._margin, before)
         samples = self._held[low - self._begin : high - self._begin].copy()
-        if len(samples) < LIMITS.min_clip_samples:
+        if len(samples) < LIMITS.min_clip_samples or (self._detected and is_tone(samples)):
             return
         yield Window(start / SAMPLING_RATE, end / SAMPLING_RATE, voiced / SAMPLING_RATE, samples)
 
