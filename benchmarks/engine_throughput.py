@@ -106,6 +106,7 @@ def measure(theirs: Any, ours: Any, processor: Qwen2AudioProcessor, name: str, a
             began = time.perf_counter()
             answers[whose] = run()
             times[whose].append(time.perf_counter() - began)
+            print(f"{name}: {whose} {times[whose][-1]:.1f} s", file=sys.stderr, flush=True)
         for row, (_, count) in enumerate(drawn):
             for whose in loops:
                 np.testing.assert_array_equal(answers["engine"][row], answers[whose][row][:count])

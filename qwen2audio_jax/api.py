@@ -178,6 +178,7 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
         """
         take_loading_words(words, known=LOADING_OPTIONS)
         dtype = dtype_name(dtype, torch_dtype)
+        weights_dtype, cache_dtype, attention = (value or "auto" for value in (weights_dtype, cache_dtype, attention))
         check_storage(weights=weights_dtype, cache=cache_dtype)
         mesh = single_device_mesh() if mesh is None else mesh
         check_attention(attention, mesh=mesh)

@@ -38,6 +38,8 @@ class Limits:
     messages: int = 4096
     new_tokens: int = 32_768
     sequences_per_prompt: int = 256
+    ngram: int = 64
+    """Largest no_repeat_ngram_size: every step compares so many tokens, for all rows together."""
     stop_strings: int = 64
     stop_string_chars: int = 1024
     template_chars: int = 1 << 20

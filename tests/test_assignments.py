@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_processor import write_processor_files
 
-from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, SamplingParams, Session
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
@@ -142,3 +142,36 @@ def test_other_attributes_of_the_model_refuse(name):
         model.generation_config = {"temperature": 0.5}
     model.generation_config = GenerationConfig(top_k=3)
     assert model.generation_config.top_k == 3
+
+
+def test_configurations_name_what_to_write(processor):
+    config = Qwen2AudioConfig()
+    for owner, name in ((config, "dtype"), (config.text_config, "rope_theta"), (config.audio_config, "d_model")):
+        before = getattr(owner, name)
+        with pytest.raises(AttributeError, match=rf"{name} cannot be assigned: .*dtype= .*replace\(config, {name}="):
+            setattr(owner, name, 1)
+        assert getattr(owner, name) == before
+    with pytest.raises(AttributeError, match=r"sampling_rate cannot be assigned: .*load_audio\(samples"):
+        processor.feature_extractor.sampling_rate = 8000
+    with pytest.raises(AttributeError, match="pass options to its generate"):
+        Session.__new__(Session).generation_config = GenerationConfig()
+
+
+def test_vllm_s_parameters_are_assigned():
+    params = SamplingParams()
+    params.temperature, params.max_tokens = 0.0, 3
+    assert params.options(stops=[7]) | {"do_sample": False, "max_new_tokens": 3} == params.options(stops=[7])
+    params.presence_penalty = 1.0
+    with pytest.raises(ValueError, match="use repetition_penalty"):
+        params.options(stops=[])
+
+
+def test_parts_of_a_processor_are_saved_alone(processor, tmp_path):
+    processor.tokenizer.pad_token = "<|im_end|>"
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.feature_extractor.save_pretrained(tmp_path)
+    again = Qwen2AudioProcessor.from_pretrained(tmp_path)
+    assert again.model_input_names == list(again(text="<|AUDIO|>", audio=np.zeros(4000, np.float32)))
+    assert again.tokenizer.pad_token == "<|im_end|>"
+    assert again.feature_extractor == processor.feature_extractor
+    assert again.tokenizer.tokenize("hello the user") == processor.tokenizer.tokenize("hello the user")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_processor import write_processor_files
 
+from qwen2audio_jax.compat.vllm import CompletionOutput, RequestOutput, SamplingParams
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.outputs import GenerateOutput
@@ -73,10 +74,25 @@ def values(processor):
         Qwen2AudioConfig(),
         GenerationConfig(eos_token_id=(3, 4), stop_strings="x"),
         processor.feature_extractor,
+        SamplingParams(n=2, stop=["a"]),
+        RequestOutput("0", "a", 3, [CompletionOutput(0, "b", [1], [-0.5], "stop")]),
         LIMITS,
         read_conversation(CHAT),
     ):
         yield value, lambda copied: copied
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_copy_can_do_too(way, processor):
+    config = WAYS[way](GenerationConfig(top_k=7))
+    assert GenerationConfig(top_k=3, top_p=0.5).updated(generation_config=config) == GenerationConfig(
+        top_k=7, top_p=0.5
+    )
+    ids = WAYS[way](processor(text="hello the user")).input_ids
+    assert ids.size(1) == ids.shape[1]
+    assert ids.to("cuda").cpu().numpy().tolist() == processor(text="hello the user").input_ids.tolist()
+    tokens = WAYS[way](processor.tokenizer)(["hello", "hello the user"])
+    assert np.array_equal(tokens.input_ids, processor(text=["hello", "hello the user"]).input_ids)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -123,6 +123,17 @@ def test_values_are_checked(options, message):
         GenerationConfig(do_sample=True).updated(**options)
 
 
+def test_what_filters_and_bans_have_bounds():
+    """A huge n-gram would make each step of a server slow for everybody."""
+    for name, value in (("no_repeat_ngram_size", LIMITS.ngram + 1), ("no_repeat_ngram_size", -1), ("min_p", 1.01)):
+        with pytest.raises(ValueError, match=rf"{name}={value} is out of range"):
+            GenerationConfig(**{name: value})
+    assert GenerationConfig(no_repeat_ngram_size=LIMITS.ngram, min_p=1).min_p == 1.0
+    for name in ("min_p", "no_repeat_ngram_size"):
+        with pytest.raises(ValueError, match=f"{name}=True is not"):
+            GenerationConfig(**{name: True})
+
+
 def test_temperature_zero_is_accepted_where_it_is_not_used():
     assert GenerationConfig().updated(temperature=0).mode == "greedy"
     with pytest.raises(ValueError, match="temperature=0"):

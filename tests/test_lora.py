@@ -17,8 +17,7 @@ from train_rows import SHORT, examples, pack
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.checkpoint.adapter import load_adapter, save_adapter
-from qwen2audio_jax.convert import convert
-from qwen2audio_jax.convert.verify import verify
+from qwen2audio_jax.convert import convert, verify
 from qwen2audio_jax.model.binding import bind
 from qwen2audio_jax.model.layers import Linear
 from qwen2audio_jax.model.lora import (

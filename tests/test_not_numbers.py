@@ -34,7 +34,19 @@ def spoiled():
     return model_with(jnp.nan)
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 1}, {"repetition_penalty": 1.3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "seed": 1},
+        {"repetition_penalty": 1.3},
+        {"do_sample": True, "seed": 1, "top_k": 0, "min_p": 0.3},
+        {"no_repeat_ngram_size": 2},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"logits_processor": lambda ids, scores: jnp.nan_to_num(scores)},
+    ],
+    ids=lambda options: ",".join(options) or "greedy",
+)
 def test_generation_ends_with_an_error(options, spoiled):
     with pytest.raises(ValueError, match=r"logits are not numbers \(computed in float32; token 1 of row 0\)"):
         spoiled.generate(**random_inputs("gqa"), max_new_tokens=3, **options)

@@ -1,11 +1,14 @@
 """null is absent: in items, messages, records and settings, as tables of data fill up what a row does not have."""
 
+import inspect
 import json
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from tiny_processor import write_processor_files
 
+from qwen2audio_jax.compat.vllm import SamplingParams
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.processing.conversation import read_conversation
@@ -98,6 +101,35 @@ def test_a_record_is_the_one_without_nulls(record, preferences):
         for value in (record, without(record))
     )
     assert one == two
+
+
+def test_arguments(tmp_path):
+    processor = Qwen2AudioProcessor.from_pretrained(write_processor_files(tmp_path))
+    text, chat = "<|audio_bos|><|AUDIO|><|audio_eos|>hello", [{"role": "user", "content": [AUDIO, TEXT]}]
+    calls = {
+        processor: {"text": text, "audio": CLIP},
+        processor.apply_chat_template: {"conversation": chat, "tokenize": True, "return_dict": True},
+        processor.feature_extractor: {"clips": [CLIP]},
+        processor.tokenizer: {"text": text},
+    }
+    for call, given in calls.items():
+        wanted = call(**given)
+        parameters = inspect.signature(call).parameters.values()
+        names = [each.name for each in parameters if each.kind == each.KEYWORD_ONLY and each.name not in given]
+        assert len(names) >= 5
+        for name in names:
+            got = call(**given, **{name: None})
+            assert all(np.array_equal(got[key], wanted[key]) for key in wanted), name
+
+
+def test_options():
+    nulls = {field.name: None for field in fields(GenerationConfig)}
+    assert GenerationConfig(**nulls) == GenerationConfig.from_dict(nulls) == GenerationConfig()
+    assert GenerationConfig(**nulls, num_beams=None).stated == frozenset()
+    assert GenerationConfig(top_k=3).updated(generation_config=GenerationConfig(**nulls)).top_k == 3
+    params = SamplingParams(**{field.name: None for field in fields(SamplingParams)})
+    made, wanted = (GenerationConfig().updated(**each.options(stops=[3])) for each in (params, SamplingParams()))
+    assert made == replace(wanted, max_new_tokens=None)
 
 
 def test_settings(tmp_path):

@@ -351,7 +351,8 @@ def test_sharded_logits_give_the_same_tokens(shape, mode):
     spec, rows = named_sharding(mesh, "batch", "vocab"), named_sharding(mesh, "batch")
     logits = jax.random.normal(jax.random.key(4), (8, 320)) * 2
     state = start(np.arange(32).reshape(8, 4), seeds=3)
-    for options in ({"top_k": 20, "top_p": 0.7}, {"top_k": 0, "top_p": 0.9}):
+    more = {"top_k": 0, "min_p": 0.02, "no_repeat_ngram_size": 1}
+    for options in ({"top_k": 20, "top_p": 0.7}, {"top_k": 0, "top_p": 0.9}, more):
         params = params_of(do_sample=True, repetition_penalty=1.1, **options)
         expected = step(logits, state, params, mode=mode)
         placed = jax.device_put(state, sampling.SamplerState(spec, rows, rows, rows, rows, rows))

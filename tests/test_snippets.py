@@ -296,6 +296,7 @@ def test_options_of_loading(scope, monkeypatch, tmp_path):
         "use_safetensors": True,
         "load_in_8bit": False,
         "token": None,
+        **dict.fromkeys(("dtype", "mesh", "adapter", "weights_dtype", "cache_dtype", "attention")),
     }
     loaded = scope["load"](**words)
     assert loaded.config == scope["model"].config

@@ -95,9 +95,9 @@ def check_clip(
     Raises:
         AudioError: see `to_samples`, and for a clip that is too long ("too_long") or too short ("too_short"), or
             whose samples are far beyond full scale ("scale").
-        ValueError: `truncation` is neither True nor False.
+        ValueError: `truncation` is neither True nor False; None is False.
     """
-    if not isinstance(truncation, bool):
+    if not isinstance(truncation, bool | None):
         raise ValueError(f"truncation={truncation!r} must be True (cut long clips) or False (refuse them)")
     samples = to_samples(samples, name=name)
     most = limits.clip_seconds * SAMPLING_RATE

@@ -27,16 +27,16 @@ _INSTEAD = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SamplingParams:
-    """Options of one answer, under vLLM's names and with its defaults.
+    """Options of one answer, under vLLM's names and with its defaults; None is the default, and they may be assigned.
 
     Attributes:
         n: answers to each prompt, with seeds of their own.
         temperature: 0 for the most probable token each time.
         top_p, top_k, min_p: as in `GenerationConfig`; a top_k of 0 or -1 keeps all.
         repetition_penalty: as in `GenerationConfig`.
-        max_tokens, min_tokens: of the answer.
+        max_tokens, min_tokens: of the answer; a max_tokens of None is the checkpoint's own limit.
         stop: one text or several that end it.
         stop_token_ids: ids that end it besides the checkpoint's.
         ignore_eos: whether the checkpoint's stop ids do not end it.
@@ -47,13 +47,13 @@ class SamplingParams:
     """
 
     n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
+    top_k: int | None = 0
+    min_p: float | None = 0.0
+    repetition_penalty: float | None = 1.0
     max_tokens: int | None = MAX_TOKENS
-    min_tokens: int = 0
+    min_tokens: int | None = 0
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
@@ -64,27 +64,33 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
+        self.options(stops=())
+
+    def options(self, *, stops: Sequence[int]) -> dict[str, Any]:
+        """The options of `GenerationConfig`; `stops` are the checkpoint's stop ids.
+
+        Raises:
+            ValueError: an option that is not supported; what to use instead is named.
+        """
         for name, neutral, remedy in (
             ("presence_penalty", (0,), "use repetition_penalty"),
             ("frequency_penalty", (0,), "use repetition_penalty"),
             ("skip_special_tokens", (True,), "decode token_ids yourself"),
-            ("logprobs", (None, 0), "log_probs has those of the answer's own tokens"),
+            ("logprobs", (0,), "log_probs has those of the answer's own tokens"),
         ):
-            if (value := getattr(self, name)) not in neutral:
+            if (value := getattr(self, name)) is not None and value not in neutral:
                 raise ValueError(f"{name}={value!r} is not supported: {remedy}")
-
-    def options(self, *, stops: Sequence[int]) -> dict[str, Any]:
-        """The options of `GenerationConfig`; `stops` are the checkpoint's stop ids."""
-        sampled = self.temperature > 0
+        temperature = 1.0 if self.temperature is None else self.temperature
+        sampled = temperature > 0
         return {
             "do_sample": sampled,
-            **({"temperature": self.temperature} if sampled else {}),
+            **({"temperature": temperature} if sampled else {}),
             "top_p": self.top_p,
-            "top_k": max(self.top_k, 0),
+            "top_k": max(self.top_k or 0, 0),
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
-            "max_new_tokens": self.max_tokens,
-            "min_new_tokens": self.min_tokens,
+            **({} if self.max_tokens is None else {"max_new_tokens": self.max_tokens}),
+            "min_new_tokens": self.min_tokens or 0,
             "stop_strings": self.stop,
             "eos_token_id": (*(() if self.ignore_eos else stops), *(self.stop_token_ids or ())),
         }
@@ -231,7 +237,7 @@ class LLM:
         if params is None:
             return [Request(**fields)]
         options = params.options(stops=self._defaults.eos_token_id)
-        seeds = [None if params.seed is None else params.seed + place for place in range(params.n)]
+        seeds = [None if params.seed is None else params.seed + place for place in range(params.n or 1)]
         return [Request(**fields, options=options, seed=seed) for seed in seeds]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from qwen2audio_jax.config import strict_json
+from qwen2audio_jax.config.frozen import REMEDY, refuses_assignment
 from qwen2audio_jax.config.strict_json import Inert
 
 _FIELDS = (
@@ -24,6 +25,7 @@ _ALIASES = {
 }
 
 
+@refuses_assignment(REMEDY)
 @dataclass(frozen=True, kw_only=True)
 class Qwen2AudioEncoderConfig:
     """The audio tower (reference: transformers.Qwen2AudioEncoderConfig).

@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen2audio_jax.config import strict_json
 from qwen2audio_jax.config.encoder import Qwen2AudioEncoderConfig
+from qwen2audio_jax.config.frozen import REMEDY, refuses_assignment
 from qwen2audio_jax.config.strict_json import Inert
 from qwen2audio_jax.config.text import Qwen2AudioTextConfig
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
@@ -25,6 +26,7 @@ __all__ = ["Qwen2AudioConfig", "Qwen2AudioEncoderConfig", "Qwen2AudioTextConfig"
 _IGNORE_INDEX = -100
 
 
+@refuses_assignment(REMEDY)
 @dataclass(frozen=True, kw_only=True)
 class Qwen2AudioConfig:
     """The whole model (reference: transformers.Qwen2AudioConfig).

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from qwen2audio_jax.config import strict_json
+from qwen2audio_jax.config.frozen import REMEDY, refuses_assignment
 from qwen2audio_jax.config.strict_json import Inert, describe
 
 _SIZES = (
@@ -35,6 +36,7 @@ _DEFAULTS: Mapping[str, Any] = {
 _ROPE_THETA = 10000.0
 
 
+@refuses_assignment(REMEDY)
 @dataclass(frozen=True, kw_only=True)
 class Qwen2AudioTextConfig:
     """The decoder (reference: transformers.Qwen2Config with full attention and default rotary positions).

@@ -104,6 +104,7 @@ class Engine:
             raise ValueError(f"positions={positions}: a slot has 1 to {limit}, as the model")
         slots = _default_slots(model, positions) if slots is None else slots
         queue = 4 * slots if queue is None else queue
+        workers = workers or 0
         for name, value, least in (("slots", slots, 1), ("queue", queue, 1), ("workers", workers, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")

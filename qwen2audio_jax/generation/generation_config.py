@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from operator import index
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from qwen2audio_jax.config.frozen import refuses_assignment
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
@@ -123,12 +124,16 @@ _WITHOUT: dict[str, Any] = {
 }
 
 
+@refuses_assignment(
+    "pass it to generate({name}=...), or make it a default with model.generation_config = "
+    "model.generation_config.updated({name}=...)"
+)
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """The options of one call of `generate`.
 
-    Construction checks every value, and takes what transformers' own takes. `stated` has the names of the options that
-    were given: those of them that None means nothing for are not.
+    Construction checks every value, and takes what transformers' own takes, at values that change no token. `stated`
+    has the names of the options that were given and not None.
 
     Raises:
         ValueError: a value of the wrong type or out of range, or several sequences without sampling.
@@ -200,7 +205,7 @@ class GenerationConfig:
             ("max_new_tokens", 1, LIMITS.new_tokens),
             ("max_length", 1, 2**31 - 1),
             ("min_new_tokens", 0, LIMITS.new_tokens),
-            ("no_repeat_ngram_size", 0, LIMITS.new_tokens),
+            ("no_repeat_ngram_size", 0, LIMITS.ngram),
             ("pad_token_id", 0, 2**31 - 1),
             ("bos_token_id", 0, 2**31 - 1),
         ):
@@ -356,15 +361,6 @@ class GenerationConfig:
         """The text of a generation_config.json."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-
-def _refuse_assignment(self: GenerationConfig, name: str, value: Any) -> None:
-    raise FrozenInstanceError(
-        f"{name} cannot be assigned: pass it to generate({name}=...), or make it a default with "
-        f"model.generation_config = model.generation_config.updated({name}=...)"
-    )
-
-
-setattr(GenerationConfig, "__setattr__", _refuse_assignment)  # noqa: B010  (a frozen class may not define it itself)
 
 _take_fields = GenerationConfig.__init__
 

@@ -83,6 +83,12 @@ class Session:
         self._closed = False
         self.reused = np.zeros(0, np.int32)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assign what the session itself keeps; an AttributeError says where other things go."""
+        if not name.startswith("_") and name != "reused":
+            raise AttributeError(f"a session's {name} cannot be assigned: pass options to its generate or stream")
+        object.__setattr__(self, name, value)
+
     def __enter__(self) -> "Session":
         return self
 

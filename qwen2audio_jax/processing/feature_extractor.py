@@ -1,19 +1,24 @@
 """Feature extractor: clips to the encoder's log-mel features, with the checkpoint's preprocessor settings."""
 
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
 from qwen2audio_jax.audio.load import LoadedClip, load_clip
+from qwen2audio_jax.config.frozen import refuses_assignment
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
+from qwen2audio_jax.storage.write_whole import write_whole
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "sampling_rate": (16_000,),
@@ -78,6 +83,10 @@ class Heard(NamedTuple):
     missing: str | None
 
 
+@refuses_assignment(
+    "the model hears what it was trained on; load_audio(samples, sampling_rate=rate) resamples, and truncation=True "
+    "cuts long clips"
+)
 @dataclass(frozen=True, kw_only=True)
 class Qwen2AudioFeatureExtractor:
     """Log-mel feature extractor, which pads every clip with silence to the encoder's longest input.
@@ -155,6 +164,12 @@ class Qwen2AudioFeatureExtractor:
             "return_attention_mask": True,
             "processor_class": "Qwen2AudioProcessor",
         }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write preprocessor_config.json into a folder, which is made if it is missing."""
+        path = Path(folder, "preprocessor_config.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     @property
     def n_samples(self) -> int:

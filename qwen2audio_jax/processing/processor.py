@@ -45,6 +45,7 @@ CHAT_OPTIONS = (
     *AUDIO_OPTIONS,
     "return_tensors",
 )
+INPUT_NAMES = ("input_ids", "attention_mask", "input_features", "feature_attention_mask")
 ATTRIBUTES = ("tokenizer", "feature_extractor", "audio_token", "audio_token_id", "chat_template")
 WITHOUT_MEANING = ("tools", "documents")
 """Arguments of the reference that say nothing where they are None."""
@@ -134,6 +135,11 @@ class Qwen2AudioProcessor:
             chat_template=files.chat_template if chat_template is None else chat_template,
             audio_token=files.audio_token,
         )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the arrays that a call with clips returns."""
+        return list(INPUT_NAMES)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json and chat_template.jinja into a folder.

@@ -1,10 +1,12 @@
 """The tokenizer: text to token ids and back, on the `tokenizers` library."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
+from qwen2audio_jax.storage.write_whole import write_whole
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
@@ -205,6 +208,14 @@ class Qwen2AudioTokenizer:
         if isinstance(text, str) and return_tensors is None:
             arrays = {name: row for name, [row] in arrays.items()}
         return to_output(arrays, return_tensors=return_tensors)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        write_whole(place / "tokenizer.json", self.to_json().encode())
+        settings = json.dumps(self.settings, indent=2, ensure_ascii=False)
+        write_whole(place / "tokenizer_config.json", f"{settings}\n".encode())
 
     def tokenize(self, text: str) -> list[str]:
         """The strings of a text's tokens in the byte alphabet."""
