@@ -17,6 +17,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     JAX_PLATFORMS=cpu \
     QWEN2AUDIO_CACHE=/cache \
+    QWEN2AUDIO_COMPILATION_CACHE=/cache/compiled \
     HF_HOME=/cache/huggingface
 USER 10001
 VOLUME /cache
