@@ -46,7 +46,7 @@ def test_first_command(tmp_path, capsys, monkeypatch):
 def test_commands_of_the_embedded_model(tmp_path, capsys, monkeypatch):
     """Those that answer; `chat` and `doctor` are tested elsewhere."""
     monkeypatch.setenv("QWEN2AUDIO_CACHE", str(tmp_path / "cache"))
-    commands = [shlex.split(line, comments=True)[1:] for line in blocks("sh")[2].splitlines()]
+    commands = [shlex.split(line, comments=True)[1:] for line in blocks("sh")[3].splitlines()]
     answers = []
     for command in commands[:2]:
         assert main(command) == 0
