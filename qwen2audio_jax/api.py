@@ -415,7 +415,8 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
 
         Whatever the lengths within the bounds, the number of rows, and the options: temperature, top-p, penalties,
         seeds, up to eight stop ids, stop strings. Nothing is computed, and no device memory is taken but for the
-        programs. What sessions add (`Session` extends prompts that it holds) is compiled when it is first used.
+        programs. What sessions add (`Session` extends prompts that it holds) and constrained answers are compiled
+        when they are first used.
 
         Args:
             tokens: of the longest prompt, its audio tokens included (25 a second).

@@ -1,7 +1,6 @@
 """How this package was installed, for messages that say what to install: the command works as it stands."""
 
 import importlib.metadata
-import importlib.util
 import json
 import shlex
 import shutil
@@ -18,13 +17,15 @@ def pip_install(extra: str) -> str:
     It names what the package was installed from, as pip has noted it: a checkout, a wheel, a repository, else the
     index. Where that is gone, it names the extra's packages themselves.
     """
-    try:
-        distribution = importlib.metadata.distribution(NAME)
-    except importlib.metadata.PackageNotFoundError:
-        return pip(*_checkout(Path(__file__).resolve().parent.parent, extra=extra))
+    here = Path(__file__).resolve().parent.parent
+    # In a checkout's own folder the one found first is a by-product of building, which pip knows nothing of.
+    found = list(importlib.metadata.distributions(name=NAME))
+    whole = [each for each in found if each.read_text("direct_url.json")]
+    if not whole:
+        in_checkout = not found or (here / "pyproject.toml").is_file()
+        return pip(*_checkout(here, extra=extra)) if in_checkout else pip(f"{NAME}[{extra}]")
+    distribution = whole[0]
     noted = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if not noted:
-        return pip(f"{NAME}[{extra}]")
     if "vcs_info" in noted:
         kind, commit = noted["vcs_info"]["vcs"], noted["vcs_info"]["commit_id"]
         return pip(f"{NAME}[{extra}] @ {kind}+{noted['url']}@{commit}")
@@ -41,7 +42,7 @@ def pip_install(extra: str) -> str:
 
 def pip(*arguments: str) -> str:
     """`pip install` of these, for the Python that runs: its pip need not be the one on the path, nor be there."""
-    if importlib.util.find_spec("pip") is None:
+    if not list(importlib.metadata.distributions(name="pip")):
         start = ["uv", "pip", "install", "--python", sys.executable]
     else:
         found = shutil.which("pip")

@@ -40,7 +40,7 @@ def test_logits_equal_the_record(load, recorded, name):
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow(seconds=14)) if n in ("base", "mels80") else n for n in NAMES]
+    "name", [pytest.param(n, marks=pytest.mark.slow(seconds=14)) if n != "gqa" else n for n in NAMES]
 )
 def test_greedy_tokens_equal_the_references_rows_alone(load, recorded, name, penalty):
     """Batched with padding on either side, and alone."""
@@ -70,7 +70,7 @@ def test_greedy_tokens_equal_the_references_padded_batch(reference, load, name, 
     )
 
 
-@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("cache_dtype", ["auto", pytest.param("int8", marks=pytest.mark.slow(seconds=10))])
 def test_a_cache_that_grows_changes_no_token(load, monkeypatch, cache_dtype):
     """Begun with room for one more token, and for all."""
     same, inputs = load("gqa"), random_inputs("gqa")

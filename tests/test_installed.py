@@ -25,7 +25,9 @@ def noted(monkeypatch):
     def note(origin: dict | None) -> None:
         text = None if origin is None else json.dumps(origin)
         distribution = SimpleNamespace(read_text=lambda name: text, requires=REQUIRES)
-        monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+        by_product = SimpleNamespace(read_text=lambda name: None, requires=REQUIRES)
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [by_product, distribution])
+        monkeypatch.setattr(installed, "__file__", "/site-packages/qwen2audio_jax/installed.py")
 
     monkeypatch.setattr(installed, "pip", lambda *arguments: shlex.join(["pip", "install", *arguments]))
     return note
@@ -62,7 +64,7 @@ def test_of_this_installation():
 
 def test_the_pip_of_this_python(monkeypatch):
     monkeypatch.setattr(installed.sys, "executable", "/here/bin/python")
-    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [object()])
     for pip, expected in (
         ("/here/bin/pip", "pip install x"),
         ("/usr/bin/pip", "/here/bin/python -m pip install x"),
@@ -70,5 +72,5 @@ def test_the_pip_of_this_python(monkeypatch):
     ):
         monkeypatch.setattr(installed.shutil, "which", lambda name, pip=pip: pip)
         assert installed.pip("x") == expected
-    monkeypatch.setattr(installed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [])
     assert installed.pip("x") == "uv pip install --python /here/bin/python x"

@@ -183,6 +183,7 @@ def batch_of(name):
     return pack(inputs, labels, PACKED, tokens=64, clips=4)
 
 
+@pytest.mark.slow(seconds=10)
 def test_gradients_do_not_depend_on_mesh_or_recomputation(load):
     """Dropout included: its draws belong to linear maps and not to devices."""
     model, settings = load("tied"), settings_of(("all-linear",))

@@ -321,7 +321,9 @@ def test_at_the_last_positions(load, encoded):
     np.testing.assert_array_equal(session.input_ids, held)
 
 
-@pytest.mark.parametrize(("name", "data", "model"), [("gqa", 4, 2), ("base", 1, 8)])
+@pytest.mark.parametrize(
+    ("name", "data", "model"), [("gqa", 4, 2), pytest.param("base", 1, 8, marks=pytest.mark.slow(seconds=8))]
+)
 def test_meshes(load, name, data, model):
     many, one = load(name, mesh=make_mesh(data=data, model=model)), load(name)
     start, third = (

@@ -46,7 +46,10 @@ def test_published_model_has_the_published_size():
     assert {spec.dtype.name for spec in specs} == {"bfloat16"}
 
 
-@pytest.mark.parametrize(("data", "model"), [(4, 2), (2, 4), (8, 1)])
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [(4, 2), *(pytest.param(*sizes, marks=pytest.mark.slow(seconds=7)) for sizes in ((2, 4), (8, 1)))],
+)
 def test_meshes_give_the_tokens_of_one_device(load, hf_checkpoint, data, model):
     """The vocabulary of 321 is odd, so it is padded on every mesh that splits it; 4 rows are padded to 8 on 8x1."""
     mesh = make_mesh(data=data, model=model)

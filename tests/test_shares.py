@@ -94,6 +94,7 @@ def test_processes_give_what_one_gives(checkpoint, one, tmp_path, processes, dev
             assert f"processes {first}, {first + 1} share a model group" in said["rows"]
 
 
+@pytest.mark.slow(seconds=25)
 def test_commands_in_two_processes(tmp_path):
     """The first one alone tells the answers; of an evaluation each asks its share."""
     from qwen2audio_jax.embedded import EMBEDDED

@@ -37,7 +37,7 @@ def sizes(machine: str) -> tuple[int, int, int]:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", ["v5e:2x4, both", *SLOW])
+@pytest.mark.parametrize("machine", [pytest.param("v5e:2x4, both", marks=pytest.mark.slow(seconds=12)), *SLOW])
 def test_no_weight_is_widened(machine):
     got = report(machine)
     assert set(got) == ({"decode"} if "--stages" in MACHINES[machine] else {"decode", "prefill"})

@@ -326,6 +326,7 @@ def changed(tree, before):
     return np.mean([not np.array_equal(leaf, flatten_dict(before)[path]) for path, leaf in flatten_dict(tree).items()])
 
 
+@pytest.mark.slow(seconds=11)
 def test_dpo_curve_on_one_device_and_over_a_mesh_in_micro_batches(load, start):
     settings = settings_of(start, objective=DPO)
     model, state, losses = run(settings, steps=12)

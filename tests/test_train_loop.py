@@ -107,6 +107,7 @@ def test_a_run_writes_its_curve_and_its_result(whole, settings):
     assert held_out[STEPS] < held_out[6] < curve[1]
 
 
+@pytest.mark.slow(seconds=25)
 @pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow(seconds=45))])
 def test_killed_at_any_moment_it_continues_with_the_same_losses(place, whole, tmp_path, times):
     """Killed while it starts, steps, saves or ends, over and over; then the same command goes through, in here."""

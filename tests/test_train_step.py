@@ -171,6 +171,7 @@ def test_one_adamw_step_equals_torch(torch, reference, small, settings):
     assert_as_close_as_the_reference(flat(state.weights), shallow_reference(reference("gqa"), layers=1), theirs)
 
 
+@pytest.mark.slow(seconds=15)
 def test_one_muon_step_orthogonalises_the_matrices_of_the_layers(small, small_means):
     """By the published iteration in float64; all other weights step as with AdamW."""
     options = {"learning_rate": 1e-2, "schedule": "constant", "weight_decay": 0.1, "clip_norm": 0.0, "eps": 1e-3}
@@ -237,7 +238,7 @@ def curve(small):
     [
         ((4, 2), True, 1, "layers"),
         pytest.param((8, 1), True, 1, "none", marks=pytest.mark.slow(seconds=12)),
-        ((1, 1), False, 4, "none"),
+        pytest.param((1, 1), False, 4, "none", marks=pytest.mark.slow(seconds=15)),
         pytest.param((2, 4), False, 2, "dots", marks=pytest.mark.slow(seconds=18)),
     ],
 )

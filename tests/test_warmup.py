@@ -83,6 +83,7 @@ def test_nothing_is_compiled_afterwards(programs):
     check(make_model(), programs, count=25, rows=2, tokens=40, seconds=0.4, new_tokens=9)
 
 
+@pytest.mark.slow(seconds=10)
 def test_nothing_is_compiled_where_a_cache_grows(programs, monkeypatch):
     monkeypatch.setattr(call, "ROOM", 1)
     check(make_model(), programs, count=6, rows=1, tokens=120, seconds=0.4, new_tokens=60)
