@@ -1,5 +1,6 @@
 """The wheel: what it holds, and that it converts a checkpoint from outside the checkout."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
