@@ -21,7 +21,6 @@ def wheel(tmp_path_factory) -> Path:
     """Built from a copy of the sources, so that no build folder appears among them."""
     if importlib.util.find_spec("setuptools") is None:  # importing it warns where another test has loaded distutils
         pytest.skip("the wheel is built with setuptools")
-    pytest.importorskip("wheel")
     pytest.importorskip("build")
     source = tmp_path_factory.mktemp("source")
     for name in ("qwen2audio_jax", "convert", "configs"):
