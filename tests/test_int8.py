@@ -167,7 +167,8 @@ class TestWeights:
         )
         assert not any(spec.dtype == np.int8 for spec in jax.tree.leaves([specs["encoder"], specs["projector"]]))
 
-    @pytest.mark.parametrize("mesh", [(4, 2), pytest.param((2, 4), marks=pytest.mark.slow(seconds=15))], ids=str)
+    @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)], ids=str)
+    @pytest.mark.slow(seconds=15)
     def test_meshes_agree(self, load, mesh):
         inputs = random_inputs("gqa")
         one, many = load(weights_dtype="int8"), load(*mesh, weights_dtype="int8")

@@ -253,6 +253,7 @@ def test_log_prob_is_the_model_s_own():
     np.testing.assert_allclose(result.log_probs, expected, atol=1e-5)
 
 
+@pytest.mark.slow(seconds=6)
 def test_frequencies():
     """Pearson's chi-square of 20,000 draws, far inside what a right sampler gives (19 degrees of freedom)."""
     rows, params = 20_000, params_of(do_sample=True, temperature=1.5, top_k=20)

@@ -375,6 +375,7 @@ def test_mesh_and_micro_batches_leave_the_lora_curve_as_it_is(start, lora_run):
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
+@pytest.mark.slow(seconds=9)
 def test_dpo_of_an_adapter_with_dropout_in_bfloat16(load, start):
     """The reference is the same rounded weights: the first margin is 0. What is trained stays float32."""
     settings = settings_of(
