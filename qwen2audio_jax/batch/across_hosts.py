@@ -25,6 +25,7 @@ from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.engine.clips import Clip, FilePiece
 from qwen2audio_jax.engine.prepare import Hearing, Preparation, Prepared
 from qwen2audio_jax.engine.request import Answer, RequestError, Timings, as_request_error
+from qwen2audio_jax.engine.work import FRAME_SECONDS
 from qwen2audio_jax.generation.call import Arguments, check_call
 from qwen2audio_jax.generation.outputs import GenerateOutput
 from qwen2audio_jax.parallel.process_rows import from_first, hear_all, share_of
@@ -32,8 +33,6 @@ from qwen2audio_jax.parallel.process_rows import from_first, hear_all, share_of
 Row = dict[str, Any]
 ROWS = 8
 """Rows that a group of processes computes at a time, unless `slots` says another number."""
-FRAME_SECONDS = 0.01
-"""A frame of log-mel features."""
 
 
 @dataclass(frozen=True)

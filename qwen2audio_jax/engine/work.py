@@ -11,7 +11,7 @@ from qwen2audio_jax.engine.handle import Handle
 from qwen2audio_jax.engine.prepare import Prepared
 from qwen2audio_jax.engine.request import Answer, RequestError, Timings
 from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.grammars import GrammarMatcher, grammar_matchers
+from qwen2audio_jax.generation.grammars import GrammarMatcher
 from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, audio_slots, text_rows
 from qwen2audio_jax.generation.padded_shapes import padded_frames
 from qwen2audio_jax.generation.prefix import clip_digests, row_tokens, text_tokens
@@ -152,15 +152,10 @@ def make_work(
             )
         row_params([config], rows=1, stops=bounds.stops, vocab_size=vocab_size)
         matchers = stop_matchers(config.stop_strings, processor, rows=1)
-        grammars = grammar_matchers(
-            config.grammar, processor, rows=1, eos_token_ids=config.eos_token_id, vocab_size=vocab_size
-        )
         [seed] = row_seeds(request.seed, rows=1)
     except (TypeError, ValueError) as error:
         raise RequestError(f"options: {error}", kind="input") from None
-    work = Work(handle, config, int(seed), time.monotonic(), matcher=matchers[0] if matchers else None)
-    work.grammar = grammars[0] if grammars else None
-    return work
+    return Work(handle, config, int(seed), time.monotonic(), matcher=matchers[0] if matchers else None)
 
 
 def _clips(prepared: Prepared, *, config: Qwen2AudioConfig) -> ClipFeatures | None:
