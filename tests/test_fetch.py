@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+from stand_in import stand_in
 
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio import fetch as fetch_module
@@ -174,7 +175,7 @@ def test_stops_at_the_time_limit(base, path):
 
 
 def test_slow_look_up_ends_in_time(monkeypatch):
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", lambda *_, **__: time.sleep(1) or [])
+    monkeypatch.setattr(fetch_module, "socket", stand_in(socket, getaddrinfo=lambda *_, **__: time.sleep(1) or []))
     message = refusal("http://slow.example/", kind="url", limits=replace(LIMITS, url_seconds=0.2))
     assert "cannot be looked up (took too long)" in message
 
@@ -209,24 +210,23 @@ def test_connects_to_the_address_that_was_checked(base, server, monkeypatch):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     connected = []
-    connect = socket.create_connection
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(
-        fetch_module.socket, "create_connection", lambda where, *rest: connected.append(where) or connect(where, *rest)
-    )
+
+    def connect(where, *rest):
+        connected.append(where)
+        return socket.create_connection(where, *rest)
+
+    monkeypatch.setattr(fetch_module, "socket", stand_in(socket, getaddrinfo=look_up, create_connection=connect))
     assert fetch(f"http://rebind.example:{server.server_port}/sound", allow_private=True) == SOUND
     assert connected == [("127.0.0.1", server.server_port)]
-    # The host is looked up once; connecting to a dotted address asks for its numeric form alone.
-    assert answers == ["rebind.example", "127.0.0.1"]
+    assert answers == ["rebind.example"]
     assert server.seen[-1][1]["Host"] == f"rebind.example:{server.server_port}"
 
 
 def test_one_private_answer_refuses_the_name(monkeypatch):
-    monkeypatch.setattr(
-        fetch_module.socket,
-        "getaddrinfo",
-        lambda host, port, **_: [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", ("10.0.0.1", port))],
-    )
+    def look_up(host, port, **_):
+        return [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(fetch_module, "socket", stand_in(socket, getaddrinfo=look_up))
     assert "10.0.0.1" in refusal("http://both.example/", kind="url", allow_private=False)
 
 

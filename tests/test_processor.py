@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import pickle
 import shutil
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from judge import relative_error
+from stand_in import stand_in
 from tiny import AUDIO, END_OF_TEXT, IM_END, IM_START
 from tiny_processor import CHAT_TEMPLATE, SPECIAL_TOKENS, write_processor_files
 
@@ -324,7 +326,7 @@ def test_several_clips_are_heard_in_threads_and_in_order(processor, tmp_path, mo
         soundfile.write(path, sound(0.1 * (i + 1)), 44_100)
     texts = ["<|AUDIO|>"] * len(paths)
     alone = [processor(text="<|AUDIO|>", audio=path).input_features[0] for path in paths]
-    monkeypatch.setattr(placeholders.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(placeholders, "os", stand_in(os, cpu_count=lambda: 4))
     names: set[str] = set()
     load = Qwen2AudioFeatureExtractor.load_clip
     monkeypatch.setattr(

@@ -7,6 +7,7 @@ import time
 
 import hf_layout
 import pytest
+from stand_in import stand_in
 
 from qwen2audio_jax.checkpoint import progress
 from qwen2audio_jax.convert import __main__ as command
@@ -26,7 +27,7 @@ def hf(tmp_path):
 
 def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
     clock = iter([1000.0, 1000.0, 1030.0, 1060.0, 1100.0, 1130.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "time", stand_in(time, monotonic=lambda: next(clock)))
     with progress.progress_bar("converting") as show:
         for done in (2e9, 3e9, 8e9, 9e9, 10e9):
             show(int(done), 16_000_000_000)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -123,6 +124,13 @@ def test_modules_assign_nothing_outside_init(name):
                 ]
                 stored = [t for t in targets for n in ast.walk(t) if isinstance(n, ast.Attribute)]
                 assert not stored, f"{node.name}.{method.name} assigns to an attribute"
+
+
+def test_tests_change_a_shared_module_for_one_of_ours_alone():
+    """Changed through ours, `time.sleep` changes for threads that other tests left running too: see `stand_in`."""
+    shared = re.compile(r"setattr\(\s*(\w+\.)?(time|socket|threading|queue),")
+    files = (ROOT / "tests").glob("*.py")
+    assert [file.name for file in files if shared.search(file.read_text(encoding="utf-8"))] == []
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:

@@ -5,12 +5,14 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import hf_layout
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from object_store import BUCKET, Store, assert_loads_nowhere, objects, put, staged
+from stand_in import stand_in
 from test_convert import memory_gb
 
 from qwen2audio_jax.checkpoint.reader import MANIFEST, is_checkpoint, read_manifest
@@ -173,7 +175,7 @@ def test_result_made_anew_replaces_what_was_sent(layouts, tmp_path, monkeypatch)
 def test_transient_failures_are_tried_again(layouts, monkeypatch):
     waits = []
     monkeypatch.setattr(bucket, "RETRY_SECONDS", (1.0, 4.0))
-    monkeypatch.setattr(bucket.time, "sleep", waits.append)
+    monkeypatch.setattr(bucket, "time", stand_in(time, sleep=waits.append))
     monkeypatch.setattr(upload, "_THREADS", 1)
     Store.fails.update({2: "half", 3: "before"})
     begin(layouts)
