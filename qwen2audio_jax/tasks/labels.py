@@ -81,6 +81,7 @@ def classify(
     Raises:
         AudioError: the clip cannot be heard.
         ValueError: there is no such score, or a label is empty.
+        LogitsError: the model's logits are not numbers; a ValueError.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} is none of {', '.join(SCORES)}")
