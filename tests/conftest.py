@@ -12,10 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # goes without its optimisations.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Importing librosa, an oracle, compiles for a quarter of a minute what no test calls.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 # The processes that tests start share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -11,7 +11,6 @@ import numpy as np
 
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.loading_words import take_loading_words
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
@@ -29,6 +28,7 @@ from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
+from qwen2audio_jax.torch_style.loading_options import take_loading_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
@@ -118,7 +118,7 @@ class Qwen2AudioProcessor:
             TypeError: an unknown option.
             ValueError: a file is missing or holds something that is not supported; the message names both.
         """
-        take_loading_words(words, known=("revision", "padding_side", "chat_template"))
+        take_loading_options(words, known=("revision", "padding_side", "chat_template"))
         folder = folder_at(source)
         if is_url(source) or not folder.is_dir() or revision is not None:
             # Imported here: a local folder needs none of the modules that fetch checkpoints.
