@@ -30,14 +30,8 @@ from qwen2audio_jax.generation.decoding import next_step
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.run import insert
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import (
-    EOS_SLOTS,
-    MIN_CANDIDATES,
-    Mode,
-    NextToken,
-    SamplingParams,
-    row_params,
-)
+from qwen2audio_jax.generation.sampling import Mode, NextToken
+from qwen2audio_jax.generation.sampling_params import EOS_SLOTS, MIN_CANDIDATES, SamplingParams, row_params
 from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.model.kv_cache import CACHE_AXES, write
 from qwen2audio_jax.plan.compiling import compile_program

@@ -42,7 +42,8 @@ from qwen2audio_jax.audio import log_mel
 from qwen2audio_jax.generation.decoding import next_step
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.run import new_cache, sampler_state
-from qwen2audio_jax.generation.sampling import NextToken, sampling_params
+from qwen2audio_jax.generation.sampling import NextToken
+from qwen2audio_jax.generation.sampling_params import sampling_params
 from qwen2audio_jax.model.lengths import token_count
 
 SETTINGS = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0}

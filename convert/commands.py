@@ -169,7 +169,9 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from .to_safetensors import export, parse_size
+    from qwen2audio_jax.checkpoint.hf_writer import parse_size
+
+    from .to_safetensors import export
 
     shard_bytes = parse_size(options.max_shard_size)
     clock = Clock()

@@ -10,14 +10,12 @@ import numpy as np
 from qwen2audio_jax.checkpoint.hf_folder import StoredTensor
 from qwen2audio_jax.checkpoint.manifest import sha256_of
 from qwen2audio_jax.checkpoint.mapping import Target
+from qwen2audio_jax.checkpoint.reversed_axes import copy_reversed
 from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits, check_finite
 from qwen2audio_jax.model.quantization import INT8, channel_axis, quantize, scale_name
 
 from .add_adapter import Merge
 from .dtypes import KEEP, STORED
-
-_STRIP_ROWS = 16
-"""Rows transposed at once: few enough that their cache lines stay in cache while the columns are written."""
 
 
 def read_parameter(
@@ -91,20 +89,6 @@ def quantize_parameter(
         else:
             codes[start:stop] = rows
     return codes, scales
-
-
-def copy_reversed(rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy an array with all axes reversed into one of the reversed shape."""
-    for first in range(0, len(rows), _STRIP_ROWS):
-        strip = rows[first : first + _STRIP_ROWS]
-        out[..., first : first + len(strip)] = strip.T
-
-
-def reversed_axes(array: np.ndarray) -> np.ndarray:
-    """A contiguous array with all axes reversed."""
-    out = np.empty(array.shape[::-1], array.dtype)
-    copy_reversed(array, out)
-    return out
 
 
 CASTS = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in STORED if name not in (KEEP, INT8)}

@@ -4,6 +4,7 @@ It holds all the state of the package. This module checks, pads and keeps books 
 `model`, the way of a call from inputs to tokens in `generation.run`.
 """
 
+import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
@@ -12,53 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter
 from qwen2audio_jax.checkpoint.compilation_cache import use_compilation_cache
+from qwen2audio_jax.checkpoint.save_model import save_model
 from qwen2audio_jax.checkpoint.weights import check_storage, load_weights
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation.call import (
-    INPUTS,
-    Arguments,
-    check_memory,
-    check_one_row,
-    check_positions,
-    forward_inputs,
-    prepare_call,
-)
+from qwen2audio_jax.generation.arguments import INPUTS, Arguments
+from qwen2audio_jax.generation.call import check_memory, check_one_row, prepare_call
 from qwen2audio_jax.generation.decoding import Progress
-from qwen2audio_jax.generation.encoding import encode_and_place, encode_clips
-from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.inputs import (
-    CheckedInputs,
-    ClipFeatures,
-    check_clips,
-    check_contiguous,
-    check_inputs,
-    label_rows,
-)
+from qwen2audio_jax.generation.forward import encode_call, forward_call, forward_inputs
+from qwen2audio_jax.generation.generation_config import GenerationConfig, default_generation, read_generation
 from qwen2audio_jax.generation.outputs import ModelOutput, collect, pieces
-from qwen2audio_jax.generation.run import forward, steps
+from qwen2audio_jax.generation.run import steps
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.session import Session
 from qwen2audio_jax.generation.stopping import Tokenizer
 from qwen2audio_jax.generation.streamers import ended, fed
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds, warm_up
-from qwen2audio_jax.loading_words import dtype_name, take_loading_words
 from qwen2audio_jax.model.attention import check_attention, choose_attention
-from qwen2audio_jax.model.loss import next_token_loss
-from qwen2audio_jax.model.qwen2_audio import AudioFeatures
-from qwen2audio_jax.module_words import ModuleWords
-from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
+from qwen2audio_jax.model.qwen2_audio import AudioFeatures, parameter_specs
+from qwen2audio_jax.parallel.process_rows import share_of
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
 from qwen2audio_jax.source import load_config, resolve_processor_files
-from qwen2audio_jax.storage.bucket import Folder, PathOrUrl
+from qwen2audio_jax.storage.bucket import PathOrUrl
+from qwen2audio_jax.torch_style.loading_options import dtype_name, take_loading_options, take_saving_options
+from qwen2audio_jax.torch_style.modules import ModuleMethods
 
 Source = PathOrUrl
 
@@ -76,14 +60,7 @@ LOADING_OPTIONS = (
 ATTRIBUTES = ("config", "params", "mesh", "generation_config", "cache_dtype", "attention")
 
 
-@partial(jax.jit, static_argnames=("vocab_size",))
-def _at_input_positions(logits: jax.Array, positions: jax.Array, *, vocab_size: int) -> jax.Array:
-    """Logits at the input's own positions; positions [B, T] are those in the left-aligned rows, -1 on padding."""
-    moved = jnp.take_along_axis(logits[: len(positions)], jnp.maximum(positions, 0)[..., None], axis=1)
-    return jnp.where(positions[..., None] >= 0, moved[..., :vocab_size], 0.0)
-
-
-class Qwen2AudioForConditionalGeneration(ModuleWords):
+class Qwen2AudioForConditionalGeneration(ModuleMethods):
     """Qwen2-Audio with its language-model head.
 
     Attributes:
@@ -176,7 +153,7 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
                 a mesh that the model does not divide over, an attention that its devices or the dtype do not have,
                 or an adapter that is not supported or does not fit, or comes with a checkpoint that is int8 already.
         """
-        take_loading_words(words, known=LOADING_OPTIONS)
+        take_loading_options(words, known=LOADING_OPTIONS)
         dtype = dtype_name(dtype, torch_dtype)
         weights_dtype, cache_dtype, attention = (value or "auto" for value in (weights_dtype, cache_dtype, attention))
         check_storage(weights=weights_dtype, cache=cache_dtype)
@@ -227,34 +204,9 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
 
         Source: `Qwen2AudioForConditionalGeneration.forward`.
         """
-        runtime = self.runtime
         arrays = (input_ids, attention_mask, input_features, feature_attention_mask)
         given = forward_inputs(inputs, {**dict(zip(INPUTS, arrays, strict=True)), "labels": labels, **words})
-
-        def check() -> tuple[tuple[CheckedInputs, np.ndarray | None], Prepared]:
-            inputs = check_inputs(*(given[name] for name in INPUTS), config=self.config)
-            check_contiguous(inputs.rows)
-            check_positions(inputs.sizes.tokens, 0, config=self.config)
-            targets = None if given["labels"] is None else label_rows(given["labels"], inputs.rows, config=self.config)
-            return (inputs, targets), Prepared(inputs.sizes, inputs=inputs.arrays)
-
-        (checked, targets), sizes = agree(self.mesh, check)
-        prompt, lengths = encode_and_place(runtime, checked, sizes)
-        rows, alone = checked.rows, share_of(self.mesh).alone
-        positions = np.full((len(rows.ids) if alone else len(lengths), sizes.width), -1, np.int32)
-        for row, columns in enumerate(rows.columns):
-            positions[row, columns] = np.arange(len(columns))
-        vocab_size = self.config.text_config.vocab_size
-        with jax.set_mesh(self.mesh):
-            logits = forward(self.params, prompt, cfg=self.config, attention=self.attention)
-            where = positions if alone else to_mesh(self.mesh, positions, "batch", "token")
-            logits = _at_input_positions(logits, where, vocab_size=vocab_size)
-        if not alone:
-            logits = own_arrays(self.mesh, logits)[: len(rows.ids), : rows.width]
-            positions = positions[: len(rows.ids), : rows.width]
-        if targets is None:
-            return ModelOutput(logits, None)
-        return ModelOutput(logits, _loss(logits, targets, positions >= 0, ignore_index=self.config.ignore_index))
+        return forward_call(self.runtime, given)
 
     def encode_audio(self, input_features: Any, feature_attention_mask: Any) -> AudioFeatures:
         """Encode clips, each at its true length.
@@ -267,17 +219,7 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
             Vectors before and after the projector, cut to the longest clip: [A, W, D]; those past a clip's own length
             are meaningless.
         """
-
-        def check() -> tuple[ClipFeatures, Prepared]:
-            clips = check_clips(input_features, feature_attention_mask, config=self.config.audio_config)
-            return clips, Prepared(clips.sizes, inputs=(clips.frames, clips.features))
-
-        clips, sizes = agree(self.mesh, check)
-        result = own_arrays(self.mesh, encode_clips(self.runtime, clips, sizes))
-        count, longest = len(clips.frames), int(clips.tokens.max())
-        return AudioFeatures(
-            result.encoded[:count, :longest], result.projected[:count, :longest], result.lengths[:count]
-        )
+        return encode_call(self.runtime, input_features, feature_attention_mask)
 
     def generate(
         self,
@@ -465,6 +407,42 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
             session.read(**inputs)
         return session
 
+    def num_parameters(self) -> int:
+        """The number of weights, without what pads the vocabulary on a mesh."""
+        return sum(spec.size for spec in jax.tree.leaves(parameter_specs(self.config)))
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **words: Any,
+    ) -> None:
+        """Write the model as a Hugging Face folder of safetensors, which transformers loads too.
+
+        Args:
+            folder: may hold the processor's files already, but no checkpoint.
+            max_shard_size: bytes of a file at most, or a text such as "5GB".
+            safe_serialization: True: there is no other format.
+            **words: of transformers, at values that change nothing, as push_to_hub=False.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: weights that are int8, a mesh over several processes, a checkpoint in the folder, or no room.
+        """
+        take_saving_options(words)
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False is not supported: weights are written as safetensors alone")
+        save_model(
+            folder,
+            params=self.params,
+            config=self.config,
+            generation_config=self.generation_config,
+            mesh=self.mesh,
+            max_shard_size=max_shard_size,
+        )
+
     def start(self, **inputs: Any) -> Session:
         """`session` under its former name."""
         warnings.warn("model.start is deprecated: it is called model.session now", DeprecationWarning, stacklevel=2)
@@ -475,24 +453,3 @@ class Qwen2AudioForConditionalGeneration(ModuleWords):
         """Weights, configuration, mesh, cache dtype and attention, as the functions of `generation` take them."""
         cache_dtype = self.config.dtype if self.cache_dtype == "auto" else self.cache_dtype
         return Runtime(self.params, self.config, self.mesh, cache_dtype, self.attention)
-
-
-def default_generation(folder: Folder, *, config: Qwen2AudioConfig) -> GenerationConfig:
-    """The options of a checkpoint's generation_config.json; without one: greedy, with the stop ids of config.json."""
-    if (found := read_generation(folder)) is not None:
-        return found
-    text = config.text_config
-    return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
-
-
-def read_generation(folder: Folder) -> GenerationConfig | None:
-    """The options of a folder's generation_config.json; None if it has none.
-
-    Raises:
-        ValueError: an option is not supported; the message names the file.
-    """
-    settings = folder / "generation_config.json"
-    return GenerationConfig.from_json_file(settings) if settings.exists() else None
-
-
-_loss = jax.jit(next_token_loss, static_argnames="ignore_index")

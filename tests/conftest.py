@@ -12,10 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # goes without its optimisations.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Importing librosa, an oracle, compiles for a quarter of a minute what no test calls.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 # The processes that tests start share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
@@ -32,6 +35,7 @@ from hf_layout import random_tensors, write_hf_checkpoint
 from slow_shares import deal
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.cli import status
 from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
 
@@ -82,6 +86,14 @@ def pytest_collection_modifyitems(config, items):
         share = set(deal(items, shares)[number % shares][1])
         items[:] = [item for item in items if item in share]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_said_of_what_takes_long():
+    """A slow machine gets the same words as a quick one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(status, "LOG_SECONDS", 1e6)
+        yield
 
 
 @cache

@@ -14,7 +14,7 @@ import numpy as np
 from prompts import row_alone
 
 from qwen2audio_jax.engine import Engine, Request, RequestError
-from qwen2audio_jax.generation import grammars, sampling
+from qwen2audio_jax.generation import grammars, sampler_state, sampling, sampling_params
 
 
 @dataclass
@@ -185,10 +185,10 @@ def rounding_decides(model, request: Request, ids: np.ndarray, step: int, other:
     rows = 512
     noise = np.random.default_rng(0).uniform(-1e-5, 1e-5, (rows, len(logits)))
     config = model.generation_config.updated(**{name: value for name, value in request.options.items()})
-    params = sampling.sampling_params(config, vocab_size=len(logits))
+    params = sampling_params.sampling_params(config, vocab_size=len(logits))
     seeds = np.full(rows, request.seed, np.uint32)
     sizes = {"vocab_size": len(logits), "positions": model.config.text_config.max_position_embeddings}
-    state = sampling.init_state([inputs["input_ids"][0]] * rows, seeds, **sizes)
+    state = sampler_state.init_state([inputs["input_ids"][0]] * rows, seeds, **sizes)
     state = jax.tree.map(jnp.asarray, replace(state, step=np.full(rows, step, np.int32)))
     drawn = np.asarray(
         sampling.next_token(jnp.asarray(logits + noise, jnp.float32), state, params, mode="sample").tokens

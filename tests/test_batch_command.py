@@ -138,6 +138,7 @@ def test_cut_files_are_heard_if_wanted_and_marked(tmp_path, capsys, cache):
     assert "allow_truncated" in refusal(capsys, *command[1:])
 
 
+@pytest.mark.slow(seconds=12)
 def test_draws_do_not_depend_on_the_group(cache, model):
     options = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 6}
     records = [Record(f"r{i}", "", prompt="Hello", seed=100 + i) for i in range(4)]

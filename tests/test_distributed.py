@@ -233,7 +233,7 @@ def test_two_processes_join():
     assert [out.splitlines()[-1] for _, out, _ in results] == ["0 0 2 4 2", "1 1 2 4 2"]
 
 
-@pytest.mark.parametrize("absent", [0, 1])
+@pytest.mark.parametrize("absent", [0, pytest.param(1, marks=pytest.mark.slow(seconds=7))])
 def test_the_command_says_who_is_missing(absent):
     arguments = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id", 1 - absent]
     command = ["-m", "qwen2audio_jax", "generate", *arguments, "--peer-timeout", "1.2", "hello"]

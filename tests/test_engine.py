@@ -32,14 +32,14 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
     assert counts["reused"] > 0
     assert stats["submitted"] == len(cases)
     assert stats["failed"] == counts["errors"]
-    assert counts["decided by rounding"] <= len(cases) // 100
+    assert counts["decided by rounding"] <= max(1, len(cases) // 100)
     assert stats["answered"] == counts["equal"] + counts["decided by rounding"]
     assert stats["slots_in_use"] == stats["queued"] == 0
 
 
 def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
     monkeypatch.setattr(placement, "SHORTEST", 8)
-    cases = simulation.random_cases("gqa", 100, seed=5, pool=10, longest=7, frames=23)
+    cases = simulation.random_cases("gqa", 40, seed=5, pool=10, longest=7, frames=23)
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
 

@@ -12,12 +12,12 @@ import tiny
 from safetensors.numpy import load_file
 
 from qwen2audio_jax import embedded
-from qwen2audio_jax.checkpoint import hf_folder, mapping, safetensors_writer, writer
+from qwen2audio_jax.checkpoint import hf_folder, hf_writer, mapping, safetensors_writer, writer
 from qwen2audio_jax.checkpoint.model_card import card_of_export, exported_card, weights_sha256
 from qwen2audio_jax.checkpoint.reader import read_manifest
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.convert import __main__ as command
-from qwen2audio_jax.convert import convert, export, to_safetensors, verify
+from qwen2audio_jax.convert import convert, export, verify
 from qwen2audio_jax.model.qwen2_audio import init_params
 
 
@@ -184,7 +184,7 @@ def test_refusals(tmp_path, capfd):
 
 
 def test_sizes():
-    assert [to_safetensors.parse_size(text) for text in ("5GB", "1.5 kb", "2MiB", "7")] == [5 * 10**9, 1500, 2 << 20, 7]
+    assert [hf_writer.parse_size(text) for text in ("5GB", "1.5 kb", "2MiB", "7")] == [5 * 10**9, 1500, 2 << 20, 7]
 
 
 def test_damage_is_named_and_leaves_nothing(tmp_path):

@@ -133,7 +133,7 @@ class TestQuantize:
 
 
 class TestWeights:
-    @pytest.mark.parametrize("name", ["gqa", "tied"])
+    @pytest.mark.parametrize("name", ["gqa", pytest.param("tied", marks=pytest.mark.slow(seconds=5))])
     def test_computes_with_what_the_codes_stand_for(self, name):
         config = config_of(name)
         codes, floats = jax.jit(lambda: quantized(init_params(config, seed=0)))()
@@ -316,7 +316,7 @@ class TestCache:
         alone = step_logits(model.params, model.config, dtype="int8", prompt=short)
         assert np.abs(alone[:, 0] - found[0][:, 2]).max() <= 0.02 * np.ptp(found[0])
 
-    @pytest.mark.parametrize("mesh", [(4, 2), (2, 4)], ids=str)
+    @pytest.mark.parametrize("mesh", [pytest.param((4, 2), marks=pytest.mark.slow(seconds=13)), (2, 4)], ids=str)
     def test_meshes_split_it_like_a_float_cache(self, load, mesh):
         inputs = random_inputs("gqa")
         model = load(*mesh, weights_dtype="int8", cache_dtype="int8")

@@ -254,7 +254,7 @@ def peft():
     ("name", "targets"),
     [
         ("gqa", EVERYTHING),
-        ("base", ("q_proj", "o_proj", "out_proj", "fc1")),
+        pytest.param("base", ("q_proj", "o_proj", "out_proj", "fc1"), marks=pytest.mark.slow(seconds=5)),
         ("tied", ("decoder", "encoder.q_proj", "projector")),
     ],
 )

@@ -606,6 +606,7 @@ class TestCompiling:
         assert got["next_batch"]["rows"] == 2 * got["largest_batch"]
         assert got["next_batch"]["needed"] > got["limit_bytes_per_chip"] == int(0.008 * GIB)
 
+    @pytest.mark.slow(seconds=8)
     def test_a_batch_that_does_not_fit(self):
         got = planned(*SMALL, "--memory-gib", "0.0001")
         assert (got["fits"], got["largest_batch"], got["roofline"]) == (False, 0, None)

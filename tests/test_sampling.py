@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen2audio_jax.generation import sampling
+from qwen2audio_jax.generation import sampler_state, sampling, sampling_params
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.parallel.sharding import make_mesh, named_sharding
 
@@ -18,7 +18,7 @@ POSITIONS = 400
 
 
 def params_of(vocab_size=320, **options):
-    return sampling.sampling_params(GenerationConfig(eos_token_id=EOS, **options), vocab_size=vocab_size)
+    return sampling_params.sampling_params(GenerationConfig(eos_token_id=EOS, **options), vocab_size=vocab_size)
 
 
 @partial(jax.jit, static_argnames="count")
@@ -37,8 +37,8 @@ process = jax.jit(sampling.process_logits)
 def start(prompt, *, mask=None, seeds=0, vocab_size=320):
     prompt = np.asarray(prompt, np.int32)
     mask = np.ones_like(prompt) if mask is None else np.asarray(mask)
-    seeds = sampling.row_seeds(seeds, rows=len(prompt))
-    return sampling.init_state(unpadded(prompt, mask), seeds, vocab_size=vocab_size, positions=POSITIONS)
+    seeds = sampling_params.row_seeds(seeds, rows=len(prompt))
+    return sampler_state.init_state(unpadded(prompt, mask), seeds, vocab_size=vocab_size, positions=POSITIONS)
 
 
 def unpadded(prompt, mask):
@@ -93,7 +93,7 @@ def test_distribution_is_the_reference_s(options):
     pytest.importorskip("transformers")
     config = GenerationConfig(do_sample=True, eos_token_id=EOS, pad_token_id=300, **options)
     new_tokens, vocab_size = 2, 320
-    params = sampling.sampling_params(config, vocab_size=vocab_size)
+    params = sampling_params.sampling_params(config, vocab_size=vocab_size)
     for seed in range(12):
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, 300, (3, 9 + new_tokens))
@@ -103,7 +103,9 @@ def test_distribution_is_the_reference_s(options):
         logits = (rng.standard_normal((3, vocab_size)) * (1 + seed)).astype(np.float32)
         logits[0, 300:303] += 5
         logits[2, rng.integers(0, vocab_size, 30)] = -np.inf
-        state = sampling.init_state(unpadded(prompt, mask), np.arange(3), vocab_size=vocab_size, positions=POSITIONS)
+        state = sampler_state.init_state(
+            unpadded(prompt, mask), np.arange(3), vocab_size=vocab_size, positions=POSITIONS
+        )
         state = replace(state, step=state.step + new_tokens)
         expected = reference_probabilities(config, prompt, mask, logits, new_tokens=new_tokens)
         for count in {vocab_size, min(vocab_size, params.candidate_count or vocab_size)}:
@@ -117,7 +119,7 @@ def test_distribution_with_ties_is_the_reference_s(options):
     """Logits on a coarse grid: all ties of the k-th are kept, and top-p keeps as many of a tie as the reference."""
     pytest.importorskip("transformers")
     config = GenerationConfig(do_sample=True, eos_token_id=EOS, **options)
-    params = sampling.sampling_params(config, vocab_size=320)
+    params = sampling_params.sampling_params(config, vocab_size=320)
     prompt = np.zeros((4, 3), np.int64)
     for seed in range(8):
         logits = (np.random.default_rng(seed).integers(-12, 12, (4, 320)) / 4).astype(np.float32)
@@ -135,7 +137,7 @@ def test_top_p_removes_a_sum_that_equals_the_rest():
     state = start([[3]], vocab_size=4)
     for top_p, kept in ((0.5, 2), (0.51, 3), (0.25, 1), (1.0, 4)):
         config = GenerationConfig(do_sample=True, top_k=0, top_p=top_p)
-        probabilities = distribution(logits, state, sampling.sampling_params(config, vocab_size=4), 4)
+        probabilities = distribution(logits, state, sampling_params.sampling_params(config, vocab_size=4), 4)
         np.testing.assert_allclose(probabilities[0], [1 / kept] * kept + [0] * (4 - kept), atol=1e-6)
 
 
@@ -152,7 +154,7 @@ def test_of_ties_beyond_the_candidates_the_lowest_ids_are_drawn():
 def test_greedy_is_the_reference_s():
     pytest.importorskip("transformers")
     config = GenerationConfig(repetition_penalty=1.1, min_new_tokens=1, eos_token_id=EOS)
-    params = sampling.sampling_params(config, vocab_size=320)
+    params = sampling_params.sampling_params(config, vocab_size=320)
     for seed in range(10):
         rng = np.random.default_rng(seed)
         prompt = rng.integers(0, 300, (5, 40))
@@ -184,7 +186,7 @@ def test_repeated_n_grams_are_the_reference_s(size):
 def test_rows_with_and_without_repeated_n_grams_go_together():
     """Each row's size is its own, its padding counts for nothing, and generated tokens count like the prompt's."""
     configs = [GenerationConfig(no_repeat_ngram_size=size) for size in (0, 2, 3)]
-    params = sampling.row_params(configs, rows=4, stops=1, vocab_size=320)
+    params = sampling_params.row_params(configs, rows=4, stops=1, vocab_size=320)
     prompt = np.array([[7, 8, 9, 7], [7, 8, 9, 7], [8, 9, 7, 8], [1, 1, 1, 1]])
     logits = jnp.zeros((4, 320)).at[:, 8].set(5.0).at[:, 9].set(4.0)
     first = step(logits, start(prompt), params, mode="greedy")
@@ -274,7 +276,7 @@ def test_frequencies():
 
 def test_steps_of_one_seed_are_independent():
     logits = jnp.zeros((1, 2))
-    state, params = start([[0]], vocab_size=2), sampling.sampling_params(GenerationConfig(top_k=0), vocab_size=2)
+    state, params = start([[0]], vocab_size=2), sampling_params.sampling_params(GenerationConfig(top_k=0), vocab_size=2)
     tokens = []
     for _ in range(200):
         token, _, state = step(logits, state, params, mode="sample")
@@ -293,7 +295,14 @@ def generated(logits, prompt, seeds, params, *, steps=12):
     return np.stack(tokens, 1)
 
 
-@pytest.mark.parametrize("options", [{"top_k": 20, "top_p": 0.8}, {"top_k": 0, "top_p": 0.9}, {"top_k": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 20, "top_p": 0.8},
+        pytest.param({"top_k": 0, "top_p": 0.9}, marks=pytest.mark.slow(seconds=7)),
+        {"top_k": 0},
+    ],
+)
 def test_a_row_is_the_same_alone_reordered_and_padded(options):
     params = params_of(do_sample=True, repetition_penalty=1.1, **options)
     logits = jax.random.normal(jax.random.key(1), (6, 320)) * 2
@@ -341,7 +350,7 @@ def test_other_values_do_not_compile_again():
         for seed in (1, 2):
             counted(logits, start([[1], [2]], seeds=seed), params_of(do_sample=True, **options), mode="sample")
     config = GenerationConfig(do_sample=True, eos_token_id=(1, 2, 3, 4, 5))
-    counted(logits, start([[1], [2]]), sampling.sampling_params(config, vocab_size=320), mode="sample")
+    counted(logits, start([[1], [2]]), sampling_params.sampling_params(config, vocab_size=320), mode="sample")
     assert traces == ["sample"]
 
 
@@ -356,7 +365,7 @@ def test_sharded_logits_give_the_same_tokens(shape, mode):
     for options in ({"top_k": 20, "top_p": 0.7}, {"top_k": 0, "top_p": 0.9}, more):
         params = params_of(do_sample=True, repetition_penalty=1.1, **options)
         expected = step(logits, state, params, mode=mode)
-        placed = jax.device_put(state, sampling.SamplerState(spec, rows, rows, rows, rows, rows))
+        placed = jax.device_put(state, sampler_state.SamplerState(spec, rows, rows, rows, rows, rows))
         with jax.set_mesh(mesh):
             result = step(jax.device_put(logits, spec), placed, params, mode=mode)
         np.testing.assert_array_equal(result.tokens, expected.tokens)
@@ -373,18 +382,18 @@ def test_logits_that_are_not_numbers_show_in_the_log_prob():
 
 
 def test_row_seeds():
-    assert sampling.row_seeds(7, rows=3).tolist() == [7, 8, 9]
-    assert sampling.row_seeds([4, 4, 1], rows=3).tolist() == [4, 4, 1]
-    assert sampling.row_seeds(np.array([5]), rows=1).tolist() == [5]
-    assert sampling.row_seeds(jnp.array([9, 2]), rows=2).tolist() == [9, 2]
-    assert sampling.row_seeds(jnp.int32(6), rows=2).tolist() == [6, 7]
-    assert sampling.row_seeds(None, rows=2).dtype == np.uint32
-    assert not np.array_equal(sampling.row_seeds(None, rows=2), sampling.row_seeds(None, rows=2))
+    assert sampling_params.row_seeds(7, rows=3).tolist() == [7, 8, 9]
+    assert sampling_params.row_seeds([4, 4, 1], rows=3).tolist() == [4, 4, 1]
+    assert sampling_params.row_seeds(np.array([5]), rows=1).tolist() == [5]
+    assert sampling_params.row_seeds(jnp.array([9, 2]), rows=2).tolist() == [9, 2]
+    assert sampling_params.row_seeds(jnp.int32(6), rows=2).tolist() == [6, 7]
+    assert sampling_params.row_seeds(None, rows=2).dtype == np.uint32
+    assert not np.array_equal(sampling_params.row_seeds(None, rows=2), sampling_params.row_seeds(None, rows=2))
     for seed in (-1, 2**32 - 1, 1.5, True, "1", [1.0, 2.0], [1, -1]):
         with pytest.raises(ValueError, match="not an int in 0"):
-            sampling.row_seeds(seed, rows=2)
+            sampling_params.row_seeds(seed, rows=2)
     with pytest.raises(ValueError, match=r"shape \(3,\) for 2 rows"):
-        sampling.row_seeds([1, 2, 3], rows=2)
+        sampling_params.row_seeds([1, 2, 3], rows=2)
 
 
 def test_ids_outside_the_vocabulary_are_refused():

@@ -208,7 +208,14 @@ def test_an_interrupt_while_waiting_keeps_what_was_read(load, talk, monkeypatch)
 
 
 @pytest.mark.parametrize("started", [True, False])
-@pytest.mark.parametrize("options", [SETTINGS | {"min_new_tokens": 4}, SAMPLED, SAMPLED | {"num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        SETTINGS | {"min_new_tokens": 4},
+        pytest.param(SAMPLED, marks=pytest.mark.slow(seconds=8)),
+        SAMPLED | {"num_return_sequences": 2},
+    ],
+)
 def test_a_ragged_batch_of_questions(load, talk, encoded, options, started):
     """Several questions from one beginning, one with a clip of its own and one that has another beginning."""
     model, (start, third) = load("gqa"), talk

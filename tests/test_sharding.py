@@ -118,7 +118,7 @@ def test_meshes_that_do_not_divide_the_model():
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("rows", [3, 5])
+@pytest.mark.parametrize("rows", [3, pytest.param(5, marks=pytest.mark.slow(seconds=6))])
 def test_odd_counts_are_padded(load, rows):
     """Rows and clips that no axis divides; an odd vocabulary is padded by every mesh that splits it."""
     one, many = load("gqa"), load("gqa", mesh=make_mesh(data=4, model=2))

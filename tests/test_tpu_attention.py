@@ -21,7 +21,10 @@ def report(*arguments: str) -> dict[str, list[dict]]:
 @needs_libtpu
 @pytest.mark.parametrize(
     "grouped",
-    [pytest.param(False, id="published", marks=pytest.mark.slow(seconds=32)), pytest.param(True, id="grouped heads")],
+    [
+        pytest.param(False, id="published", marks=pytest.mark.slow(seconds=32, together="published")),
+        pytest.param(True, id="grouped heads", marks=pytest.mark.slow(seconds=20, together="grouped")),
+    ],
 )
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_kernel_holds_no_scores(topology, grouped):

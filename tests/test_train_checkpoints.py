@@ -272,12 +272,13 @@ def test_a_failed_save_is_raised_and_leaves_the_one_before(tmp_path, opened, mon
     assert opened(tmp_path).restore(small(), identity={})[1] == 1
 
 
-def test_a_writer_killed_in_a_save_leaves_the_last_whole_one(tmp_path, opened):
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow(seconds=20))])
+def test_a_writer_killed_in_a_save_leaves_the_last_whole_one(tmp_path, opened, kills):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     like = {"step": jnp.int32(0), "weights": jnp.zeros((1000, 1000))}
     rng = np.random.default_rng(0)
     done = 0
-    for _ in range(5):
+    for _ in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(done + 1)],
             stdout=subprocess.PIPE,

@@ -29,7 +29,8 @@ from qwen2audio_jax.engine.clips import Clip, FilePiece
 from qwen2audio_jax.engine.prepare import Hearing, Preparation, Prepared
 from qwen2audio_jax.engine.request import Answer, RequestError, Timings, as_request_error
 from qwen2audio_jax.engine.work import FRAME_SECONDS
-from qwen2audio_jax.generation.call import Arguments, check_call
+from qwen2audio_jax.generation.arguments import Arguments
+from qwen2audio_jax.generation.call import check_call
 from qwen2audio_jax.generation.outputs import GenerateOutput
 from qwen2audio_jax.parallel.process_rows import from_first, hear_all, share_of
 

@@ -1,13 +1,12 @@
 """Signs that an answer is wrong, though it looks like success: loops, cut or empty answers, too much or too little."""
 
-import tomllib
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
 from os import PathLike
-from pathlib import Path
 from typing import Any
+
+from qwen2audio_jax.config.thresholds import read_thresholds
+from qwen2audio_jax.tasks.checks import compression_ratio
 
 _NUMBERS = ("loop_compression_ratio", "fastest", "slowest", "slowest_from_seconds")
 
@@ -37,17 +36,8 @@ class Thresholds:
         Raises:
             ValueError: the file cannot be read, or a key or value in it is wrong.
         """
-        file = resources.files("qwen2audio_jax.configs") / "batch-suspect.toml" if path is None else Path(path)
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no TOML"
-            raise ValueError(f"{path}: cannot be read ({reason}); copy configs/batch-suspect.toml") from None
-        for name, value in values.items():
-            if name not in {each.name for each in fields(cls)}:
-                raise ValueError(f"{path}: unknown key {name!r}; known are {', '.join((*_NUMBERS, 'retry'))}")
-            if name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-                raise ValueError(f"{path}: {name} is {value!r}; it must be a number, 0 or more")
+        known = [each.name for each in fields(cls)]
+        values = read_thresholds(path, default="batch-suspect.toml", known=known, numbers=_NUMBERS)
         if not isinstance(values.get("retry", {}), dict):
             raise ValueError(f"{path}: retry must be a table of generation options")
         return cls(**values)
@@ -58,8 +48,7 @@ class Thresholds:
 
     def judge(self, text: str, *, audio_seconds: float, finish_reason: str) -> dict[str, Any]:
         """The figures of an answer and its list `suspect`: of "loop", "cut", "empty", "too_fast", "too_slow"."""
-        content = text.encode("utf-8", "surrogatepass")
-        ratio = len(content) / len(zlib.compress(content)) if content else 0.0
+        ratio = compression_ratio(text)
         rate = len(text) / audio_seconds if audio_seconds > 0 else None
         found = {
             "loop": self.loop_compression_ratio is not None and ratio > self.loop_compression_ratio,

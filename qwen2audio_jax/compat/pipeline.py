@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.embedded import EMBEDDED
-from qwen2audio_jax.generation.call import INPUTS
+from qwen2audio_jax.generation.arguments import INPUTS
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 TASKS = ("any-to-any", "audio-text-to-text", "text-generation", "image-text-to-text")

@@ -34,7 +34,7 @@ from qwen2audio_jax.generation.padded_shapes import (
     padded_row_count,
     reading_positions,
 )
-from qwen2audio_jax.generation.sampling import EOS_SLOTS
+from qwen2audio_jax.generation.sampling_params import EOS_SLOTS
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds
 from qwen2audio_jax.parallel.process_rows import data_indices_per_group, share_of
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor

@@ -20,14 +20,9 @@ from qwen2audio_jax.generation.grammars import GrammarMatcher, allowed_tokens
 from qwen2audio_jax.generation.prefix import copy_rows
 from qwen2audio_jax.generation.run import append, insert, new_cache, row_of, sampler_state
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import (
-    MIN_CANDIDATES,
-    Mode,
-    NextToken,
-    SamplerState,
-    SamplingParams,
-    row_params,
-)
+from qwen2audio_jax.generation.sampler_state import SamplerState
+from qwen2audio_jax.generation.sampling import Mode, NextToken
+from qwen2audio_jax.generation.sampling_params import MIN_CANDIDATES, SamplingParams, row_params
 from qwen2audio_jax.generation.warmup import compiled
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 from qwen2audio_jax.model.kv_cache import CACHE_AXES, KVCache, cache_specs

@@ -15,7 +15,7 @@ from qwen2audio_jax.generation.grammars import GrammarMatcher
 from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, audio_slots, text_rows
 from qwen2audio_jax.generation.padded_shapes import padded_frames
 from qwen2audio_jax.generation.prefix import clip_digests, row_tokens, text_tokens
-from qwen2audio_jax.generation.sampling import row_params, row_seeds
+from qwen2audio_jax.generation.sampling_params import row_params, row_seeds
 from qwen2audio_jax.generation.stopping import StopMatcher, stop_matchers
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 

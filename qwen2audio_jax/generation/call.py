@@ -1,13 +1,12 @@
 """Calls: what `generate` is asked for, checked on the host before anything is computed."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.arguments import Arguments
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.grammars import GrammarMatcher, grammar_matchers
 from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
@@ -16,8 +15,8 @@ from qwen2audio_jax.generation.memory import cache_bytes, check_fits
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count, prompt_groups
 from qwen2audio_jax.generation.row_ends import RowEnds
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import SamplingParams, row_seeds, sampling_params
-from qwen2audio_jax.generation.stopping import Tokenizer, stop_matchers
+from qwen2audio_jax.generation.sampling_params import SamplingParams, row_seeds, sampling_params
+from qwen2audio_jax.generation.stopping import stop_matchers
 from qwen2audio_jax.model.cache_pieces import PIECE
 from qwen2audio_jax.parallel.process_rows import Prepared, Sizes, agree, share_of
 from qwen2audio_jax.parallel.sharding import round_up
@@ -26,66 +25,8 @@ ROOM = 256
 """New tokens that a cache has room for at first. Every larger capacity is another program to compile."""
 
 
-INPUTS = ("input_ids", "attention_mask", "input_features", "feature_attention_mask")
-"""Arrays that the processor returns."""
-
 OWN_SETTINGS = ("max_new_tokens", "max_length", "stop_strings", "max_time")
 """Settings that each process of a mesh may have for itself: they are no part of the common program."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Arguments of `generate`, as the user gave them."""
-
-    input_ids: Any
-    attention_mask: Any = None
-    input_features: Any = None
-    feature_attention_mask: Any = None
-    seed: int | Sequence[int] | None = None
-    tokenizer: Tokenizer | None = None
-    logits_processor: Any = None
-    stopping_criteria: Any = None
-    options: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, inputs: Any, *, options: Mapping[str, Any], **given: Any) -> "Arguments":
-        """The arguments of a call whose first one may be what the processor returned, or ids alone.
-
-        Raises:
-            TypeError: no ids, or something that is there twice.
-        """
-        named = merged(inputs, {**options, **given})
-        own = {name: named.pop(name) for name in given}
-        if own["input_ids"] is None:
-            raise TypeError("input_ids is missing: pass what the processor returns, as in generate(**inputs)")
-        return cls(**own, options=named)
-
-
-def merged(inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, with those in `inputs`: a mapping such as the processor returns, or input_ids alone.
-
-    Raises:
-        TypeError: an argument is in both.
-    """
-    entries = inputs if isinstance(inputs, Mapping) else {} if inputs is None else {"input_ids": inputs}
-    if twice := [name for name in entries if given.get(name) is not None]:
-        raise TypeError(f"{twice[0]} is given twice: in the inputs and as an argument")
-    return {**given, **entries}
-
-
-def forward_inputs(inputs: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays and labels of a forward call, by name; `given` may have options of the reference's beside them.
-
-    Raises:
-        TypeError: no ids, something that is there twice, or an option that has no meaning here.
-    """
-    named = merged(inputs, given)
-    if named.get("input_ids") is None:
-        raise TypeError("input_ids is missing: pass what the processor returns, as in model(**inputs)")
-    for name in set(named) - {*INPUTS, "labels", "use_cache", "return_dict"}:
-        if named[name] not in (None, False):
-            raise TypeError(f"a forward call has no argument {name!r}: it gives logits, and with labels= the loss")
-    return named
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from qwen2audio_jax.generation.call import Call
 from qwen2audio_jax.generation.grammars import allowed_tokens
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, SamplingParams, next_token
+from qwen2audio_jax.generation.sampler_state import SamplerState
+from qwen2audio_jax.generation.sampling import Mode, NextToken, next_token
+from qwen2audio_jax.generation.sampling_params import SamplingParams
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.kv_cache import KVCache, enlarge, shorten
 from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh

@@ -4,11 +4,9 @@ Names, defaults and meanings are those of transformers' `GenerationConfig`. An o
 supported here is refused by name if it would change the output, and accepted at its neutral value.
 """
 
-import difflib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -18,96 +16,22 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config.frozen import refuses_assignment
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
-from qwen2audio_jax.config.unknown_keys import asks_for_nothing, could_matter
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
 from qwen2audio_jax.generation.grammars import check_choices, check_regex, check_schema, grammar_of
 from qwen2audio_jax.generation.stopping import check_stop_strings
+from qwen2audio_jax.generation.unsupported_options import is_without_effect, known_options
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage import hub
-from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
+from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at
 from qwen2audio_jax.storage.resolve_folder import resolve_folder
 from qwen2audio_jax.storage.write_whole import write_whole
 
 FILE = "generation_config.json"
 DEFAULT_NEW_TOKENS = 20
 """Number of new tokens if neither max_new_tokens nor max_length is given, as in the reference."""
-
-_BEAMS = "there is no beam search: leave it out for greedy decoding, or set do_sample=True, num_return_sequences=N"
-_FILTERS = "use temperature, top_k, top_p and min_p"
-_PENALTIES = "use repetition_penalty or no_repeat_ngram_size"
-_LOGITS = "use logits_processor=, a pure function, with model.generate"
-_FUNCTIONS = (
-    "functions go to model.generate, model.stream and sessions, whose programs they become part of; in the engine, a "
-    "batch job and the server many requests share one: use min_p, no_repeat_ngram_size, stop_strings or max_time"
-)
-_OUTPUTS = "return_dict_in_generate=True of generate gives log_probs; call the model for logits"
-_DRAFTS = "there is no speculative decoding: leave it out, the output is the same"
-
-# Option of the reference -> (neutral values besides None; what to use instead).
-_LACKING: dict[str, tuple[tuple[Any, ...], str]] = {
-    "assistant_early_exit": ((), _DRAFTS),
-    "assistant_model": ((), _DRAFTS),
-    "bad_words_ids": ((), _LOGITS),
-    "begin_suppress_tokens": ((), _LOGITS),
-    "constraints": ((), _BEAMS),
-    "continuous_batching_config": ((), "leave it out"),
-    "custom_generate": ((), "leave it out"),
-    "diversity_penalty": ((0,), _BEAMS),
-    "dola_layers": ((), "leave it out"),
-    "encoder_no_repeat_ngram_size": ((0,), _PENALTIES),
-    "encoder_repetition_penalty": ((1,), _PENALTIES),
-    "epsilon_cutoff": ((0,), _FILTERS),
-    "eta_cutoff": ((0,), _FILTERS),
-    "exponential_decay_length_penalty": ((), _LOGITS),
-    "force_words_ids": ((), _BEAMS),
-    "forced_bos_token_id": ((), "put the token at the end of the prompt"),
-    "forced_eos_token_id": ((), "append the token to the result"),
-    "guidance_scale": ((1,), "leave it out"),
-    "is_assistant": ((False,), _DRAFTS),
-    "logits_processor": ((), _FUNCTIONS),
-    "min_length": ((0,), "use min_new_tokens, which does not count the prompt"),
-    "negative_prompt_attention_mask": ((), "leave it out"),
-    "negative_prompt_ids": ((), "leave it out"),
-    "num_beam_groups": ((1,), _BEAMS),
-    "num_beams": ((1,), _BEAMS),
-    "output_attentions": ((False,), _OUTPUTS),
-    "output_hidden_states": ((False,), _OUTPUTS),
-    "output_logits": ((False,), _OUTPUTS),
-    "output_scores": ((False,), _OUTPUTS),
-    "penalty_alpha": ((0,), "contrastive search is not built: use do_sample=True with top_k and top_p"),
-    "prefix_allowed_tokens_fn": ((), _LOGITS),
-    "prompt_lookup_num_tokens": ((), _DRAFTS),
-    "remove_invalid_values": ((False,), "leave it out: logits that are not numbers are a fault to be seen"),
-    "return_dict_in_generate": ((False,), _OUTPUTS),
-    "sequence_bias": ((), _LOGITS),
-    "stopping_criteria": ((), _FUNCTIONS),
-    "streamer": ((), "model.generate takes it; elsewhere iterate over stream(...)"),
-    "suppress_tokens": ((), _LOGITS),
-    "token_healing": ((False,), "leave it out"),
-    "top_h": ((), _FILTERS),
-    "typical_p": ((1,), _FILTERS),
-    "use_mtp": ((False,), _DRAFTS),
-    "watermarking_config": ((), "leave it out"),
-}
-
-# Accepted and dropped: they change no token as long as the options above are neutral (speed, memory, details of beam
-# search and of speculative decoding, internal fields of the reference, and leftovers in older checkpoints).
-_INERT = frozenset({
-    "_commit_hash", "_from_model_config", "assistant_confidence_threshold", "assistant_ensemble_weight",
-    "assistant_lookbehind", "cache_config", "cache_implementation", "chat_format", "compile_config",
-    "decoder_start_token_id", "disable_compile", "early_stopping", "length_penalty", "low_memory", "max_cache_len",
-    "max_matching_ngram_size", "max_window_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "prefill_chunk_size", "renormalize_logits", "speculation_type", "synced_gpus", "target_lookbehind",
-    "transformers_version", "use_cache", "use_model_defaults",
-})  # fmt: skip
-
-_DECODING = re.compile(
-    r"beam|bias|constrain|contrast|dry|eos|forbid|force|greedy|guid|length|logit|mirostat|ngram|penalt|prob|sampl|stop"
-    r"|suppress|temperature|token_ids|top_|typical|xtc|^max_|^min_"
-)
-"""Words of options that change tokens in some engine."""
 
 # The meaning of None in a call: not the default but "without this option", as in the reference.
 _WITHOUT: dict[str, Any] = {
@@ -329,7 +253,10 @@ class GenerationConfig:
             ValueError: an unknown key that could change a token, a value out of range, or an unsupported option of the
                 reference.
         """
-        read = {name: value for name, value in present(settings).items() if not _without_effect(name, value)}
+        names = _names()
+        read = {
+            name: value for name, value in present(settings).items() if not is_without_effect(name, value, fields=names)
+        }
         return cls(**_known(read, unknown=ValueError, where="generation_config.json"))
 
     @classmethod
@@ -395,32 +322,12 @@ def _stated(whole: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _without_effect(name: str, value: Any) -> bool:
-    """Return True for what a file may state and no token depends on."""
-    if name in _LACKING:
-        return asks_for_nothing(value)
-    names = {field.name for field in fields(GenerationConfig)}
-    if name in names or name in _INERT:
-        return False
-    nothing = value is False or (not isinstance(value, bool) and value == 0)
-    return nothing or not could_matter(name, value, known=names | set(_LACKING), words=_DECODING)
-
-
 def _known(options: Mapping[str, Any], *, unknown: type[Exception], where: str) -> dict[str, Any]:
-    """The options that are fields of `GenerationConfig`; raises for those that would be ignored."""
-    names = [field.name for field in fields(GenerationConfig)]
-    known = {}
-    for name, value in options.items():
-        if name in names:
-            known[name] = value
-        elif name in _LACKING:
-            neutral, remedy = _LACKING[name]
-            if value is not None and not any(type(value) in (bool, int, float) and value == item for item in neutral):
-                raise ValueError(f"{name}={value!r} is not supported: {remedy}")
-        elif name not in _INERT:
-            nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
-            raise unknown(f"{where} has no option {name!r}: the nearest is {nearest!r}")
-    return known
+    return known_options(options, fields=_names(), unknown=unknown, where=where)
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(GenerationConfig)]
 
 
 def _number(name: str, value: Any, *, above: float, most: float) -> float:
@@ -444,3 +351,21 @@ def _integer(name: str, value: Any, *, least: int, most: int) -> int:
 def _ids(value: Any) -> tuple[int, ...]:
     ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     return tuple(dict.fromkeys(_integer("eos_token_id", token, least=0, most=2**31 - 1) for token in ids))
+
+
+def default_generation(folder: Folder, *, config: Qwen2AudioConfig) -> GenerationConfig:
+    """The options of a checkpoint's generation_config.json; without one: greedy, with the stop ids of config.json."""
+    if (found := read_generation(folder)) is not None:
+        return found
+    text = config.text_config
+    return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
+
+
+def read_generation(folder: Folder) -> GenerationConfig | None:
+    """The options of a folder's generation_config.json; None if it has none.
+
+    Raises:
+        ValueError: an option is not supported; the message names the file.
+    """
+    settings = folder / FILE
+    return GenerationConfig.from_json_file(settings) if settings.exists() else None

@@ -10,7 +10,7 @@ import numpy as np
 from qwen2audio_jax.generation.call import Call
 from qwen2audio_jax.generation.decoding import Progress, Step
 from qwen2audio_jax.generation.text_stream import TextStream
-from qwen2audio_jax.tensor_like import tensor_like
+from qwen2audio_jax.torch_style.tensors import tensor_like
 
 Steps = Generator[Step, None, None]
 """The running steps of a call; closing it ends them."""

@@ -28,14 +28,13 @@ from qwen2audio_jax.generation.inputs import CheckedInputs
 from qwen2audio_jax.generation.padded_shapes import padded_row_count, padded_tokens, prompt_groups
 from qwen2audio_jax.generation.prefix import Prefix, without_prefix
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import SamplerState, init_state
+from qwen2audio_jax.generation.sampler_state import SamplerState, init_state
 from qwen2audio_jax.model import cache_pieces, qwen2_audio
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 from qwen2audio_jax.model.kv_cache import KVCache, cache_specs, empty_cache, fork
 from qwen2audio_jax.parallel.process_rows import Sizes, global_rows, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
-forward = jax.jit(qwen2_audio.forward, static_argnames=("cfg", "attention"))
 prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
 append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window", "attention"), donate_argnames="cache")
 row_of = jax.jit(cache_pieces.row_of)

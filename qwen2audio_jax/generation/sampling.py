@@ -10,97 +10,17 @@ sampling.
 
 import functools
 import operator
-import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from qwen2audio_jax.generation.generation_config import GenerationConfig
+from qwen2audio_jax.generation.sampler_state import SamplerState, constrained
+from qwen2audio_jax.generation.sampling_params import SamplingParams
 from qwen2audio_jax.parallel.sharding import constrain
 
 Mode = Literal["greedy", "sample"]
-Edit = Callable[[jax.Array, jax.Array], jax.Array]
-
-EOS_SLOTS = 8  # stop ids are padded to a multiple of this, so that a few more of them need no new compilation
-MIN_CANDIDATES = 128  # selecting 128 of the vocabulary costs as much as selecting 20, and leaves room for ties
-_SEEDS = 1 << 32
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["seen", "ids", "length", "step", "seeds", "finished"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class SamplerState:
-    """The sampler's state of each row."""
-
-    seen: jax.Array
-    """[B, V] bool: ids of the row's prompt and its generated tokens, to which the repetition penalty applies."""
-    ids: jax.Array
-    """[B, P] int32: the same in their order, -1 behind them; P is the most positions that a row may have."""
-    length: jax.Array
-    """[B] int32: how many they are."""
-    step: jax.Array
-    """[B] int32: number of tokens the row has generated, its stop token included."""
-    seeds: jax.Array
-    """[B] uint32."""
-    finished: jax.Array
-    """[B] bool: the row has generated a stop token."""
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "temperature",
-        "top_k",
-        "tail_mass",
-        "min_p",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "min_new_tokens",
-        "eos_token_ids",
-        "pad_token_id",
-        "candidates",
-    ],
-    meta_fields=["candidate_count", "edit"],
-)
-@dataclass(frozen=True)
-class SamplingParams:
-    """The settings of a call as arrays, so that changed values reuse the same compiled program.
-
-    Each is one for all rows, or has rows first: [B] where [] is said, [B, E] where [E] is.
-    """
-
-    temperature: jax.Array
-    """[] float32, above 0."""
-    top_k: jax.Array
-    """[] int32; 0 keeps all."""
-    tail_mass: jax.Array
-    """[] float32: 1 - top_p, the largest probability mass that top-p removes; negative keeps all."""
-    min_p: jax.Array
-    """[] float32: tokens below this share of the most probable one's probability are removed; 0 keeps all."""
-    repetition_penalty: jax.Array
-    """[] float32, above 0; 1 does nothing."""
-    no_repeat_ngram_size: jax.Array
-    """[] int32: no such number of tokens in a row comes twice; 0 does nothing."""
-    min_new_tokens: jax.Array
-    """[] int32."""
-    eos_token_ids: jax.Array
-    """[E] int32, padded with -1."""
-    pad_token_id: jax.Array
-    """[] int32: the id that finished rows emit."""
-    candidates: jax.Array
-    """[] int32: the number of most probable tokens that a row draws from; 1 makes it greedy."""
-    candidate_count: int | None
-    """Static: the largest of `candidates`; None for the whole vocabulary, and when not sampling."""
-    edit: Edit | None = None
-    """Static: the caller's own change of the scores, a pure function of (ids, scores); see `logits_processors`."""
 
 
 class NextToken(NamedTuple):
@@ -111,139 +31,6 @@ class NextToken(NamedTuple):
     log_probs: jax.Array
     """[B] float32."""
     state: SamplerState
-
-
-def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams:
-    """The settings of `config` for a model of `vocab_size` (unpadded) tokens.
-
-    Raises:
-        ValueError: a stop or padding id that is not in the vocabulary.
-    """
-    return jax.tree.map(jnp.asarray, _host_params(config, vocab_size=vocab_size))
-
-
-def _host_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams:
-    for name, ids in (("eos_token_id", config.eos_token_id), ("pad_token_id", (config.filler_token_id,))):
-        for token in ids:
-            if token >= vocab_size:
-                raise ValueError(f"{name} {token} is not in the vocabulary of {vocab_size} tokens: give an id below")
-    eos = np.full(EOS_SLOTS * max(1, -(-len(config.eos_token_id) // EOS_SLOTS)), -1, np.int32)
-    eos[: len(config.eos_token_id)] = config.eos_token_id
-    # 1 - top_p is rounded to float32 once, as in the reference, instead of top_p and the difference separately.
-    tail_mass = 1.0 - config.top_p if config.top_p < 1.0 else -1.0
-    # A power of two of at least twice top_k: few different programs, and room for ties.
-    limited = config.do_sample and config.top_k
-    count = max(MIN_CANDIDATES, 1 << (2 * config.top_k - 1).bit_length()) if limited else vocab_size
-    arrays: Any = {
-        "temperature": np.float32(config.temperature or 1.0),  # 0 is another way to write greedy
-        "top_k": np.int32(config.top_k),
-        "tail_mass": np.float32(tail_mass),
-        "min_p": np.float32(config.min_p),
-        "repetition_penalty": np.float32(config.repetition_penalty),
-        "no_repeat_ngram_size": np.int32(config.no_repeat_ngram_size),
-        "min_new_tokens": np.int32(config.min_new_tokens or 0),
-        "eos_token_ids": eos,
-        "pad_token_id": np.int32(config.filler_token_id),
-        "candidates": np.int32(min(count, vocab_size)),
-    }
-    return SamplingParams(**arrays, candidate_count=count if count < vocab_size else None)
-
-
-def row_params(configs: Sequence[GenerationConfig], *, rows: int, stops: int, vocab_size: int) -> SamplingParams:
-    """Settings of rows that each have their own, greedy and sampled ones together; numpy arrays.
-
-    Args:
-        configs: of the first rows; the rest only pads the batch.
-        rows: B.
-        stops: E, at least as many as any row's stop ids.
-        vocab_size: of the model, unpadded.
-
-    Raises:
-        ValueError: as `sampling_params`; more stop ids than `stops`.
-    """
-    found = []
-    for config in configs:
-        if len(config.eos_token_id) > stops:
-            raise ValueError(f"eos_token_id has {len(config.eos_token_id)} ids, and {stops} fit here: leave some out")
-        params = _host_params(config, vocab_size=vocab_size)
-        eos: Any = np.full(stops, -1, np.int32)
-        eos[: len(config.eos_token_id)] = config.eos_token_id
-        count: Any = params.candidates if config.do_sample else np.int32(1)
-        found.append(replace(params, eos_token_ids=eos, candidates=count, candidate_count=None))
-    found += [found[0]] * (rows - len(found))
-    return jax.tree.map(lambda *values: np.stack(values), *found)
-
-
-def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows: int) -> np.ndarray:
-    """Seeds of the rows, [rows] uint32; an int s means s, s+1, ...; None takes s from the system's entropy.
-
-    Raises:
-        ValueError: not ints, a number of them other than `rows`, or one outside 0..2**32-1.
-    """
-    if seed is None:
-        seed = secrets.randbelow(_SEEDS - rows)
-    if isinstance(seed, jax.Array):
-        seed = np.asarray(seed)
-    if isinstance(seed, Sequence | np.ndarray) and np.shape(seed) == (rows,):
-        seeds = [_seed(value) for value in seed]
-    elif isinstance(seed, Sequence | np.ndarray) and np.ndim(seed):
-        raise ValueError(f"seed has the shape {np.shape(seed)} for {rows} rows: give one int, or one for each row")
-    else:
-        first = _seed(seed)
-        seeds = [_seed(first + row) for row in range(rows)]
-    return np.asarray(seeds, np.uint32)
-
-
-def _seed(value: object) -> int:
-    try:
-        number = -1 if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = -1
-    if not 0 <= number < _SEEDS:
-        raise ValueError(f"seed {value!r} is not an int in 0..{_SEEDS - 1}: give one, or one for each row")
-    return number
-
-
-def init_state(prompts: Sequence[np.ndarray], seeds: np.ndarray, *, vocab_size: int, positions: int) -> SamplerState:
-    """The state before the first token, on the host.
-
-    Padding on either side is not marked as seen, so it changes nothing. The reference also excludes padding on the left
-    since it uses the mask (transformers 5); earlier releases penalised the padding id in the padded rows of a batch,
-    and with it the end-of-text token, which has the same id.
-
-    Args:
-        prompts: the ids [T] of each prompt, without padding.
-        seeds: [B] uint32, from `row_seeds`; rows beyond the prompts only pad the batch.
-        vocab_size: V, the last dimension of the logits (padded, if those are).
-        positions: P, the most that a prompt and its answer have.
-    """
-    rows = len(seeds)
-    seen, ids, length = np.zeros((rows, vocab_size), bool), np.full((rows, positions), -1, np.int32), np.zeros(rows)
-    for row, prompt in enumerate(prompts):
-        seen[row, prompt] = True
-        ids[row, : len(prompt)] = prompt
-        length[row] = len(prompt)
-    arrays: Any = {
-        "seen": seen,
-        "ids": ids,
-        "length": length.astype(np.int32),
-        "step": np.zeros(rows, np.int32),
-        "seeds": np.asarray(seeds, np.uint32),
-        "finished": np.zeros(rows, bool),
-    }
-    return SamplerState(**arrays)
-
-
-def _constrained(state: SamplerState) -> SamplerState:
-    # Otherwise the compiler shards the first step's state differently from later ones, and the step is compiled twice.
-    return SamplerState(
-        seen=constrain(state.seen, "batch", "vocab"),
-        ids=constrain(state.ids, "batch", None),
-        length=constrain(state.length, "batch"),
-        step=constrain(state.step, "batch"),
-        seeds=constrain(state.seeds, "batch"),
-        finished=constrain(state.finished, "batch"),
-    )
 
 
 def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParams) -> jax.Array:
@@ -382,7 +169,7 @@ def next_token(
     return NextToken(
         tokens=constrain(jnp.where(running, chosen, params.pad_token_id), "batch"),
         log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
-        state=_constrained(after),
+        state=constrained(after),
     )
 
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.config import Qwen2AudioTextConfig
+from qwen2audio_jax.generation.arguments import Arguments
 from qwen2audio_jax.generation.call import (
-    Arguments,
     Call,
     cache_capacity,
     check_one_row,

@@ -34,7 +34,9 @@ from qwen2audio_jax.generation.padded_shapes import (
     prompt_counts,
 )
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import Mode, SamplerState, SamplingParams, sampling_params
+from qwen2audio_jax.generation.sampler_state import SamplerState
+from qwen2audio_jax.generation.sampling import Mode
+from qwen2audio_jax.generation.sampling_params import SamplingParams, sampling_params
 from qwen2audio_jax.model.kv_cache import KVCache
 from qwen2audio_jax.model.qwen2_audio import Prompt
 from qwen2audio_jax.parallel.process_rows import share_of

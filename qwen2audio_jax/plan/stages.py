@@ -19,7 +19,9 @@ from qwen2audio_jax.generation import decoding
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.padded_shapes import prefill_rows
 from qwen2audio_jax.generation.runtime import Runtime
-from qwen2audio_jax.generation.sampling import Mode, NextToken, SamplerState, sampling_params
+from qwen2audio_jax.generation.sampler_state import SamplerState
+from qwen2audio_jax.generation.sampling import Mode, NextToken
+from qwen2audio_jax.generation.sampling_params import sampling_params
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.attention import AUTO, choose_attention
 from qwen2audio_jax.model.cache_pieces import Piece

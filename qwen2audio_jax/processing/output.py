@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen2audio_jax.tensor_like import LOG, NO_MOVE, tensor_like
+from qwen2audio_jax.torch_style.tensors import LOG, NO_MOVE, tensor_like
 
 
 class ProcessorOutput(MutableMapping[str, Any]):

@@ -12,7 +12,6 @@ import numpy as np
 
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.loading_words import take_loading_words, take_saving_words
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
@@ -25,13 +24,14 @@ from qwen2audio_jax.processing.files import (
     read_processor_files,
     write_processor_files,
 )
-from qwen2audio_jax.processing.instead import PROCESSOR, no_attribute
 from qwen2audio_jax.processing.open_end import OpenEnd
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
+from qwen2audio_jax.torch_style.attributes import PROCESSOR, no_attribute
+from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
@@ -128,7 +128,7 @@ class Qwen2AudioProcessor:
             TypeError: an unknown option.
             ValueError: a file is missing or holds something that is not supported; the message names both.
         """
-        take_loading_words(words, known=("revision", "padding_side", "chat_template"))
+        take_loading_options(words, known=("revision", "padding_side", "chat_template"))
         folder = folder_at(source)
         if is_url(source) or not folder.is_dir() or revision is not None:
             # Imported here: a local folder needs none of the modules that fetch checkpoints.
@@ -193,7 +193,7 @@ class Qwen2AudioProcessor:
 
         `words`: of the reference, at values that change nothing, as push_to_hub=False.
         """
-        take_saving_words(words)
+        take_saving_options(words)
         files = ProcessorFiles(
             tokenizer_json=self.tokenizer.to_json(),
             tokenizer_config=self.tokenizer.settings,

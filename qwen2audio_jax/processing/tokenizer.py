@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from qwen2audio_jax.loading_words import take_saving_words
 from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
-from qwen2audio_jax.processing.instead import TOKENIZER, no_attribute
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.attributes import TOKENIZER, no_attribute
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
@@ -244,7 +244,7 @@ class Qwen2AudioTokenizer:
 
         `words`: of the reference, at values that change nothing, as push_to_hub=False.
         """
-        take_saving_words(words)
+        take_saving_options(words)
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(self.settings, indent=2, ensure_ascii=False)

@@ -7,7 +7,7 @@ from typing import Any
 from qwen2audio_jax.engine import Engine
 from qwen2audio_jax.serve.errors import STATUS, ApiError
 from qwen2audio_jax.serve.transcription import Transcription
-from qwen2audio_jax.tasks.checks import ratio
+from qwen2audio_jax.tasks.checks import compression_ratio
 from qwen2audio_jax.tasks.task import HEARD, Task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
@@ -107,6 +107,6 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "tokens": [],
         "temperature": 0.0,
         "avg_logprob": segment.mean_log_prob,
-        "compression_ratio": round(ratio(segment.text), 3),
+        "compression_ratio": round(compression_ratio(segment.text), 3),
         "no_speech_prob": None,
     }

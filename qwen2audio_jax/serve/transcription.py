@@ -1,6 +1,5 @@
 """Transcriptions in OpenAI's protocol: the form that asks for one, and the formats of its answer."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from qwen2audio_jax.engine.request import Answer, Request
 from qwen2audio_jax.serve.errors import bad
 from qwen2audio_jax.serve.protocol import check_model
+from qwen2audio_jax.tasks.checks import compression_ratio
+from qwen2audio_jax.tasks.transcript import clock
 
 LANGUAGES = ("en", "zh", "yue", "fr", "it", "es", "de", "ja", "ko")
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -86,9 +87,9 @@ def transcript(answer: Answer, asked: Transcription) -> tuple[str | dict[str, An
         }
         return found, "application/json"
     if asked.form == "srt":
-        return f"1\n{_clock(0, ',')} --> {_clock(seconds, ',')}\n{text}\n", "application/x-subrip"
+        return f"1\n{clock(0, ',')} --> {clock(seconds, ',')}\n{text}\n", "application/x-subrip"
     if asked.form == "vtt":
-        return f"WEBVTT\n\n{_clock(0, '.')} --> {_clock(seconds, '.')}\n{text}\n", "text/vtt"
+        return f"WEBVTT\n\n{clock(0, '.')} --> {clock(seconds, '.')}\n{text}\n", "text/vtt"
     return text + "\n", "text/plain"
 
 
@@ -105,7 +106,6 @@ def _usage(answer: Answer) -> dict[str, Any]:
 
 
 def _segment(answer: Answer, text: str, temperature: float) -> dict[str, Any]:
-    data = text.encode()
     return {
         "id": 0,
         "seek": 0,
@@ -115,13 +115,5 @@ def _segment(answer: Answer, text: str, temperature: float) -> dict[str, Any]:
         "tokens": answer.token_ids.tolist(),
         "temperature": temperature,
         "avg_logprob": float(answer.log_probs.mean()),
-        "compression_ratio": round(len(data) / len(zlib.compress(data)), 3) if data else 0.0,
+        "compression_ratio": round(compression_ratio(text), 3),
     }
-
-
-def _clock(seconds: float, point: str) -> str:
-    thousandths = round(seconds * 1000)
-    return (
-        f"{thousandths // 3_600_000:02d}:{thousandths // 60_000 % 60:02d}:{thousandths // 1000 % 60:02d}{point}"
-        f"{thousandths % 1000:03d}"
-    )

@@ -5,14 +5,13 @@ more than can be said in the time), "loop", and "cut" (ended by the limit of tok
 """
 
 import re
-import tomllib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import resources
 from os import PathLike
-from pathlib import Path
 from typing import Any
+
+from qwen2audio_jax.config.thresholds import read_thresholds
 
 FLAGS = ("not_heard", "invented", "loop", "cut")
 _NUMBERS = (
@@ -54,18 +53,10 @@ class Checks:
         Raises:
             ValueError: the file cannot be read, or a key or value in it is wrong.
         """
-        file = resources.files("qwen2audio_jax.configs") / "tasks-checks.toml" if path is None else Path(path)
-        try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no TOML"
-            raise ValueError(f"{path}: cannot be read ({reason}); copy configs/tasks-checks.toml") from None
         known = [each.name for each in fields(cls)]
-        for name, value in values.items():
-            if name not in known:
-                raise ValueError(f"{path}: unknown key {name!r}; known are {', '.join(known)}")
-            if name in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{path}: {name} is {value!r}; it must be a number")
+        values = read_thresholds(
+            path, default="tasks-checks.toml", known=known, numbers=_NUMBERS, signed=("unsure_log_prob",)
+        )
         for pattern in values.get("answers", ()):
             try:
                 re.compile(pattern)
@@ -83,7 +74,7 @@ class Checks:
             finish_reason: the answer's.
         """
         text = text.strip()
-        loop = self.loop_compression_ratio is not None and ratio(text) > self.loop_compression_ratio
+        loop = self.loop_compression_ratio is not None and compression_ratio(text) > self.loop_compression_ratio
         long = self._is_long(text, voiced) and not loop
         found = {
             "not_heard": self._is_short(text, voiced),
@@ -117,7 +108,7 @@ class Checks:
         return any(tuple(words[start : start + size]) in runs for start in range(len(words) - size + 1))
 
 
-def ratio(text: str) -> float:
+def compression_ratio(text: str) -> float:
     """UTF-8 bytes of a text by zlib's; 0 for none."""
     content = text.encode("utf-8", "surrogatepass")
     return len(content) / len(zlib.compress(content)) if content else 0.0

@@ -95,9 +95,8 @@ def export_result(
         ValueError: a weight does not fit its dtype, or the disk has too little space.
         OSError: the disk fails. An earlier result stays as it was.
     """
-    # Imported here: the converter is needed only at the end of a run.
     from qwen2audio_jax.checkpoint.hf_folder import read_settings
-    from qwen2audio_jax.convert.to_safetensors import plan_files, write_folder
+    from qwen2audio_jax.checkpoint.hf_writer import plan_files, write_folder
 
     start = Path(settings.model) if model.checkpoint is None else model.checkpoint
     shapes = {name: tuple(spec.shape) for name, spec in flatten_dict(parameter_specs(model.config), sep="/").items()}

@@ -49,7 +49,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def take_loading_words(given: Mapping[str, Any], *, known: Sequence[str]) -> None:
+def take_loading_options(given: Mapping[str, Any], *, known: Sequence[str]) -> None:
     """Judge the options of `from_pretrained` that are not its own.
 
     Raises:
@@ -83,7 +83,7 @@ _SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def take_saving_words(given: Mapping[str, Any]) -> None:
+def take_saving_options(given: Mapping[str, Any]) -> None:
     """Judge the options of transformers' `save_pretrained`.
 
     Raises:

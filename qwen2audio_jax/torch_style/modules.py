@@ -1,8 +1,6 @@
-"""What code written for transformers says to a model besides calling it: where it is, to move it, to save it."""
+"""Methods of torch's modules that code written for transformers calls on a model: where it is, and to move it."""
 
 import logging
-import os
-from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -10,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.loading_words import DTYPES, dtype_name, take_saving_words
+from qwen2audio_jax.torch_style.attributes import no_attribute
+from qwen2audio_jax.torch_style.loading_options import DTYPES, dtype_name
 
 LOG = logging.getLogger(__name__)
 
@@ -41,18 +39,15 @@ _INSTEAD = {
 }
 
 
-class ModuleWords:
+class ModuleMethods:
     """Attributes and methods of torch's modules and of transformers' models that have a meaning for a loaded model."""
 
     config: Qwen2AudioConfig
-    params: Mapping[str, Any]
     mesh: Mesh
-    generation_config: GenerationConfig
 
     def __getattr__(self, name: str) -> Any:
         """Nothing; the error names what to use instead of a method of torch's or transformers'."""
-        remedy = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise AttributeError(f"the model has no attribute {name!r}{remedy}")
+        raise no_attribute("model", name, _INSTEAD)
 
     @property
     def device(self) -> jax.Device:
@@ -81,46 +76,6 @@ class ModuleWords:
         return self
 
     cuda = cpu = to
-
-    def num_parameters(self) -> int:
-        """The number of weights, without what pads the vocabulary on a mesh."""
-        from qwen2audio_jax.model.qwen2_audio import parameter_specs
-
-        return sum(spec.size for spec in jax.tree.leaves(parameter_specs(self.config)))
-
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        max_shard_size: int | str = "5GB",
-        safe_serialization: bool = True,
-        **words: Any,
-    ) -> None:
-        """Write the model as a Hugging Face folder of safetensors, which transformers loads too.
-
-        Args:
-            folder: may hold the processor's files already, but no checkpoint.
-            max_shard_size: bytes of a file at most, or a text such as "5GB".
-            safe_serialization: True: there is no other format.
-            **words: of transformers, at values that change nothing, as push_to_hub=False.
-
-        Raises:
-            TypeError: an unknown option.
-            ValueError: weights that are int8, a mesh over several processes, a checkpoint in the folder, or no room.
-        """
-        from qwen2audio_jax.save_model import save_model
-
-        take_saving_words(words)
-        if not safe_serialization:
-            raise ValueError("safe_serialization=False is not supported: weights are written as safetensors alone")
-        save_model(
-            folder,
-            params=self.params,
-            config=self.config,
-            generation_config=self.generation_config,
-            mesh=self.mesh,
-            max_shard_size=max_shard_size,
-        )
 
 
 def _dtype(place: Any) -> str | None:

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from qwen2audio_jax.checkpoint.hf_folder import looks_like_hf_folder
+from qwen2audio_jax.checkpoint.hf_writer import parse_size, plan_files, write_folder
 from qwen2audio_jax.checkpoint.reader import is_checkpoint
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import FILE, GenerationConfig
@@ -44,9 +45,6 @@ def save_model(
         ValueError: weights that are int8, a mesh over several processes, a checkpoint in the folder, or no room.
         OSError: the disk fails; nothing is left.
     """
-    # Imported here: run time needs no converter.
-    from qwen2audio_jax.convert.to_safetensors import parse_size, plan_files, write_folder
-
     out = Path(folder)
     if not share_of(mesh).alone:
         raise ValueError("save_pretrained runs in one process, and this model's mesh spans several: use convert export")

@@ -1,0 +1,1 @@
+"""What callers of torch and transformers write, for as far as it has a meaning here."""
