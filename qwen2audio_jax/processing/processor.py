@@ -12,6 +12,10 @@ import numpy as np
 
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS
+<<<<<<< HEAD
+=======
+from qwen2audio_jax.loading_words import take_loading_words, take_saving_options
+>>>>>>> 8d097fc50824eea82fb315beea2853af57e84e5f
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
@@ -24,6 +28,7 @@ from qwen2audio_jax.processing.files import (
     read_processor_files,
     write_processor_files,
 )
+from qwen2audio_jax.processing.instead import PROCESSOR, no_attribute
 from qwen2audio_jax.processing.open_end import OpenEnd
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
@@ -64,7 +69,10 @@ class Qwen2AudioProcessor:
         feature_extractor: `Qwen2AudioFeatureExtractor`; its `sampling_rate` is the one that arrays must have.
         chat_template: jinja2 source; another may be assigned.
         audio_token, audio_token_id: the placeholder of a clip.
+        audio_bos_token, audio_eos_token: what stands around it.
     """
+
+    audio_bos_token, audio_eos_token = "<|audio_bos|>", "<|audio_eos|>"
 
     def __init__(
         self,
@@ -93,6 +101,10 @@ class Qwen2AudioProcessor:
         if name in self.__dict__:
             ChatTemplate(value)  # a checkpoint's own is compiled where it is used
         object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing; the error names what to use instead of an attribute of transformers' processors."""
+        raise no_attribute("processor", name, PROCESSOR)
 
     @classmethod
     def from_pretrained(
@@ -178,11 +190,14 @@ class Qwen2AudioProcessor:
             arrays |= self.feature_extractor.pad(clips)
         return to_output(arrays, return_tensors=return_tensors)
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> list[str]:
+    def save_pretrained(self, folder: str | PathLike[str], **words: Any) -> list[str]:
         """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json and chat_template.jinja into a folder.
 
         Both this class and transformers read them back. Returns the files' paths.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
         """
+        take_saving_options(words)
         files = ProcessorFiles(
             tokenizer_json=self.tokenizer.to_json(),
             tokenizer_config=self.tokenizer.settings,

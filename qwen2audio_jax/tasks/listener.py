@@ -1,7 +1,7 @@
 """`Tasks`: a model, its processor and an engine, and what people ask of them.
 
-    with Tasks.from_pretrained() as tasks:
-        print(tasks.transcribe("talk.mp3").text)
+with Tasks.from_pretrained() as tasks:
+print(tasks.transcribe("talk.mp3").text)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
