@@ -9,7 +9,8 @@ import numpy as np
 
 from qwen2audio_jax.checkpoint.hf_folder import StoredTensor
 from qwen2audio_jax.checkpoint.manifest import sha256_of
-from qwen2audio_jax.checkpoint.mapping import Target, copy_reversed
+from qwen2audio_jax.checkpoint.mapping import Target
+from qwen2audio_jax.checkpoint.reversed_axes import copy_reversed
 from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits, check_finite
 from qwen2audio_jax.model.quantization import INT8, channel_axis, quantize, scale_name
 

@@ -35,6 +35,7 @@ from hf_layout import random_tensors, write_hf_checkpoint
 from slow_shares import deal
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration
+from qwen2audio_jax.cli import status
 from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
 
@@ -85,6 +86,14 @@ def pytest_collection_modifyitems(config, items):
         share = set(deal(items, shares)[number % shares][1])
         items[:] = [item for item in items if item in share]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_said_of_what_takes_long():
+    """A slow machine gets the same words as a quick one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(status, "LOG_SECONDS", 1e6)
+        yield
 
 
 @cache

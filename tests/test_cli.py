@@ -26,12 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the installed command does, in a checkout too, where convert/ and configs/ stand beside the package.
 COMMAND = """
 import sys
-from pathlib import Path
-import qwen2audio_jax
-if not any(Path(place, "convert").is_dir() for place in qwen2audio_jax.__path__):
-    qwen2audio_jax.__path__.append(sys.argv[1])
+from qwen2audio_jax.cli import status
 from qwen2audio_jax.cli.main import main
-sys.exit(main(sys.argv[2:]))
+status.LOG_SECONDS = 1e6  # on a slow machine lines about what takes long would come in between
+sys.exit(main(sys.argv[1:]))
 """
 ENVIRONMENT = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), **os.environ, "PYTHONPATH": str(ROOT)}
 # Enough for random weights to say something visible.
@@ -73,7 +71,7 @@ def clips(tmp_path_factory) -> Path:
 def command(*arguments, stdin: str = "", cwd=None, cache=None) -> subprocess.CompletedProcess:
     """Run the command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, str(ROOT), *map(str, arguments)],
+        [sys.executable, "-c", COMMAND, *map(str, arguments)],
         input=stdin.encode(),
         capture_output=True,
         cwd=cwd,
@@ -167,7 +165,7 @@ def test_bad_input_as_typed(checkpoint, clips):
 def test_reader_that_leaves(checkpoint):
     """A pipe that is closed early ends the command without a traceback."""
     with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(ROOT), "generate", "--model", str(checkpoint), *TALK, "hello"],
+        [sys.executable, "-c", COMMAND, "generate", "--model", str(checkpoint), *TALK, "hello"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,

@@ -28,6 +28,7 @@ FLOORS = (
     ("engine",),
     ("tasks",),
     ("batch", "compat", "ray", "serve"),
+    ("evaluation",),
     ("train",),
     ("speech", "plan"),
     ("cli", "__main__", "__init__"),

@@ -60,13 +60,13 @@ class LineFile:
     manifest: bool
 
 
-def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
+def line_files(inputs: Sequence[str | LineFile], *, scratch: Path) -> list[LineFile]:
     """The records of all inputs, in order.
 
     Args:
         inputs: JSONL files (also .gz), tars in WebDataset's layout, Parquet files with a column of sounds, sound files,
             folders of these, patterns such as "part-*.jsonl", URLs of any of these in buckets, or "-" for JSONL on
-            stdin.
+            stdin; or files of lines that are ready.
         scratch: an empty folder for what cannot be read in place.
 
     Raises:
@@ -89,6 +89,10 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
     if not inputs:
         raise ValueError("there is no input; name a JSONL file, a tar, or a folder of sound files")
     for each in _expanded(inputs):
+        if isinstance(each, LineFile):
+            flush()
+            found.append(each)
+            continue
         lower = each.lower()
         if each != STDIN and lower.endswith(SOUNDS):
             sounds.append((each, each))
@@ -122,9 +126,9 @@ def line_files(inputs: Sequence[str], *, scratch: Path) -> list[LineFile]:
     return found
 
 
-def _expanded(inputs: Iterable[str]) -> Iterator[str]:
+def _expanded(inputs: Iterable[str | LineFile]) -> Iterator[str | LineFile]:
     for each in inputs:
-        if each == STDIN or is_url(each) or os.path.exists(each):
+        if isinstance(each, LineFile) or each == STDIN or is_url(each) or os.path.exists(each):
             yield each
         elif glob.has_magic(each):
             matches = sorted(glob.glob(each, recursive=True))

@@ -37,7 +37,7 @@ class Manifest:
         files: what the lines are read from.
     """
 
-    def __init__(self, inputs: Sequence[str], *, prompt: str | None = None):
+    def __init__(self, inputs: Sequence[str | LineFile], *, prompt: str | None = None):
         """Read the inputs (see `line_files`); `prompt` is for records that have none.
 
         Raises:

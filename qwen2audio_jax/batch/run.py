@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qwen2audio_jax.batch.inputs import LineFile
 from qwen2audio_jax.batch.job import Job
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared, to_line
@@ -107,7 +108,7 @@ class _Open:
 
 
 def run_batch(
-    inputs: Sequence[str],
+    inputs: Sequence[str | LineFile],
     *,
     output: PathOrUrl,
     answerer: Answers,

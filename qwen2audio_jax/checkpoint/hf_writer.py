@@ -24,9 +24,9 @@ from qwen2audio_jax.checkpoint.mapping import (
     Target,
     expected_tensors,
     released_name,
-    reversed_axes,
 )
 from qwen2audio_jax.checkpoint.progress import Progress, Report
+from qwen2audio_jax.checkpoint.reversed_axes import reversed_axes
 from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, bits
 from qwen2audio_jax.checkpoint.safetensors_writer import Planned, SafetensorsWriter, file_bytes
 from qwen2audio_jax.config import Qwen2AudioConfig

@@ -7,11 +7,7 @@ sizes: the shape of a stored tensor follows from the parameter's own shape and t
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 Shape = tuple[int, ...]
-_STRIP_ROWS = 16
-"""Rows transposed at once: few enough that their cache lines stay in cache while the columns are written."""
 
 
 # Canonical tensor name, parameter, transform; {n} is a layer's index.
@@ -136,17 +132,3 @@ def released_name(canonical: str, *, naming: str) -> str:
     if canonical == HEAD:
         return f"language_model.{canonical}"
     return re.sub(r"^language_model\.", "language_model.model.", canonical)
-
-
-def copy_reversed(rows: np.ndarray, out: np.ndarray) -> None:
-    """Copy an array with all axes reversed into one of the reversed shape."""
-    for first in range(0, len(rows), _STRIP_ROWS):
-        strip = rows[first : first + _STRIP_ROWS]
-        out[..., first : first + len(strip)] = strip.T
-
-
-def reversed_axes(array: np.ndarray) -> np.ndarray:
-    """A contiguous array with all axes reversed."""
-    out = np.empty(array.shape[::-1], array.dtype)
-    copy_reversed(array, out)
-    return out

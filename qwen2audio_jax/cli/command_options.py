@@ -112,18 +112,71 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `evaluate`."""
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        nargs="?",
+        help="transcribe, translate, caption, emotion, vocal_sound, choose, sound, music, ask, voice_chat; without one "
+        "the model inside is scored on spoken digits",
+    )
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", metavar="DIR", help="folder with records.jsonl, as python -m qwen2audio_jax.speech writes"
+        "--manifest", metavar="FILE", nargs="+", help="JSONL: records of a batch job with what is expected"
+    )
+    group.add_argument("--layout", metavar="NAME", help="read the data set in --data as it was published")
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder of --layout; without a task one with records.jsonl, as python -m qwen2audio_jax.speech writes",
     )
     group.add_argument("--fresh", type=int, metavar="N", help="synthesise N examples first (needs espeak-ng)")
     group.add_argument("--seed", type=int, metavar="S", help="of --fresh (default: 0)")
     group.add_argument(
-        "--split", choices=("test", "unseen"), help="voices of --fresh: test, as in training (default), or never heard"
+        "--split",
+        metavar="NAME",
+        help="part of --layout; voices of --fresh: test, as in training (default), or unseen, never heard",
     )
-    group.add_argument("--batch", type=int, default=16, metavar="N", help="examples at a time (default: 16)")
+    group.add_argument("--batch", type=int, default=16, metavar="N", help="digits: examples at a time (default: 16)")
+    _add_scoring(parser)
+    _add_evaluation_job(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     add_quiet(parser)
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scoring of a task")
+    group.add_argument(
+        "--language", metavar="CODE", help="en, zh, ...; of a translation zh-en, en-de, ... (default: the records')"
+    )
+    group.add_argument("--kind", choices=("base", "instruct", "embedded"), help="of model (default: by the model)")
+    group.add_argument("--labels", metavar="A,B,...", help="of a classification, instead of the task's")
+    group.add_argument(
+        "--questions",
+        choices=("plain", "letters"),
+        default="plain",
+        help="how choices are put: plain (default), or with letters, in AIR-Bench's words",
+    )
+    group.add_argument(
+        "--label-score",
+        choices=("raw", "length", "calibrated", "none"),
+        default="raw",
+        help="of labels and choices, as in classify --score; none: what is said is scored alone",
+    )
+    group.add_argument("--published", metavar="NAME", help="compare with these figures of configs/published.toml")
+
+
+def _add_evaluation_job(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("job of a task", "as of batch: the same command goes on where it was stopped")
+    group.add_argument("--output", metavar="DIR", help="folder or bucket URL of the answers and the report")
+    group.add_argument("--shard", metavar="I/N", help="this host's place, from 0; the report is made when all are done")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer (default: the task's)")
+    group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits)")
+    group.add_argument("--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together")
+    group.add_argument("--workers", type=int, metavar="N", default=2, help="processes that load clips (default: 2)")
+    group.add_argument("--max-errors", type=int, metavar="N", help="stop after more errors than that (default: never)")
+    group.add_argument("--retry-errors", action="store_true", help="answer records again that have errors")
+    group.add_argument("--dry-run", action="store_true", help="check the manifest, listen to some records, and stop")
+    add_clip_options(group)
 
 
 def add_doctor_options(parser: argparse.ArgumentParser) -> None:

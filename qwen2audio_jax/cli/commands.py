@@ -184,12 +184,21 @@ COMMANDS = {
         run="train:run",
     ),
     "evaluate": Command(
-        help="score a model on spoken digits",
-        description="Score a model on synthesised speech: digit error rate of transcriptions, and the share of right "
-        "answers to sums and to questions about one clip and about two.",
-        examples=("qwen2audio evaluate --fresh 100", "qwen2audio evaluate --data speech/test --json"),
-        options=(shared.add_model_options, own.add_evaluate_options, shared.add_process_options),
+        help="score a model on labelled sound",
+        description="Score a model on a task: records with what is expected are answered by a batch job into --output, "
+        "which can be stopped, continued and shared among hosts, and the report (JSON, Markdown, a picture of a "
+        "confusion matrix) is written there (extra: evaluate). docs/evaluation.md has the forms of records and the "
+        "scores. Without a task: digit error rate and the share of right answers on synthesised speech.",
+        examples=(
+            "qwen2audio evaluate --fresh 100",
+            "qwen2audio evaluate transcribe --manifest test.jsonl --language en --output scores",
+            "qwen2audio evaluate emotion --manifest meld.jsonl --model Qwen/Qwen2-Audio-7B --output meld",
+            "qwen2audio evaluate ask --manifest choices.jsonl --questions letters --output choices --shard 0/2",
+            "qwen2audio evaluate --fresh 400 --output fresh",
+        ),
+        options=(own.add_evaluate_options, shared.add_model_options, shared.add_process_options),
         run="evaluate:run",
+        stray="a task comes first, and manifests go behind --manifest",
     ),
     "plan": Command(
         help="which machine a model needs",

@@ -1,4 +1,4 @@
-"""`qwen2audio evaluate`: scores of a model on synthesised speech."""
+"""`qwen2audio evaluate`: scores of a model on synthesised speech; with a task see `evaluate_task`."""
 
 import argparse
 import json
@@ -11,21 +11,40 @@ import jax
 
 from qwen2audio_jax.cli.from_options import join, load_model
 from qwen2audio_jax.cli.output import say, write
+from qwen2audio_jax.command_line import nearest
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
 
 if TYPE_CHECKING:
     from qwen2audio_jax.speech.scoring import Scores
 
+SPLITS = ("test", "unseen")
+"""Voices of --fresh."""
 
-def run(options: argparse.Namespace) -> None:
+
+def run(options: argparse.Namespace) -> int:
     """Evaluate on a folder of records, or on speech that is synthesised first.
 
     Raises:
         ValueError: the data, the model or an option cannot be used, or espeak-ng is missing.
     """
+    if options.fresh is not None and options.split not in (None, *SPLITS):
+        hint = nearest(options.split, SPLITS)
+        raise ValueError(f"--split: {options.split!r} is not among {', '.join(SPLITS)}{hint}")
+    if options.task is not None or options.output is not None:
+        # Imported here: it takes what batch jobs need.
+        from qwen2audio_jax.cli.evaluate_task import run_task
+
+        return run_task(options)
+    _run_digits(options)
+    return 0
+
+
+def _run_digits(options: argparse.Namespace) -> None:
+    if options.manifest is not None or options.layout is not None:
+        raise ValueError("--manifest and --layout are for a task: name it, as in evaluate transcribe --manifest FILE")
     if (options.data is None) == (options.fresh is None):
-        raise ValueError("name what to evaluate on: either --data DIR or --fresh N")
+        raise ValueError("name what to evaluate on: either --data DIR or --fresh N; or a task, with --manifest FILE")
     if options.data is not None and (options.seed is not None or options.split is not None):
         raise ValueError("--seed and --split are for --fresh, which synthesises; leave them out with --data")
     join(options)

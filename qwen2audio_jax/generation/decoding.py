@@ -62,7 +62,7 @@ def guided_token(
 
 
 class LogitsError(ValueError):
-    """Error: the model's logits are not numbers."""
+    """Error: the model's logits, or its audio features, are not numbers."""
 
     kind = "logits"
 
@@ -209,8 +209,11 @@ def logits_fault(log_prob: float, *, token: object, dtype: str) -> str | None:
     A token's log-probability is not finite if any of its row's logits is NaN or inf, so it shows without another pass
     over the vocabulary.
     """
-    if math.isfinite(log_prob):
-        return None
+    return None if math.isfinite(log_prob) else not_numbers("logits", where=f"token {token}", dtype=dtype)
+
+
+def not_numbers(what: str, *, where: str, dtype: str) -> str:
+    """What to say where some of a model's numbers are none: the dtype, and what to do."""
     remedy = "its weights are damaged or do not fit its configuration: get the checkpoint anew, and leave adapters out"
     if dtype == "float16":
         remedy = (
@@ -219,7 +222,7 @@ def logits_fault(log_prob: float, *, token: object, dtype: str) -> str | None:
         )
     elif dtype == "bfloat16":
         remedy = f"load it with dtype='float32' (--dtype float32); if that gives the same, {remedy}"
-    return f"the model's logits are not numbers (computed in {dtype}; token {token}): {remedy}"
+    return f"the model's {what} are not numbers (computed in {dtype}; {where}): {remedy}"
 
 
 def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:

@@ -61,6 +61,7 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
 def _repeats(state: SamplerState, params: SamplingParams, *, vocab_size: int) -> jax.Array:
     """[B, V] bool: tokens that would complete an n-gram which is in the row already."""
     sizes = jnp.broadcast_to(params.no_repeat_ngram_size, state.length.shape)
+    largest = jnp.max(params.no_repeat_ngram_size)  # of one setting for all rows, devices need not ask each other
     nothing = jnp.zeros((len(sizes), vocab_size), bool)
 
     def found() -> jax.Array:
@@ -73,11 +74,11 @@ def _repeats(state: SamplerState, params: SamplingParams, *, vocab_size: int) ->
             return same & ((jnp.roll(ids, back, axis=1) == last) | (back >= size))
 
         ends = (places >= size - 1) & (places < length) & (size > 0)
-        ends = jax.lax.fori_loop(1, jnp.max(sizes), agree, ends)
+        ends = jax.lax.fori_loop(1, largest, agree, ends)
         return nothing.at[jnp.arange(len(sizes))[:, None], ids].max(ends)
 
     # Most calls have no such row, and then nothing is compared.
-    return jax.lax.cond(jnp.any(sizes > 0), found, lambda: nothing)
+    return jax.lax.cond(largest > 0, found, lambda: nothing)
 
 
 def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tuple[jax.Array, jax.Array]:

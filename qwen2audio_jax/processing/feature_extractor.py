@@ -12,12 +12,18 @@ import numpy as np
 
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
 from qwen2audio_jax.audio.load import LoadedClip, load_clip
+from qwen2audio_jax.audio.mel import mel_filters
 from qwen2audio_jax.config.frozen import refuses_assignment
-from qwen2audio_jax.config.strict_json import describe, present
+from qwen2audio_jax.config.strict_json import describe, present, read_json_object
 from qwen2audio_jax.config.unknown_keys import could_matter
+from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS, Limits
+from qwen2audio_jax.processing.collate import CLIPS, clips_of, gathered
+from qwen2audio_jax.processing.extractor_words import INSTEAD, check_words
+from qwen2audio_jax.processing.files import read_extractor_settings
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
+from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.storage.write_whole import write_whole
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -55,20 +61,6 @@ FRONT_END = re.compile(
 """Words of settings that change what some front end hears."""
 
 
-CALL_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "return_tensors")
-_PADDED = "every clip is padded to the longest there may be, and its mask says what is sound"
-WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "padding": (("max_length", True, None), _PADDED),
-    "max_length": ((None,), _PADDED),
-    "pad_to_multiple_of": ((None,), _PADDED),
-    "return_attention_mask": ((True, None), "feature_attention_mask is always there: leave it"),
-    "return_token_timestamps": ((False, None), "this model gives none"),
-    "do_normalize": ((False, None), "a model trained on other features would hear something else"),
-    "device": ((), ""),
-}
-"""Arguments of the reference's extractor: (values that change nothing here, what to say of others)."""
-
-
 class Heard(NamedTuple):
     """A clip as the encoder takes it.
 
@@ -98,6 +90,7 @@ class Qwen2AudioFeatureExtractor:
         chunk_length: seconds of the longest clip.
         sampling_rate, hop_length, n_fft: samples a second, samples a frame, samples a window: fixed.
         n_samples, nb_max_frames: the longest clip in samples and in frames L.
+        padding_value, padding_side, return_attention_mask: silence, behind the clip, and a mask always.
     """
 
     feature_size: int = 80
@@ -105,6 +98,32 @@ class Qwen2AudioFeatureExtractor:
     sampling_rate: int = 16_000
     hop_length: int = 160
     n_fft: int = 400
+    # No fields, as nothing else is supported.
+    padding_value, padding_side, return_attention_mask = 0.0, "right", True
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing; the error names what to use instead of a method of transformers'."""
+        remedy = f": {INSTEAD[name]}" if name in INSTEAD else ""
+        raise AttributeError(f"the feature extractor has no attribute {name!r}{remedy}")
+
+    @classmethod
+    def from_pretrained(
+        cls, source: PathOrUrl = EMBEDDED, *, revision: str | None = None
+    ) -> "Qwen2AudioFeatureExtractor":
+        """Read a checkpoint's settings: of a folder, a URL, a hub id or the embedded model.
+
+        Raises:
+            ValueError: there are none, or settings that are not supported.
+        """
+        # Imported here: making an extractor needs none of the modules that fetch checkpoints.
+        from qwen2audio_jax.source import resolve_processor_files
+
+        return cls.from_dict(read_extractor_settings(resolve_processor_files(source, revision=revision)))
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> "Qwen2AudioFeatureExtractor":
+        """Read a file as `to_json_file` writes it; errors as for `from_dict`."""
+        return cls.from_dict(read_json_object(Path(path)))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Qwen2AudioFeatureExtractor":
@@ -165,11 +184,30 @@ class Qwen2AudioFeatureExtractor:
             "processor_class": "Qwen2AudioProcessor",
         }
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write preprocessor_config.json into a folder, which is made if it is missing."""
+    def to_json_string(self) -> str:
+        """The settings as the text of preprocessor_config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write that text to a file, whole or not at all."""
+        write_whole(Path(path), self.to_json_string().encode())
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Write preprocessor_config.json into a folder, which is made if it is missing; the file's path."""
         path = Path(folder, "preprocessor_config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        self.to_json_file(path)
+        return [str(path)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the arrays that a call returns."""
+        return list(CLIPS)
+
+    @property
+    def mel_filters(self) -> np.ndarray:
+        """The mel filters [201, M] float64: M of them over the frequencies of a window."""
+        return mel_filters(self.feature_size)
 
     @property
     def n_samples(self) -> int:
@@ -230,7 +268,7 @@ class Qwen2AudioFeatureExtractor:
             ValueError: another value of `return_tensors`, or of one of those words.
             TypeError: an unknown argument.
         """
-        _check_words(words)
+        check_words(words)
         self.check_sampling_rate(sampling_rate)
         if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
@@ -238,6 +276,29 @@ class Qwen2AudioFeatureExtractor:
         heard = [self.hear(clip, **options) for clip in clips]
         missing = tuple(f"clips[{i}]: {clip.missing}" for i, clip in enumerate(heard) if clip.missing is not None)
         return to_output(self.stack(heard), return_tensors=return_tensors, truncated_clips=missing)
+
+    def pad(self, processed_features: Any, *, return_tensors: str | None = None, **words: Any) -> ProcessorOutput:
+        """Features of several calls put together. Every clip has the same length already, so nothing is added.
+
+        Args:
+            processed_features: a list of mappings with input_features, [M, L] or [A, M, L] each, and perhaps
+                feature_attention_mask (or attention_mask), [L] or [A, L]; or one mapping of such lists.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **words: of the reference, as for a call.
+
+        Returns:
+            input_features [A, M, L] float32, and feature_attention_mask [A, L] int32 if masks are given.
+
+        Raises:
+            ValueError: another shape, as that of samples, or a word that would change something.
+            TypeError: an unknown argument.
+        """
+        if words.pop("truncation", None):
+            raise ValueError("truncation=True is not supported: features have one length; cut samples before the call")
+        check_words(words)
+        columns = gathered(processed_features, known=(*CLIPS, "attention_mask"), needed="input_features")
+        found = clips_of(columns, mels=self.feature_size, frames=self.nb_max_frames)
+        return to_output(found, return_tensors=return_tensors)
 
     def hear(self, source: Any, **options: Any) -> Heard:
         """Load one clip from any source, with options of `load`, and compute its features."""
@@ -263,13 +324,3 @@ class Qwen2AudioFeatureExtractor:
                 f"sampling_rate={sampling_rate!r})",
                 kind="rate",
             )
-
-
-def _check_words(words: Mapping[str, Any]) -> None:
-    """Judge arguments of the reference's extractor."""
-    for name, value in words.items():
-        if name not in WORDS:
-            raise TypeError(f"unknown argument {name}=; known here: {', '.join(CALL_OPTIONS)}")
-        taken, remedy = WORDS[name]
-        if taken and not any(value is each or value == each for each in taken):
-            raise ValueError(f"{name}={value!r} is not supported: {remedy}")

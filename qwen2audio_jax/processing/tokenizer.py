@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
@@ -209,13 +210,42 @@ class Qwen2AudioTokenizer:
             arrays = {name: row for name, [row] in arrays.items()}
         return to_output(arrays, return_tensors=return_tensors)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing."""
+    def pad(
+        self, encoded_inputs: Any, *, padding: bool | str | None = True, return_tensors: str | None = None, **more: Any
+    ) -> ProcessorOutput:
+        """Rows of several calls padded together.
+
+        Args:
+            encoded_inputs: a list of mappings with input_ids, [T] or [B, T] each, and perhaps attention_mask, which
+                says what pads them already; or one mapping of such lists.
+            padding: as for the processor.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **more: padding_side, max_length and pad_to_multiple_of, as for the processor.
+
+        Returns:
+            input_ids and attention_mask, [B, T] int32.
+
+        Raises:
+            ValueError: another name, ids that are none, or an option that does not fit.
+        """
+        rows = rows_of(gathered(encoded_inputs, known=ROWS, needed="input_ids"))
+        options = {
+            "padding_side": self.padding_side,
+            **{name: value for name, value in more.items() if value is not None},
+        }
+        return to_output(
+            pad_rows(rows, pad_id=self.pad_token_id, padding=padding, **options), return_tensors=return_tensors
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> list[str]:
+        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing; their paths."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        write_whole(place / "tokenizer.json", self.to_json().encode())
         settings = json.dumps(self.settings, indent=2, ensure_ascii=False)
-        write_whole(place / "tokenizer_config.json", f"{settings}\n".encode())
+        texts = {"tokenizer.json": self.to_json(), "tokenizer_config.json": f"{settings}\n"}
+        for name, text in texts.items():
+            write_whole(place / name, text.encode())
+        return [str(place / name) for name in texts]
 
     def tokenize(self, text: str) -> list[str]:
         """The strings of a text's tokens in the byte alphabet."""

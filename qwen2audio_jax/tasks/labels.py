@@ -4,7 +4,7 @@ The prompt with its clip is computed once, and each label after it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from qwen2audio_jax.audio.load import load_clip
 from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.engine.prepare import Hearing, request_inputs
+from qwen2audio_jax.engine.request import Request
 from qwen2audio_jax.generation.scoring import score_continuations
 from qwen2audio_jax.tasks.task import Task
 
@@ -81,30 +82,50 @@ def classify(
     Raises:
         AudioError: the clip cannot be heard.
         ValueError: there is no such score, or a label is empty.
+        LogitsError: the model's logits are not numbers; a ValueError.
+    """
+    request = task.request(source)
+    return score_labels(model, processor, request, task.labels, score=score, hearing=hearing)
+
+
+def score_labels(
+    model: "Qwen2AudioForConditionalGeneration",
+    processor: "Qwen2AudioProcessor",
+    request: Request,
+    labels: Mapping[str, str],
+    *,
+    score: str = "raw",
+    hearing: Mapping[str, Any] | None = None,
+) -> Classification:
+    """Score labels after the prompt of a request; arguments and errors as for `classify`.
+
+    Args:
+        model: the model.
+        processor: of the same checkpoint.
+        request: the prompt with its clips.
+        labels: what is shown -> the text that is scored.
+        score: one of `SCORES`.
+        hearing: other arguments of `load_audio`.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r} is none of {', '.join(SCORES)}")
-    samples = load_clip(open_clip(source), **(hearing or {})).samples
-    ids = [processor.tokenizer.encode(text) for text in task.labels.values()]
-    found = _log_likelihoods(model, processor, samples, ids, task=task)
+    clips = [load_clip(open_clip(clip), **(hearing or {})).samples for clip in request.clips]
+    ids = [processor.tokenizer.encode(text) for text in labels.values()]
+    found = _log_likelihoods(model, processor, replace(request, clips=tuple(clips)), ids)
     tokens = np.asarray(list(map(len, ids)))
     scores = found
     if score == "length":
         scores = found / tokens
     elif score == "calibrated":
-        scores = found - _log_likelihoods(model, processor, np.zeros_like(samples), ids, task=task)
+        silent = tuple(map(np.zeros_like, clips))
+        scores = found - _log_likelihoods(model, processor, replace(request, clips=silent), ids)
     shares = np.exp(scores - scores.max())
-    return Classification(tuple(task.labels), found, tokens, scores, shares / shares.sum())
+    return Classification(tuple(labels), found, tokens, scores, shares / shares.sum())
 
 
 def _log_likelihoods(
-    model: "Qwen2AudioForConditionalGeneration",
-    processor: "Qwen2AudioProcessor",
-    samples: np.ndarray,
-    ids: list[Any],
-    *,
-    task: Task,
+    model: "Qwen2AudioForConditionalGeneration", processor: "Qwen2AudioProcessor", request: Request, ids: list[Any]
 ) -> np.ndarray:
     """[n] float64: of each label's tokens, in sum."""
-    inputs = request_inputs(task.request(samples), processor, Hearing())
+    inputs = request_inputs(request, processor, Hearing())
     return np.asarray([np.sum(each, dtype=np.float64) for each in score_continuations(model.runtime, inputs, ids)])
