@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qwen2audio_jax.generation.guides import Guidance
 from qwen2audio_jax.generation.sampler_state import SamplerState, constrained
 from qwen2audio_jax.generation.sampling_params import SamplingParams
 from qwen2audio_jax.parallel.sharding import constrain
@@ -129,7 +130,7 @@ def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Arra
 
 @jax.named_scope("sample")
 def next_token(
-    logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode, allowed: jax.Array | None = None
+    logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode, guidance: Guidance | None = None
 ) -> NextToken:
     """The next token of every row.
 
@@ -141,7 +142,7 @@ def next_token(
         params: the settings.
         mode: static. "greedy" takes the most probable token (the lowest id among equals) after penalty and minimum
             length; "sample" draws.
-        allowed: [B, W] uint32, a bit for each token that a row's grammar allows; None: all are.
+        guidance: what the rows' guides say of their next tokens; None: nothing.
 
     Returns:
         tokens [B] int32; log_probs [B] float32, the tokens' log-probabilities under the model's own distribution: the
@@ -149,8 +150,8 @@ def next_token(
         and NaN where the logits hold one; the state after.
     """
     scores = process_logits(logits, state, params)
-    if allowed is not None:
-        scores = _allowed_scores(scores, logits, allowed)
+    if guidance is not None:
+        scores = _allowed_scores(_preferred_scores(scores, guidance), logits, jnp.asarray(guidance.allowed))
     if mode == "greedy":
         chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     else:
@@ -172,6 +173,12 @@ def next_token(
         log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
         state=constrained(after),
     )
+
+
+def _preferred_scores(scores: jax.Array, guidance: Guidance) -> jax.Array:
+    """Scores [B, V] with the bonuses of the tokens that rows prefer; bit by bit the same in rows without any."""
+    rows = jnp.arange(len(scores))[:, None]
+    return constrain(scores.at[rows, guidance.preferred].add(guidance.bonus, mode="drop"), "batch", "vocab")
 
 
 def _allowed_scores(scores: jax.Array, logits: jax.Array, allowed: jax.Array) -> jax.Array:
