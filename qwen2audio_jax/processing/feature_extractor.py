@@ -18,7 +18,6 @@ from qwen2audio_jax.config.strict_json import describe, present, read_json_objec
 from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS, Limits
-from qwen2audio_jax.loading_words import take_saving_options
 from qwen2audio_jax.processing.collate import CLIPS, clips_of, gathered
 from qwen2audio_jax.processing.extractor_words import check_words
 from qwen2audio_jax.processing.files import read_extractor_settings
@@ -27,6 +26,7 @@ from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "sampling_rate": (16_000,),

@@ -12,10 +12,6 @@ import numpy as np
 
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS
-<<<<<<< HEAD
-=======
-from qwen2audio_jax.loading_words import take_loading_words, take_saving_options
->>>>>>> 8d097fc50824eea82fb315beea2853af57e84e5f
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
@@ -35,7 +31,7 @@ from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
-from qwen2audio_jax.torch_style.loading_options import take_loading_options
+from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
