@@ -348,7 +348,7 @@ REMEDIES = {
     "13 another task": (
         'from qwen2audio_jax import pipeline\npipeline("automatic-speech-recognition", model=model)',
         ValueError,
-        "What is said",
+        r"Tasks.from_pretrained\(source\).transcribe",
     ),
     "16 beams": (
         "from qwen2audio_jax import GenerationConfig\nGenerationConfig(num_beams=4)",

@@ -232,7 +232,8 @@ def _note_speed(place: Output, figures: Mapping[str, Any]) -> None:
     """Keep what a run has heard, and how long it took."""
     if figures["records"]:
         name = f"speed-{figures['job']}-{platform.node()}-{os.getpid()}-{time.time_ns()}.json"
-        kept = {each: figures[each] for each in ("records", "audio_seconds", "seconds")}
+        seconds = max(figures["seconds"], 0.01)  # to which they are rounded
+        kept = {"records": figures["records"], "audio_seconds": figures["audio_seconds"], "seconds": seconds}
         place.write(name, (json.dumps(kept) + "\n").encode())
 
 
