@@ -41,7 +41,7 @@ from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
 from qwen2audio_jax.source import load_config, resolve_processor_files
 from qwen2audio_jax.storage.bucket import PathOrUrl
-from qwen2audio_jax.torch_style.loading_options import dtype_name, take_loading_options
+from qwen2audio_jax.torch_style.loading_options import dtype_name, take_loading_options, take_saving_options
 from qwen2audio_jax.torch_style.modules import ModuleMethods
 
 Source = PathOrUrl
@@ -412,7 +412,12 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
         return sum(spec.size for spec in jax.tree.leaves(parameter_specs(self.config)))
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB", safe_serialization: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **words: Any,
     ) -> None:
         """Write the model as a Hugging Face folder of safetensors, which transformers loads too.
 
@@ -420,10 +425,13 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
             folder: may hold the processor's files already, but no checkpoint.
             max_shard_size: bytes of a file at most, or a text such as "5GB".
             safe_serialization: True: there is no other format.
+            **words: of transformers, at values that change nothing, as push_to_hub=False.
 
         Raises:
+            TypeError: an unknown option.
             ValueError: weights that are int8, a mesh over several processes, a checkpoint in the folder, or no room.
         """
+        take_saving_options(words)
         if not safe_serialization:
             raise ValueError("safe_serialization=False is not supported: weights are written as safetensors alone")
         save_model(

@@ -48,6 +48,10 @@ class Limits:
     safetensors_header_bytes: int = 100 * 1000 * 1000
     grammar_characters: int = 1 << 16
     """Of a schema, a regular expression or all choices together."""
+    hotwords: int = 480
+    hotword_characters: int = 128
+    hotword_tokens: int = 64
+    """Of one word: with the number of words it bounds what every step takes to the device."""
     json_bytes: int = 64 << 20
     """Largest configuration, index or tokenizer settings file."""
     config_size: int = (1 << 31) - 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen2audio_jax.audio.budget import Budget
 from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_clip, check_finite, to_samples
+from qwen2audio_jax.audio.data_url import BLANK, decode_data_url, looks_like_base64
 from qwen2audio_jax.audio.decode import decode
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.formats import sniff
@@ -148,7 +149,8 @@ def load_clip(
 
 
 def is_url(source: str) -> bool:
-    """Return True if a string is a URL rather than a path."""
+    """Return True if a string is a URL rather than a path, with or without blanks around it."""
+    source = source[:64].lstrip(BLANK)
     return "://" in source[:32] or source[:5].lower() == "data:"
 
 
@@ -160,9 +162,9 @@ def shorten(text: str, limit: int = 200) -> str:
 def open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, BinaryIO]:
     """The content of an http(s) or data: URL, and its name for messages."""
     # Imported here: local files need none of it.
-    from qwen2audio_jax.audio.data_url import decode_data_url
     from qwen2audio_jax.audio.fetch import describe_url, fetch
 
+    url = url.strip(BLANK)
     if url[:5].lower() == "data:":
         return "the sound in a data: URL", io.BytesIO(decode_data_url(url, limits=limits))
     return describe_url(url), io.BytesIO(fetch(url, limits=limits, allow_private=allow_private))
@@ -186,7 +188,10 @@ def open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, Binary
         if isinstance(error, AudioError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no path"
-        raise AudioError(f"{name} cannot be opened ({reason}): check the path", kind="missing") from None
+        remedy = "check the path"
+        if looks_like_base64(os.fsdecode(path)):
+            remedy = "if it is base64 of a sound, write 'data:;base64,' in front of it"
+        raise AudioError(f"{name} cannot be opened ({reason}): {remedy}", kind="missing") from None
 
 
 def open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
@@ -194,6 +199,8 @@ def open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
     title = getattr(stream, "name", None)
     name = f"'{shorten(title)}'" if isinstance(title, str) else "the file object"
     pieces, total = [], 0
+    if isinstance(stream, io.TextIOBase):
+        raise AudioError(f"{name} is open as text: open it in binary mode ('rb')", kind="dtype")
     while True:
         piece = stream.read(1 << 20)
         if hasattr(piece, "__await__"):

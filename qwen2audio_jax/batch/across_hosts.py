@@ -6,17 +6,20 @@ records of its own.
 """
 
 import base64
+import itertools
 import json
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from qwen2audio_jax.batch.answerer import Answerer
@@ -51,59 +54,105 @@ class _Loaded:
         return json.dumps(self.options, sort_keys=True)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Records that are answered together, and the arrays of this process's own, by index, as they are loaded."""
+
+    records: Sequence[Record]
+    arriving: Mapping[int, Future[Prepared | RequestError]]
+
+
+class _Left(RuntimeError):
+    """Error: the records under way are given up."""
+
+
 class MeshAnswerer(Answerer):
     """An answerer on a mesh that has devices of every process of this run; settings and rows as `Answerer`'s.
 
-    Process 0 calls it and closes it, the others call `follow`. When one process dies, JAX ends the others; the same
-    command goes on with the job.
+    Process 0 calls it and lets the others go at the end; they call `follow`. Between two calls of the model it tells
+    them what has come in meanwhile, whose clips are then loaded while the devices compute, and whether to go on. When
+    one process dies, JAX ends the others; the same command goes on with the job.
     """
 
     def _start(self) -> None:
         super()._start()
         self._turn = threading.Lock()  # the calls of all processes have one order
         self._preparation: Preparation | None = None
-        self._closed = False
+        self._numbers = itertools.count()
+        self._announced: deque[tuple[int, Sequence[Record]]] = deque()
+        self._groups: dict[int, _Group] = {}
+        self._closed = threading.Event()
+        self._gone = False
 
     def __call__(self, records: Sequence[Record]) -> list[Row]:
         """The rows of some records, in their order; in process 0.
 
         Raises:
             ValueError: the model cannot be loaded.
+            RuntimeError: it is closed, by now or before they are all answered.
         """
+        number = next(self._numbers)
+        self._announced.append((number, records))
         with self._turn:
-            if self._closed:
-                raise RuntimeError("the answerer is closed")
-            _tell(records)
-            return self._rows(records)
+            if self._closed.is_set():
+                raise _Left("the answerer is closed")
+            self._heed(self._message(answer=number))
+            return self._rows(number)
 
     def follow(self) -> int:
-        """Compute with process 0 until it closes its answerer; in every other process. Returns what it said then.
+        """Compute with process 0 until it lets go; in every other process. Returns what it said then.
 
         The first SIGTERM or SIGINT is left to process 0, which ends the job in order.
         """
         with _first_signal_ignored():
-            while not isinstance(told := _tell(None), int):
-                self._rows(told)
+            while (told := self._heed(None))["code"] is None:
+                with suppress(_Left):
+                    self._rows(told["answer"])
         self._end()
-        return told
+        return int(told["code"])
 
-    def close(self, code: int = 0) -> None:
-        """Let the other processes go, with a number; in process 0. Waits for the records that all compute by now."""
+    def close(self) -> None:
+        """Give up the records that are under way, once the model's present call is over; in process 0."""
+        self._closed.set()
         with self._turn:
-            if not self._closed:
-                _tell(code)
-                self._end()
-            self._closed = True
+            pass
+
+    def let_go(self, code: int = 0) -> None:
+        """Close, and let the other processes go, with a number; in process 0."""
+        self.close()
+        if not self._gone:
+            self._gone = True
+            _tell({"load": [], "answer": None, "go": False, "code": code})
+            self._end()
 
     def _end(self) -> None:
         if self._preparation is not None:
             self._preparation.close()
 
-    def _rows(self, records: Sequence[Record]) -> list[Row]:
-        model, _ = self._load()
-        share = share_of(model.mesh)
-        own = [records[index] for index in range(share.group, len(records), share.groups)]
-        loaded = dict(zip(range(share.group, len(records), share.groups), self._load_records(own), strict=True))
+    def _message(self, answer: int | None = None) -> dict[str, Any]:
+        """What process 0 has to tell now: the records that came in, and whether to go on."""
+        load = []
+        while self._announced:
+            number, records = self._announced.popleft()
+            load.append([number, [_encoded(record) for record in records]])
+        return {"load": load, "answer": answer, "go": not self._closed.is_set(), "code": None}
+
+    def _heed(self, message: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Hear what process 0 tells, which gives the message, and begin to load what it names."""
+        told = _tell(message)
+        for number, encoded in told["load"]:
+            self._groups[number] = self._begin([_decoded(fields) for fields in encoded])
+        return told
+
+    def _go_on(self) -> None:
+        """Between two calls of the model; raises `_Left` in all processes if process 0 is closed."""
+        if not self._heed(None if jax.process_index() else self._message())["go"]:
+            raise _Left("the answerer was closed")
+
+    def _rows(self, number: int) -> list[Row]:
+        (model, _), group = self._load(), self._groups.pop(number)
+        records, share = group.records, share_of(model.mesh)
+        loaded = {index: self._checked(records[index], future.result()) for index, future in group.arriving.items()}
         outcomes: dict[int, Answer | RequestError] = {
             index: value for index, value in loaded.items() if isinstance(value, RequestError)
         }
@@ -112,32 +161,36 @@ class MeshAnswerer(Answerer):
         failed: list[int] = []
         for key in dict.fromkeys(keys.values()):
             same = [index for index in keys if keys[index] == key]
-            parts = [[index for index in same if index % share.groups == group] for group in range(share.groups)]
+            parts = [[index for index in same if index % share.groups == place] for place in range(share.groups)]
             size = self._size["slots"] or ROWS
             # Prompts of similar length together; the other groups have their own order.
             mine = sorted(parts[share.group], key=lambda index: len(good[index].prepared.ids))
             for start in range(0, max(map(len, parts)), size):
+                self._go_on()
                 failed += self._answer(mine[start : start + size], good, json.loads(key), outcomes)
         # Beside one that cannot be answered others may be sound: each is tried alone in the mesh.
         for index in sorted({index for said in self._hear(failed) for index in said}):
+            self._go_on()
             self._answer([index] if index in good else [], good, json.loads(keys[index]), outcomes)
         said = self._hear({index: self._row(records[index], outcome) for index, outcome in outcomes.items()})
         rows = {int(index): row for part in reversed(said) for index, row in part.items()}
         return [rows[index] for index in range(len(records))]
 
-    def _load_records(self, records: Sequence[Record]) -> list["_Loaded | RequestError"]:
-        """Records of this process, each checked by itself as `generate` checks it."""
-        _, processor = self._load()
+    def _begin(self, records: Sequence[Record]) -> _Group:
+        """Begin to load those of some records that are this process's."""
+        model, processor = self._load()
+        share = share_of(model.mesh)
         if self._preparation is None:
             hearing = Hearing(**self._audio, allow_special=self._allow_special)
             self._preparation = Preparation(processor, hearing=hearing, workers=self._size["workers"] or 0)
-        arriving: list[Future[Prepared | RequestError]] = [Future() for _ in records]
-        for record, future in zip(records, arriving, strict=True):
+        arriving: dict[int, Future[Prepared | RequestError]] = {}
+        for index in range(share.group, len(records), share.groups):
+            future = arriving[index] = Future[Prepared | RequestError]()
             try:
-                self._preparation.submit(self._request(record), future.set_result)
+                self._preparation.submit(self._request(records[index]), future.set_result)
             except Exception as error:  # one record's fault is its own
                 future.set_result(as_request_error(error))
-        return [self._checked(record, future.result()) for record, future in zip(records, arriving, strict=True)]
+        return _Group(records, arriving)
 
     def _checked(self, record: Record, prepared: Prepared | RequestError) -> "_Loaded | RequestError":
         if isinstance(prepared, RequestError):
@@ -197,13 +250,10 @@ class MeshAnswerer(Answerer):
         return [json.loads(text) for text in hear_all(model.mesh, json.dumps(said))]
 
 
-def _tell(what: Sequence[Record] | int | None) -> list[Record] | int:
-    """What process 0 tells all: records, or the number at the end. The others give None."""
-    if isinstance(what, int) or what is None:
-        told = json.loads(from_first(json.dumps(what).encode()))
-    else:
-        told = json.loads(from_first(json.dumps([_encoded(record) for record in what]).encode()))
-    return told if isinstance(told, int) else [_decoded(fields) for fields in told]
+def _tell(message: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The message of process 0, in all processes; the others give None."""
+    told: dict[str, Any] = json.loads(from_first(json.dumps(message).encode()))
+    return told
 
 
 def _encoded(record: Record) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _across_hosts(options: argparse.Namespace, thresholds: Thresholds) -> int:
     try:
         code = _run(options, answerer, thresholds, shard=options.shard or "0/1")
     finally:
-        answerer.close(code)
+        answerer.let_go(code)
     return code
 
 

@@ -5,11 +5,12 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen2audio_jax.cli.commands import COMMANDS
-from qwen2audio_jax.cli.options import generation_options, mesh_arguments
+from qwen2audio_jax.cli.options import generation_options, hotword_options, mesh_arguments
 from qwen2audio_jax.command_line import nearest
 
 _TOGETHER = ("num_return_sequences", "min_new_tokens")
@@ -29,13 +30,18 @@ def check(options: argparse.Namespace) -> None:
         for name in options.audio:
             _check_file(name)
     if hasattr(options, "stop"):
-        given = {name: value for name, value in generation_options(options).items() if name not in _TOGETHER}
-        if given:
-            # Imported here: it takes numpy, a fifth of a second.
-            from qwen2audio_jax.generation.generation_config import GenerationConfig
+        _check_generation({name: value for name, value in generation_options(options).items() if name not in _TOGETHER})
+    elif hasattr(options, "hotwords"):
+        _check_generation(hotword_options(options))
 
-            for name, value in given.items():
-                GenerationConfig().updated(**{name: value})
+
+def _check_generation(given: Mapping[str, Any]) -> None:
+    if given:
+        # Imported here: it takes numpy, a fifth of a second.
+        from qwen2audio_jax.generation.generation_config import GenerationConfig
+
+        for name, value in given.items():
+            GenerationConfig().updated(**{name: value})
 
 
 def _check_prompt(options: argparse.Namespace) -> None:

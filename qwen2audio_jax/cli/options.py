@@ -175,7 +175,52 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json-schema", metavar="FILE", help="the answer is JSON of the schema in this file (extra: grammars)"
     )
+    add_hotwords(group)
     group.add_argument("--seed", type=int, metavar="S", help="same seed, same draws (default: a new one each time)")
+
+
+def add_hotwords(group: argparse._ActionsContainer) -> None:
+    """Add --hotwords and --hotword-bonus."""
+    group.add_argument(
+        "--hotwords",
+        metavar="FILE_OR_LIST",
+        help="words that are expected, preferred where the sound is unclear: a file with one a line, or A,B,C",
+    )
+    group.add_argument(
+        "--hotword-bonus",
+        type=float,
+        metavar="X",
+        help="what each of their tokens has more, in units of log-probability (docs/tasks.md)",
+    )
+
+
+def hotword_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of them, as options of generation.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    found: dict[str, Any] = {}
+    if options.hotwords is not None:
+        found["hotwords"] = _read_hotwords(options.hotwords)
+    if options.hotword_bonus is not None:
+        found["hotword_bonus"] = options.hotword_bonus
+    return found
+
+
+def _read_hotwords(text: str) -> list[str]:
+    """The words in a file, or between commas."""
+    try:
+        is_file = Path(text).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long for a name, say
+        is_file = False
+    if is_file:
+        lines = _read_text("--hotwords", text, what="one word a line").splitlines()
+    elif "," not in text and ("/" in text or text.endswith(".txt")):
+        raise ValueError(f"--hotwords {text}: there is no such file, and it is no list; write one as in A,B,C")
+    else:
+        lines = text.split(",")
+    return [line.strip() for line in lines if line.strip()]
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:
@@ -219,16 +264,16 @@ def generation_options(options: argparse.Namespace) -> dict[str, Any]:
     if options.regex is not None:
         given["regex"] = options.regex
     if options.json_schema is not None:
-        given["json_schema"] = _read_text(options.json_schema)
-    return given
+        given["json_schema"] = _read_text("--json-schema", options.json_schema, what="a JSON schema")
+    return {**given, **hotword_options(options)}
 
 
-def _read_text(name: str) -> str:
+def _read_text(option: str, name: str, *, what: str) -> str:
     try:
         return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
-        raise ValueError(f"--json-schema {name} cannot be read ({reason}): give a file with a JSON schema") from None
+        raise ValueError(f"{option} {name} cannot be read ({reason}): give a file with {what}") from None
 
 
 def mesh_arguments(text: str) -> dict[str, Any]:

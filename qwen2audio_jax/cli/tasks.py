@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen2audio_jax.cli.clips import clip_source
 from qwen2audio_jax.cli.from_options import join, load_model
-from qwen2audio_jax.cli.options import DEFAULT_MODEL
+from qwen2audio_jax.cli.options import DEFAULT_MODEL, hotword_options
 from qwen2audio_jax.cli.output import say, write
 from qwen2audio_jax.engine.request import Answer, RequestError
 from qwen2audio_jax.limits import LIMITS
@@ -108,7 +108,7 @@ def _transcripts(files: list[tuple[str, Any]], options: argparse.Namespace) -> i
             gated=not options.no_gate,
             checks=checks,
             retry=options.retry,
-            options=_generation(options),
+            options={**_generation(options), **hotword_options(options)},
             seed=options.seed,
             hearing=_hearing(options),
         )

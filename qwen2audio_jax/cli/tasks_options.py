@@ -2,6 +2,8 @@
 
 import argparse
 
+from qwen2audio_jax.cli.options import add_hotwords
+
 TASK_COMMANDS = ("transcribe", "translate", "caption", "classify", "ask", "embed")
 FORMATS = ("txt", "json", "srt", "vtt", "tsv")
 
@@ -46,6 +48,7 @@ def _add_long(parser: argparse.ArgumentParser) -> None:
         default="loops",
         help="ask again, drawing, where a text repeats itself (default), or is doubtful in any way",
     )
+    add_hotwords(group)
     group.add_argument("--no-gate", action="store_true", help="do not ask the model whether there is speech")
     group.add_argument("--checks", metavar="FILE", help="thresholds, instead of those in configs/tasks-checks.toml")
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn again (default: 0)")

@@ -27,7 +27,7 @@ from qwen2audio_jax.engine.slots import Slots
 from qwen2audio_jax.engine.stats import Counts
 from qwen2audio_jax.engine.warmup import warm_up
 from qwen2audio_jax.engine.work import Bounds, Work, make_work
-from qwen2audio_jax.generation.grammars import GrammarMatcher, grammar_matchers
+from qwen2audio_jax.generation.guides import Guide, make_guides
 from qwen2audio_jax.generation.memory import cache_bytes, check_fits, free_bytes
 from qwen2audio_jax.generation.padded_shapes import (
     padded_capacity,
@@ -338,7 +338,7 @@ class Engine:
         if isinstance(prepared, Prepared):
             try:
                 work.take(prepared, config=self._runtime.config, bounds=self._bounds)
-                work.grammar = self._grammar(work)  # here, as it may take a second, which whoever submits has not
+                work.guide = self._guide(work)  # here, as it may take a second, which whoever submits has not
             except Exception as fault:  # one request's fault is its own
                 error = as_request_error(fault)
         with self._lock:
@@ -354,14 +354,9 @@ class Engine:
         else:
             self._end(work.handle, error)
 
-    def _grammar(self, work: Work) -> GrammarMatcher | None:
-        found = grammar_matchers(
-            work.config.grammar,
-            self._processor,
-            rows=1,
-            eos_token_ids=work.config.eos_token_id,
-            vocab_size=self._runtime.config.text_config.vocab_size,
-        )
+    def _guide(self, work: Work) -> Guide | None:
+        vocab_size = self._runtime.config.text_config.vocab_size
+        found = make_guides(work.config, self._processor, rows=1, vocab_size=vocab_size)
         return found[0] if found else None
 
     def _end(self, handle: Handle, outcome: Answer | RequestError) -> None:

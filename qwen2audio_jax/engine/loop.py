@@ -17,7 +17,8 @@ from qwen2audio_jax.engine.slots import Choice, First, Row, Slots
 from qwen2audio_jax.engine.stats import Counts
 from qwen2audio_jax.engine.work import Work
 from qwen2audio_jax.generation.decoding import logits_fault
-from qwen2audio_jax.generation.grammars import GrammarError, GrammarMatcher
+from qwen2audio_jax.generation.grammars import GrammarError
+from qwen2audio_jax.generation.guides import Guide
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, prompt_counts, prompt_groups
 from qwen2audio_jax.generation.run import prefill_embedded
 from qwen2audio_jax.generation.runtime import Runtime
@@ -170,7 +171,7 @@ class Loop:
                     self._state.insert_row(first, rows, source=source, slot=self._residents.take(work, kept=kept))
 
     def _first(self, works: list[Work], logits: jax.Array, embedded: Any) -> First:
-        rows = [Row(work.ids, work.seed, work.config, work.grammar) for work in works]
+        rows = [Row(work.ids, work.seed, work.config, work.guide) for work in works]
         first = self._state.first_tokens(logits, embedded, rows)
         self._issued.append(_Issued(first.last, list(enumerate(works))))
         for work in works:
@@ -180,8 +181,8 @@ class Loop:
     def _step(self, running: list[Work]) -> None:
         self._fit(max(work.length + work.issued for work in running), calm=True)
         choice = Choice.of([work.config for work in running])
-        if any(work.grammar is not None for work in running):
-            tokens = self._constrained_step(running, choice)
+        if any(work.guide is not None for work in running):
+            tokens = self._guided_step(running, choice)
         else:
             tokens = self._state.step(choice)
         self._issued.append(_Issued(tokens, [(work.slot, work) for work in running if work.slot is not None]))
@@ -196,16 +197,16 @@ class Loop:
             if work.issued == work.budget:
                 self._residents.release(work)
 
-    def _constrained_step(self, running: list[Work], choice: Choice) -> NextToken:
+    def _guided_step(self, running: list[Work], choice: Choice) -> NextToken:
         """A step in two programs: while the device appends the last tokens, the host reads them."""
         self._state.forward()
         while self._issued:
             self._read(self._issued.popleft())
-        grammars: dict[int, GrammarMatcher] = {}
+        guides: dict[int, Guide] = {}
         for work in running:
-            if work.grammar is not None and work.slot is not None and not work.handle.done:
-                grammars[work.slot] = work.grammar
-        return self._state.choose(choice, grammars)
+            if work.guide is not None and work.slot is not None and not work.handle.done:
+                guides[work.slot] = work.guide
+        return self._state.choose(choice, guides)
 
     def _fit(self, needed: int, *, calm: bool = False) -> None:
         """Give the cache room for the longest row; in `calm` steps a smaller one, once that would have done for long.
@@ -247,7 +248,7 @@ class Loop:
             work.handle._push(token, work.log_probs[-1])
             if finished[row]:
                 self._finish(work, "eos")
-            elif work.grammar is not None and (error := _refused(work.grammar, token)):
+            elif work.guide is not None and (error := _refused(work.guide, token)):
                 self._finish(work, error)
             elif work.matcher is not None and work.matcher.push(token):
                 self._finish(work, "stop_string")
@@ -270,10 +271,10 @@ class Loop:
         self._on_end(work, work.answer(outcome, decode=self._decode))
 
 
-def _refused(grammar: GrammarMatcher, token: int) -> RequestError | None:
-    """Tell a grammar a token; the error of one that has become too complex."""
+def _refused(guide: Guide, token: int) -> RequestError | None:
+    """Tell a guide a token; the error of a grammar that has become too complex."""
     try:
-        grammar.advance(token)
+        guide.advance(token)
     except GrammarError as error:
         return RequestError(str(error), kind="input")
     return None

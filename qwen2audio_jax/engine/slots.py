@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen2audio_jax.generation.decoding import allowed_token, first_token, forward_step, next_step, resized
+from qwen2audio_jax.generation.decoding import first_token, forward_step, guided_token, next_step, resized
 from qwen2audio_jax.generation.encoding import Embedded
 from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.grammars import GrammarMatcher, allowed_tokens
+from qwen2audio_jax.generation.guides import Guidance, Guide, guidance
 from qwen2audio_jax.generation.prefix import copy_rows
 from qwen2audio_jax.generation.run import append, insert, new_cache, row_of, sampler_state
 from qwen2audio_jax.generation.runtime import Runtime
@@ -61,7 +61,7 @@ class Row:
     ids: np.ndarray
     seed: int
     config: GenerationConfig
-    grammar: GrammarMatcher | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ class Slots:
         sampling = self._settings(rows, count)
         with jax.set_mesh(self._runtime.mesh):
             chosen = replace(sampling, candidate_count=choice.candidates)
-            grammars = {index: row.grammar for index, row in enumerate(rows) if row.grammar is not None}
-            # Always with a mask, so that a grammar is no other program.
-            allowed = self._put(allowed_tokens(grammars, rows=count, width=logits.shape[-1]))
-            last = first_token(logits, self._state(rows, count), chosen, mode=choice.mode, allowed=allowed)
+            guides = {index: row.guide for index, row in enumerate(rows) if row.guide is not None}
+            # Always there, so that a guide is no other program.
+            said = self._said(guides, count=count, width=logits.shape[-1])
+            last = first_token(logits, self._state(rows, count), chosen, mode=choice.mode, guidance=said)
         return First(last, sampling, embedded.lengths)
 
     def insert(self, first: First, parts: Sequence[Piece], *, source: int, slot: int) -> None:
@@ -219,21 +219,21 @@ class Slots:
         return self._last
 
     def forward(self) -> None:
-        """Issue the first half of a step with grammars: append each row's last token."""
+        """Issue the first half of a step with guides: append each row's last token."""
         cache, self._cache = self.cache, None
         with jax.set_mesh(self._runtime.mesh):
             self._logits, self._cache = forward_step(self._runtime, self._last.tokens, cache)
 
-    def choose(self, choice: Choice, grammars: Mapping[int, GrammarMatcher]) -> NextToken:
-        """Issue the second half: choose each row's next token, by its slot's grammar if it has one."""
+    def choose(self, choice: Choice, guides: Mapping[int, Guide]) -> NextToken:
+        """Issue the second half: choose each row's next token, as its slot's guide says if it has one."""
         assert self._logits is not None, "forward goes before"
-        allowed = self._put(allowed_tokens(grammars, rows=self.rows, width=self._logits.shape[-1]))
+        said = self._said(guides, count=self.rows, width=self._logits.shape[-1])
         sampling = replace(self._sampling, candidate_count=choice.candidates)
         if self._changed:
             self._placed, self._changed = to_mesh(self._runtime.mesh, self._stopped.copy(), "batch"), False
         logits, self._logits = self._logits, None
         with jax.set_mesh(self._runtime.mesh):
-            self._last = allowed_token(logits, self._last.state, self._placed, sampling, allowed, mode=choice.mode)
+            self._last = guided_token(logits, self._last.state, self._placed, sampling, said, mode=choice.mode)
         return self._last
 
     def compile_forward(self, *, capacity: int) -> None:
@@ -259,6 +259,9 @@ class Slots:
         runtime = self._runtime
         dtype = jnp.dtype(runtime.cache_dtype)
         return cache_specs(runtime.config.text_config, rows=rows, capacity=capacity, dtype=dtype, mesh=runtime.mesh)
+
+    def _said(self, guides: Mapping[int, Guide], *, count: int, width: int) -> Guidance:
+        return jax.tree.map(self._put, guidance(guides, rows=count, width=width))
 
     def _put(self, array: np.ndarray, *axes: str) -> jax.Array:
         return to_mesh(self._runtime.mesh, array, "batch", *axes)

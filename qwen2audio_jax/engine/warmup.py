@@ -9,7 +9,6 @@ import numpy as np
 
 from qwen2audio_jax.engine.placement import RESTS
 from qwen2audio_jax.engine.slots import CHOICES, Row, Slots
-from qwen2audio_jax.generation import grammars
 from qwen2audio_jax.generation.encoding import Embedded, embed_group
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.grouping import Group
@@ -44,10 +43,9 @@ def warm_up(
         for choice in CHOICES:
             name = f"step of {slots.rows} x {capacity} positions, {choice.mode} {choice.candidates or ''}".rstrip()
             shapes[name] = partial(slots.compile_step, choice, capacity=capacity)
-        if grammars.available():
-            shapes[f"step of {slots.rows} x {capacity} positions, with grammars"] = partial(
-                slots.compile_forward, capacity=capacity
-            )
+        shapes[f"step of {slots.rows} x {capacity} positions, guided"] = partial(
+            slots.compile_forward, capacity=capacity
+        )
         for width in RESTS if share_prefixes else ():
             if width < capacity and width < 2 * bounds.tokens:
                 name = f"rest of {width} tokens after up to {capacity} positions"
@@ -90,10 +88,9 @@ def _rehearse(runtime: Runtime, slots: Slots, rows: int, capacities: list[int], 
             )
         for choice in CHOICES:
             slots.step(choice)
-        if grammars.available():
-            for choice in CHOICES:
-                slots.forward()
-                slots.choose(choice, {})
+        for choice in CHOICES:
+            slots.forward()
+            slots.choose(choice, {})
     for capacity in capacities:
         for other in capacities:
             slots.resize(capacity)

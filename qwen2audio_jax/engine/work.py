@@ -11,7 +11,7 @@ from qwen2audio_jax.engine.handle import Handle
 from qwen2audio_jax.engine.prepare import Prepared
 from qwen2audio_jax.engine.request import Answer, RequestError, Timings
 from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.grammars import GrammarMatcher
+from qwen2audio_jax.generation.guides import Guide
 from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, audio_slots, text_rows
 from qwen2audio_jax.generation.padded_shapes import padded_frames
 from qwen2audio_jax.generation.prefix import clip_digests, row_tokens, text_tokens
@@ -57,7 +57,7 @@ class Work:
     seed: int
     submitted: float
     matcher: StopMatcher | None = None
-    grammar: GrammarMatcher | None = None
+    guide: Guide | None = None
     budget: int = 0
     inputs: CheckedInputs | None = None
     key: np.ndarray = field(default_factory=lambda: text_tokens(np.zeros(0, int)))

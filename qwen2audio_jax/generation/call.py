@@ -8,7 +8,7 @@ import numpy as np
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.arguments import Arguments
 from qwen2audio_jax.generation.generation_config import GenerationConfig
-from qwen2audio_jax.generation.grammars import GrammarMatcher, grammar_matchers
+from qwen2audio_jax.generation.guides import Guide, make_guides
 from qwen2audio_jax.generation.inputs import CheckedInputs, check_inputs
 from qwen2audio_jax.generation.logits_processors import as_functions, logits_processors
 from qwen2audio_jax.generation.memory import cache_bytes, check_fits
@@ -41,7 +41,7 @@ class Call:
         seeds: [rows] uint32.
         sampling: the settings as arrays.
         ends: what ends rows on the host.
-        grammars: what constrains each row; empty for nothing.
+        guides: what steers each row; empty for nothing.
     """
 
     inputs: CheckedInputs
@@ -51,7 +51,7 @@ class Call:
     seeds: np.ndarray
     sampling: SamplingParams
     ends: RowEnds
-    grammars: list[GrammarMatcher]
+    guides: list[Guide]
 
     @property
     def prompts(self) -> int:
@@ -122,13 +122,7 @@ def check_call(arguments: Arguments, *, defaults: GenerationConfig, config: Qwen
         seeds=row_seeds(arguments.seed, rows=rows),
         sampling=replace(sampling_params(settings, vocab_size=text.vocab_size), edit=edit),
         ends=ends,
-        grammars=grammar_matchers(
-            settings.grammar,
-            arguments.tokenizer,
-            rows=rows,
-            eos_token_ids=settings.eos_token_id,
-            vocab_size=text.vocab_size,
-        ),
+        guides=make_guides(settings, arguments.tokenizer, rows=rows, vocab_size=text.vocab_size),
     )
 
 

@@ -6,7 +6,7 @@ token that it made meanwhile is dropped.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from qwen2audio_jax.generation.call import Call
-from qwen2audio_jax.generation.grammars import allowed_tokens
+from qwen2audio_jax.generation.guides import Guidance, Guide, guidance
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState
@@ -43,26 +43,26 @@ def next_step(
 
 @partial(jax.jit, donate_argnames="cache")
 def forward_step(runtime: Runtime, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """The first half of a step whose next tokens a grammar constrains: logits [B, V] after these tokens."""
+    """The first half of a step whose next tokens are guided: logits [B, V] after these tokens."""
     return qwen2_audio.decode_step(runtime.params, tokens, cache, cfg=runtime.config)
 
 
 @partial(jax.jit, static_argnames="mode")
-def allowed_token(
+def guided_token(
     logits: jax.Array,
     state: SamplerState,
     stopped: jax.Array,
     sampling: SamplingParams,
-    allowed: jax.Array,
+    guidance: Guidance,
     *,
     mode: Mode,
 ) -> NextToken:
-    """The second half: the next tokens, of those that are allowed; see `sampling.next_token`."""
-    return next_token(logits, replace(state, finished=state.finished | stopped), sampling, mode=mode, allowed=allowed)
+    """The second half: the next tokens, as guides say; see `sampling.next_token`."""
+    return next_token(logits, replace(state, finished=state.finished | stopped), sampling, mode=mode, guidance=guidance)
 
 
 class LogitsError(ValueError):
-    """Error: the model's logits are not numbers."""
+    """Error: the model's logits, or its audio features, are not numbers."""
 
     kind = "logits"
 
@@ -142,8 +142,8 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             if not np.array_equal(stopped, progress.stopped):
                 stopped = progress.stopped.copy()
                 placed = to_mesh(mesh, stopped, "batch")
-            if call.grammars:
-                issued = _constrained_step(runtime, call, arriving, placed, progress)
+            if call.guides:
+                issued = _guided_step(runtime, call, arriving, placed, progress)
             else:
                 with jax.set_mesh(mesh):
                     issued, progress.cache = next_step(
@@ -176,21 +176,24 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
         raise fault
 
 
-def _constrained_step(
-    runtime: Runtime, call: Call, last: NextToken, stopped: jax.Array, progress: Progress
-) -> NextToken:
-    """A step in two programs; while the device computes the logits, the host tells the grammars the last tokens."""
+def _guided_step(runtime: Runtime, call: Call, last: NextToken, stopped: jax.Array, progress: Progress) -> NextToken:
+    """A step in two programs; while the device computes the logits, the host tells the guides the last tokens."""
     mesh = runtime.mesh
     with jax.set_mesh(mesh):
         logits, progress.cache = forward_step(runtime, last.tokens, progress.cache)
     tokens, finished = own_rows(mesh, (last.tokens, last.state.finished))
     ended = finished | progress.stopped
-    running = {row: grammar for row, grammar in enumerate(call.grammars) if not ended[row]}
-    for row, grammar in running.items():
-        grammar.advance(int(tokens[row]))
-    allowed = to_mesh(mesh, allowed_tokens(running, rows=len(tokens), width=logits.shape[-1]), "batch", None)
+    running = {row: guide for row, guide in enumerate(call.guides) if not ended[row]}
+    for row, guide in running.items():
+        guide.advance(int(tokens[row]))
+    said = _placed(runtime, running, rows=len(tokens), width=logits.shape[-1])
     with jax.set_mesh(mesh):
-        return allowed_token(logits, last.state, stopped, call.sampling, allowed, mode=call.settings.mode)
+        return guided_token(logits, last.state, stopped, call.sampling, said, mode=call.settings.mode)
+
+
+def _placed(runtime: Runtime, guides: Mapping[int, Guide], *, rows: int, width: int) -> Guidance:
+    said = guidance(guides, rows=rows, width=width)
+    return jax.tree.map(lambda array: to_mesh(runtime.mesh, array, "batch", None), said)
 
 
 def _fault(log_probs: np.ndarray, *, step: int, dtype: str) -> LogitsError | None:
@@ -206,8 +209,11 @@ def logits_fault(log_prob: float, *, token: object, dtype: str) -> str | None:
     A token's log-probability is not finite if any of its row's logits is NaN or inf, so it shows without another pass
     over the vocabulary.
     """
-    if math.isfinite(log_prob):
-        return None
+    return None if math.isfinite(log_prob) else not_numbers("logits", where=f"token {token}", dtype=dtype)
+
+
+def not_numbers(what: str, *, where: str, dtype: str) -> str:
+    """What to say where some of a model's numbers are none: the dtype, and what to do."""
     remedy = "its weights are damaged or do not fit its configuration: get the checkpoint anew, and leave adapters out"
     if dtype == "float16":
         remedy = (
@@ -216,7 +222,7 @@ def logits_fault(log_prob: float, *, token: object, dtype: str) -> str | None:
         )
     elif dtype == "bfloat16":
         remedy = f"load it with dtype='float32' (--dtype float32); if that gives the same, {remedy}"
-    return f"the model's logits are not numbers (computed in {dtype}; token {token}): {remedy}"
+    return f"the model's {what} are not numbers (computed in {dtype}; {where}): {remedy}"
 
 
 def make_room(runtime: Runtime, call: Call, progress: Progress) -> None:
@@ -249,8 +255,7 @@ def _first_tokens(runtime: Runtime, call: Call, prompted: Prompted, progress: Pr
     seeds[: call.rows] = call.seeds
     stopped = to_mesh(mesh, progress.stopped.copy(), "batch")
     state = replace(state, seeds=to_mesh(mesh, seeds, "batch"), finished=stopped)
-    if not call.grammars:
+    if not call.guides:
         return first_token(logits, state, call.sampling, mode=call.settings.mode), cache
-    bits = allowed_tokens(dict(enumerate(call.grammars)), rows=decoded, width=logits.shape[-1])
-    allowed = to_mesh(mesh, bits, "batch", None)
-    return first_token(logits, state, call.sampling, mode=call.settings.mode, allowed=allowed), cache
+    said = _placed(runtime, dict(enumerate(call.guides)), rows=decoded, width=logits.shape[-1])
+    return first_token(logits, state, call.sampling, mode=call.settings.mode, guidance=said), cache

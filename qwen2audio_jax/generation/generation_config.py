@@ -21,6 +21,7 @@ from qwen2audio_jax.config.frozen import refuses_assignment
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
 from qwen2audio_jax.generation.grammars import check_choices, check_regex, check_schema, grammar_of
+from qwen2audio_jax.generation.hotwords import check_hotwords
 from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.generation.unsupported_options import is_without_effect, known_options
 from qwen2audio_jax.limits import LIMITS
@@ -44,6 +45,7 @@ _WITHOUT: dict[str, Any] = {
     "no_repeat_ngram_size": 0,
     "eos_token_id": (),
     "stop_strings": (),
+    "hotwords": (),
     "num_return_sequences": 1,
 }
 
@@ -97,6 +99,10 @@ class GenerationConfig:
     """The answer matches this regular expression as a whole (Rust's syntax, without look-around)."""
     json_schema: str | None = None
     """The answer is JSON of this schema; a mapping is accepted. Of this, `regex` and `choices` one can be given."""
+    hotwords: tuple[str, ...] = ()
+    """Words that are expected, and preferred where the sound leaves open what was said; see `hotwords`."""
+    hotword_bonus: float | None = None
+    """By how much, above 0: what each token of these words has more; None: `hotwords.BONUS`."""
     max_time: float | None = None
     """Seconds after which rows end with the token at hand; it depends on the machine, so the tokens do too."""
     stated: ClassVar[frozenset[str]] = frozenset()
@@ -138,6 +144,9 @@ class GenerationConfig:
         put(self, "eos_token_id", _ids(self.eos_token_id))
         put(self, "stop_strings", check_stop_strings(self.stop_strings))
         put(self, "choices", check_choices(self.choices))
+        put(self, "hotwords", check_hotwords(self.hotwords))
+        if self.hotword_bonus is not None:
+            put(self, "hotword_bonus", _number("hotword_bonus", self.hotword_bonus, above=0.0, most=100.0))
         put(self, "regex", check_regex(self.regex))
         put(self, "json_schema", check_schema(self.json_schema))
         if sum(value is not None for value in (self.choices, self.regex, self.json_schema)) > 1:

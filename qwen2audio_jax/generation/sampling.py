@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qwen2audio_jax.generation.guides import Guidance
 from qwen2audio_jax.generation.sampler_state import SamplerState, constrained
 from qwen2audio_jax.generation.sampling_params import SamplingParams
 from qwen2audio_jax.parallel.sharding import constrain
@@ -60,6 +61,7 @@ def process_logits(logits: jax.Array, state: SamplerState, params: SamplingParam
 def _repeats(state: SamplerState, params: SamplingParams, *, vocab_size: int) -> jax.Array:
     """[B, V] bool: tokens that would complete an n-gram which is in the row already."""
     sizes = jnp.broadcast_to(params.no_repeat_ngram_size, state.length.shape)
+    largest = jnp.max(params.no_repeat_ngram_size)  # of one setting for all rows, devices need not ask each other
     nothing = jnp.zeros((len(sizes), vocab_size), bool)
 
     def found() -> jax.Array:
@@ -72,11 +74,11 @@ def _repeats(state: SamplerState, params: SamplingParams, *, vocab_size: int) ->
             return same & ((jnp.roll(ids, back, axis=1) == last) | (back >= size))
 
         ends = (places >= size - 1) & (places < length) & (size > 0)
-        ends = jax.lax.fori_loop(1, jnp.max(sizes), agree, ends)
+        ends = jax.lax.fori_loop(1, largest, agree, ends)
         return nothing.at[jnp.arange(len(sizes))[:, None], ids].max(ends)
 
     # Most calls have no such row, and then nothing is compared.
-    return jax.lax.cond(jnp.any(sizes > 0), found, lambda: nothing)
+    return jax.lax.cond(largest > 0, found, lambda: nothing)
 
 
 def candidates(scores: jax.Array, params: SamplingParams, *, count: int) -> tuple[jax.Array, jax.Array]:
@@ -128,7 +130,7 @@ def draw(ids: jax.Array, log_probs: jax.Array, seeds: jax.Array, steps: jax.Arra
 
 @jax.named_scope("sample")
 def next_token(
-    logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode, allowed: jax.Array | None = None
+    logits: jax.Array, state: SamplerState, params: SamplingParams, *, mode: Mode, guidance: Guidance | None = None
 ) -> NextToken:
     """The next token of every row.
 
@@ -140,7 +142,7 @@ def next_token(
         params: the settings.
         mode: static. "greedy" takes the most probable token (the lowest id among equals) after penalty and minimum
             length; "sample" draws.
-        allowed: [B, W] uint32, a bit for each token that a row's grammar allows; None: all are.
+        guidance: what the rows' guides say of their next tokens; None: nothing.
 
     Returns:
         tokens [B] int32; log_probs [B] float32, the tokens' log-probabilities under the model's own distribution: the
@@ -148,8 +150,8 @@ def next_token(
         and NaN where the logits hold one; the state after.
     """
     scores = process_logits(logits, state, params)
-    if allowed is not None:
-        scores = _allowed_scores(scores, logits, allowed)
+    if guidance is not None:
+        scores = _allowed_scores(_preferred_scores(scores, guidance), logits, jnp.asarray(guidance.allowed))
     if mode == "greedy":
         chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     else:
@@ -171,6 +173,12 @@ def next_token(
         log_probs=constrain(jnp.where(running, log_probs, 0.0), "batch"),
         state=constrained(after),
     )
+
+
+def _preferred_scores(scores: jax.Array, guidance: Guidance) -> jax.Array:
+    """Scores [B, V] with the bonuses of the tokens that rows prefer; bit by bit the same in rows without any."""
+    rows = jnp.arange(len(scores))[:, None]
+    return constrain(scores.at[rows, guidance.preferred].add(guidance.bonus, mode="drop"), "batch", "vocab")
 
 
 def _allowed_scores(scores: jax.Array, logits: jax.Array, allowed: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.call import check_positions
+from qwen2audio_jax.generation.decoding import LogitsError, logits_fault
 from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.memory import check_fits
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
@@ -50,6 +51,7 @@ def score_continuations(
     Raises:
         ValueError: inputs that do not fit, several prompts, an empty continuation, ids that the model does not have,
             too many positions, or a mesh over several processes.
+        LogitsError: the model's logits are not numbers.
     """
     if not share_of(runtime.mesh).alone:
         raise ValueError("continuations are scored in one process, and this model's mesh spans several")
@@ -69,13 +71,22 @@ def score_continuations(
     held = CachedPrefix(row_tokens(checked)[0], prompted.cache)
     scores: list[np.ndarray] = []
     first = np.asarray(prompted.logits)[0].astype(np.float64)
-    first = (first - np.logaddexp.reduce(first)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # what is no number is told below, by its place
+        first = (first - np.logaddexp.reduce(first)).astype(np.float32)
     for begin in range(0, len(continuations), TOGETHER):
         part = continuations[begin : begin + TOGETHER]
         rest = _rest(runtime, held, part, length=length, capacity=capacity)
         for ids, row in zip(part, rest, strict=False):
-            scores.append(np.concatenate([first[[ids[0]]], row[: len(ids) - 1]]))
+            found = np.concatenate([first[[ids[0]]], row[: len(ids) - 1]])
+            _check_numbers(found, number=len(scores), dtype=config.dtype)
+            scores.append(found)
     return scores
+
+
+def _check_numbers(found: np.ndarray, *, number: int, dtype: str) -> None:
+    for place, value in enumerate(found):
+        if fault := logits_fault(value, token=f"{place + 1} of continuation {number}", dtype=dtype):
+            raise LogitsError(fault)
 
 
 def _rest(

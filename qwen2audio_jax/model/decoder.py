@@ -14,7 +14,7 @@ from flax import nnx
 from qwen2audio_jax.config import Qwen2AudioTextConfig
 from qwen2audio_jax.model.attention import XLA, attend
 from qwen2audio_jax.model.binding import traced_once
-from qwen2audio_jax.model.kv_cache import Buffer, KVCache, constrain_buffer, first, write
+from qwen2audio_jax.model.kv_cache import Buffer, KVCache, constrain_buffer, first, numbers, write
 from qwen2audio_jax.model.layers import Embedding, Linear, RMSNorm, merge_heads, rotate, split_heads
 from qwen2audio_jax.parallel.sharding import constrain
 
@@ -51,6 +51,7 @@ class DecoderAttention(nnx.Module):
         """Append x [B, T, D] at `starts` [B]; attend to the first `window` positions of the cache, or to x alone."""
         positions = starts[:, None] + jnp.arange(x.shape[1])  # [B, T]
         q, k, v = self._heads(x, positions)
+        k, v = numbers(k, v)
         keys = constrain_buffer(write(keys, k, starts=starts))
         values = constrain_buffer(write(values, v, starts=starts))
         if window is None:

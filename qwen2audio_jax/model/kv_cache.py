@@ -1,7 +1,8 @@
 """The key/value cache: a value that functions take and return, one pair of buffers per layer, donated at each step.
 
 Rows are left-aligned: position s of a row's buffer holds its s-th token, and `lengths` counts the valid ones. Positions
-beyond are garbage, masked everywhere and overwritten by the next write.
+beyond are garbage, masked everywhere and overwritten by the next write. Values are numbers even there, as a weight of
+zero does not mask NaN: see `numbers`.
 
 An int8 cache holds codes and a scale for every token and head. It is quantised when written and never dequantised in
 memory: see `attention`.
@@ -113,6 +114,16 @@ def first(buffer: Buffer, window: int) -> Buffer:
 def constrain_buffer(buffer: Buffer) -> Buffer:
     """Constrain the sharding of a traced buffer: see `sharding.constrain`."""
     return jax.tree.map(lambda array: constrain(array, *CACHE_AXES[: array.ndim]), buffer)
+
+
+def numbers(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """New keys and values [B, K, T, H], in which what is NaN or infinite (float16 overflows) is in the keys alone.
+
+    A value that is no number becomes 0 and its key NaN: who attends to such a position still gets NaN, by its score,
+    and who is masked from it gets nothing of it: the next request in the same row, a shorter prompt, what is padded.
+    """
+    finite = jnp.isfinite(values)
+    return jnp.where(finite, keys, jnp.nan), jnp.where(finite, values, 0)
 
 
 def write(buffer: Buffer, new: jax.Array, *, starts: jax.Array) -> Buffer:

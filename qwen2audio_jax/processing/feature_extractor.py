@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,21 @@ import numpy as np
 
 from qwen2audio_jax.audio import AudioError, load_audio, log_mel
 from qwen2audio_jax.audio.load import LoadedClip, load_clip
+from qwen2audio_jax.audio.mel import mel_filters
 from qwen2audio_jax.config.frozen import refuses_assignment
-from qwen2audio_jax.config.strict_json import describe, present
+from qwen2audio_jax.config.strict_json import describe, present, read_json_object
 from qwen2audio_jax.config.unknown_keys import could_matter
+from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS, Limits
+from qwen2audio_jax.processing.collate import CLIPS, clips_of, gathered
+from qwen2audio_jax.processing.extractor_words import check_words
+from qwen2audio_jax.processing.files import read_extractor_settings
+from qwen2audio_jax.processing.instead import EXTRACTOR, no_attribute
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
+from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "sampling_rate": (16_000,),
@@ -55,20 +63,6 @@ FRONT_END = re.compile(
 """Words of settings that change what some front end hears."""
 
 
-CALL_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "return_tensors")
-_PADDED = "every clip is padded to the longest there may be, and its mask says what is sound"
-WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "padding": (("max_length", True, None), _PADDED),
-    "max_length": ((None,), _PADDED),
-    "pad_to_multiple_of": ((None,), _PADDED),
-    "return_attention_mask": ((True, None), "feature_attention_mask is always there: leave it"),
-    "return_token_timestamps": ((False, None), "this model gives none"),
-    "do_normalize": ((False, None), "a model trained on other features would hear something else"),
-    "device": ((), ""),
-}
-"""Arguments of the reference's extractor: (values that change nothing here, what to say of others)."""
-
-
 class Heard(NamedTuple):
     """A clip as the encoder takes it.
 
@@ -87,7 +81,7 @@ class Heard(NamedTuple):
     "the model hears what it was trained on; load_audio(samples, sampling_rate=rate) resamples, and truncation=True "
     "cuts long clips"
 )
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Qwen2AudioFeatureExtractor:
     """Log-mel feature extractor, which pads every clip with silence to the encoder's longest input.
 
@@ -98,6 +92,7 @@ class Qwen2AudioFeatureExtractor:
         chunk_length: seconds of the longest clip.
         sampling_rate, hop_length, n_fft: samples a second, samples a frame, samples a window: fixed.
         n_samples, nb_max_frames: the longest clip in samples and in frames L.
+        padding_value, padding_side, return_attention_mask: silence, behind the clip, and a mask always.
     """
 
     feature_size: int = 80
@@ -105,6 +100,47 @@ class Qwen2AudioFeatureExtractor:
     sampling_rate: int = 16_000
     hop_length: int = 160
     n_fft: int = 400
+    # No fields, as nothing else is supported.
+    padding_value, padding_side, return_attention_mask = 0.0, "right", True
+
+    def __init__(self, **settings: Any):
+        """Make one of settings under the names of preprocessor_config.json.
+
+        Raises:
+            TypeError: there is no such setting.
+            ValueError: as for `from_dict`.
+        """
+        for name in settings:
+            if name not in KNOWN and name not in INERT:
+                known = ", ".join(sorted(KNOWN))
+                raise TypeError(f"the feature extractor has no setting {name!r}; there are {known}")
+        judged = _judged(settings)
+        for field in fields(self):
+            object.__setattr__(self, field.name, judged.get(field.name, field.default))
+        self._check_stated(judged)
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing; the error names what to use instead of a method of transformers'."""
+        raise no_attribute("feature extractor", name, EXTRACTOR)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: PathOrUrl = EMBEDDED, *, revision: str | None = None
+    ) -> "Qwen2AudioFeatureExtractor":
+        """Read a checkpoint's settings: of a folder, a URL, a hub id or the embedded model.
+
+        Raises:
+            ValueError: there are none, or settings that are not supported.
+        """
+        # Imported here: making an extractor needs none of the modules that fetch checkpoints.
+        from qwen2audio_jax.source import resolve_processor_files
+
+        return cls.from_dict(read_extractor_settings(resolve_processor_files(source, revision=revision)))
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> "Qwen2AudioFeatureExtractor":
+        """Read a file as `to_json_file` writes it; errors as for `from_dict`."""
+        return cls.from_dict(read_json_object(Path(path)))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Qwen2AudioFeatureExtractor":
@@ -113,39 +149,20 @@ class Qwen2AudioFeatureExtractor:
         Raises:
             ValueError: a setting is unknown, has a value that is not supported, or contradicts another.
         """
-        values = {}
-        for key, value in present(settings).items():
-            if key in FIXED:
-                if not any(value == supported and value is not True for supported in FIXED[key]):
-                    raise ValueError(
-                        f"preprocessor setting {key} is {describe(value)}, which is not supported; supported: "
-                        f"{describe(FIXED[key][0])}. A model trained with another value would hear something else"
-                    )
-            elif key in ("feature_size", "chunk_length", "n_samples", "nb_max_frames"):
-                kinds = int | float if key == "chunk_length" else int
-                if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
-                    raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
-                values[key] = value
-            elif key == "num_mel_bins" and value == settings.get("feature_size"):
-                continue  # the encoder's name of it
-            elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
-                raise ValueError(
-                    f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
-                    f"features is not either. Check its spelling; delete it if it changes nothing"
-                )
-        stated = {key: values.pop(key) for key in ("n_samples", "nb_max_frames") if key in values}
-        extractor = cls(**values)
-        if extractor.chunk_length > LIMITS.clip_seconds:
+        return cls(**_judged(settings))
+
+    def _check_stated(self, judged: Mapping[str, Any]) -> None:
+        """Raise a ValueError for a length beyond the limits, or lengths that contradict each other."""
+        if self.chunk_length > LIMITS.clip_seconds:
             raise ValueError(
-                f"preprocessor setting chunk_length is {extractor.chunk_length} s; at most {LIMITS.clip_seconds:g} s"
+                f"preprocessor setting chunk_length is {self.chunk_length} s; at most {LIMITS.clip_seconds:g} s"
             )
-        for key, value in stated.items():
-            if value != getattr(extractor, key):
+        for key in ("n_samples", "nb_max_frames"):
+            if key in judged and judged[key] != getattr(self, key):
                 raise ValueError(
-                    f"preprocessor setting {key} is {value}, but chunk_length {extractor.chunk_length} s at "
-                    f"{extractor.sampling_rate} Hz makes {getattr(extractor, key)}; make them agree"
+                    f"preprocessor setting {key} is {judged[key]}, but chunk_length {self.chunk_length} s at "
+                    f"{self.sampling_rate} Hz makes {getattr(self, key)}; make them agree"
                 )
-        return extractor
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as preprocessor_config.json holds them; transformers reads them back."""
@@ -165,11 +182,34 @@ class Qwen2AudioFeatureExtractor:
             "processor_class": "Qwen2AudioProcessor",
         }
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write preprocessor_config.json into a folder, which is made if it is missing."""
+    def to_json_string(self) -> str:
+        """The settings as the text of preprocessor_config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write that text to a file, whole or not at all."""
+        write_whole(Path(path), self.to_json_string().encode())
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **words: Any) -> list[str]:
+        """Write preprocessor_config.json into a folder, which is made if it is missing; the file's path.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
+        """
+        take_saving_options(words)
         path = Path(folder, "preprocessor_config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        self.to_json_file(path)
+        return [str(path)]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the arrays that a call returns."""
+        return list(CLIPS)
+
+    @property
+    def mel_filters(self) -> np.ndarray:
+        """The mel filters [201, M] float64: M of them over the frequencies of a window."""
+        return mel_filters(self.feature_size)
 
     @property
     def n_samples(self) -> int:
@@ -201,8 +241,9 @@ class Qwen2AudioFeatureExtractor:
 
     def __call__(
         self,
-        clips: Sequence[Any] | np.ndarray,
+        clips: Sequence[Any] | np.ndarray | None = None,
         *,
+        raw_speech: Any = None,
         sampling_rate: int | None = None,
         truncation: bool = False,
         allow_truncated: bool = False,
@@ -214,6 +255,7 @@ class Qwen2AudioFeatureExtractor:
 
         Args:
             clips: a clip, as an array [n] of samples at 16 kHz, or a list of whatever `load_audio` takes.
+            raw_speech: another name of it, the reference's.
             sampling_rate: samples per second of the arrays; if stated, it must be 16000.
             truncation: keep the beginning of a clip that is too long instead of refusing it.
             allow_truncated: hear files that are shorter than they say, as far as they go, instead of refusing them.
@@ -228,9 +270,12 @@ class Qwen2AudioFeatureExtractor:
         Raises:
             AudioError: a clip is refused; see there.
             ValueError: another value of `return_tensors`, or of one of those words.
-            TypeError: an unknown argument.
+            TypeError: an unknown argument, or no clip.
         """
-        _check_words(words)
+        check_words(words)
+        if (clips is None) == (raw_speech is None):
+            raise TypeError("pass the clip or a list of clips, once: clips= and raw_speech= are the same argument")
+        clips = raw_speech if clips is None else clips
         self.check_sampling_rate(sampling_rate)
         if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
@@ -238,6 +283,29 @@ class Qwen2AudioFeatureExtractor:
         heard = [self.hear(clip, **options) for clip in clips]
         missing = tuple(f"clips[{i}]: {clip.missing}" for i, clip in enumerate(heard) if clip.missing is not None)
         return to_output(self.stack(heard), return_tensors=return_tensors, truncated_clips=missing)
+
+    def pad(self, processed_features: Any, *, return_tensors: str | None = None, **words: Any) -> ProcessorOutput:
+        """Features of several calls put together. Every clip has the same length already, so nothing is added.
+
+        Args:
+            processed_features: a list of mappings with input_features, [M, L] or [A, M, L] each, and perhaps
+                feature_attention_mask (or attention_mask), [L] or [A, L]; or one mapping of such lists.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **words: of the reference, as for a call.
+
+        Returns:
+            input_features [A, M, L] float32, and feature_attention_mask [A, L] int32 if masks are given.
+
+        Raises:
+            ValueError: another shape, as that of samples, or a word that would change something.
+            TypeError: an unknown argument.
+        """
+        if words.pop("truncation", None):
+            raise ValueError("truncation=True is not supported: features have one length; cut samples before the call")
+        check_words(words)
+        columns = gathered(processed_features, known=(*CLIPS, "attention_mask"), needed="input_features")
+        found = clips_of(columns, mels=self.feature_size, frames=self.nb_max_frames)
+        return to_output(found, return_tensors=return_tensors)
 
     def hear(self, source: Any, **options: Any) -> Heard:
         """Load one clip from any source, with options of `load`, and compute its features."""
@@ -265,11 +333,26 @@ class Qwen2AudioFeatureExtractor:
             )
 
 
-def _check_words(words: Mapping[str, Any]) -> None:
-    """Judge arguments of the reference's extractor."""
-    for name, value in words.items():
-        if name not in WORDS:
-            raise TypeError(f"unknown argument {name}=; known here: {', '.join(CALL_OPTIONS)}")
-        taken, remedy = WORDS[name]
-        if taken and not any(value is each or value == each for each in taken):
-            raise ValueError(f"{name}={value!r} is not supported: {remedy}")
+def _judged(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say anything, checked one by one."""
+    values: dict[str, Any] = {}
+    for key, value in present(settings).items():
+        if key in FIXED:
+            if not any(value == supported and value is not True for supported in FIXED[key]):
+                raise ValueError(
+                    f"preprocessor setting {key} is {describe(value)}, which is not supported; supported: "
+                    f"{describe(FIXED[key][0])}. A model trained with another value would hear something else"
+                )
+        elif key in ("feature_size", "chunk_length", "n_samples", "nb_max_frames"):
+            kinds = int | float if key == "chunk_length" else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
+                raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
+            values[key] = value
+        elif key == "num_mel_bins" and value == settings.get("feature_size"):
+            continue  # the encoder's name of it
+        elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
+            raise ValueError(
+                f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
+                f"features is not either. Check its spelling; delete it if it changes nothing"
+            )
+    return values

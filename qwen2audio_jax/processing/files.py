@@ -68,16 +68,6 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
                 f"{folder / 'processor_config.json'}: {key} is {describe(value)}: this key is not known, so its "
                 f"effect is not either. Check its spelling; delete it if it changes nothing"
             )
-    extractor = processor_config.get("feature_extractor")
-    if extractor is None:
-        if not (folder / "preprocessor_config.json").is_file():
-            raise ValueError(
-                f"{folder}: the feature extractor's settings are missing; there is neither a preprocessor_config.json "
-                f"nor a processor_config.json with a feature_extractor. Take it from the published checkpoint"
-            )
-        extractor = read_json_object(folder / "preprocessor_config.json")
-    if not isinstance(extractor, Mapping):
-        raise ValueError(f"{folder / 'processor_config.json'}: feature_extractor must be a JSON object")
     tokenizer_json, tokenizer_config = _read_tokenizer(folder)
     in_tokenizer = tokenizer_config.pop("chat_template", None)
     audio_token = processor_config.get("audio_token", DEFAULT_AUDIO_TOKEN)
@@ -88,10 +78,31 @@ def read_processor_files(folder: Folder) -> ProcessorFiles:
     return ProcessorFiles(
         tokenizer_json=tokenizer_json,
         tokenizer_config=tokenizer_config,
-        feature_extractor=dict(extractor),
+        feature_extractor=read_extractor_settings(folder, processor_config),
         chat_template=_read_template(folder, processor_config.get("chat_template"), in_tokenizer),
         audio_token=audio_token,
     )
+
+
+def read_extractor_settings(folder: Folder, processor_config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The feature extractor's settings, of processor_config.json (or of what was read of it) or of their own file.
+
+    Raises:
+        ValueError: neither file has them, or one is damaged.
+    """
+    if processor_config is None:
+        processor_config = present(_read_optional(folder / "processor_config.json"))
+    extractor = processor_config.get("feature_extractor")
+    if extractor is None:
+        if not (folder / "preprocessor_config.json").is_file():
+            raise ValueError(
+                f"{folder}: the feature extractor's settings are missing; there is neither a preprocessor_config.json "
+                f"nor a processor_config.json with a feature_extractor. Take it from the published checkpoint"
+            )
+        extractor = read_json_object(folder / "preprocessor_config.json")
+    if not isinstance(extractor, Mapping):
+        raise ValueError(f"{folder / 'processor_config.json'}: feature_extractor must be a JSON object")
+    return dict(extractor)
 
 
 def _read_tokenizer(folder: Folder) -> tuple[str, dict[str, Any]]:
@@ -109,17 +120,19 @@ def _read_tokenizer(folder: Folder) -> tuple[str, dict[str, Any]]:
     )
 
 
-def write_processor_files(folder: Path, files: ProcessorFiles) -> None:
-    """Write the files so that `read_processor_files` and transformers read them back."""
+def write_processor_files(folder: Path, files: ProcessorFiles) -> list[Path]:
+    """Write the files so that `read_processor_files` and transformers read them back; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "tokenizer.json", files.tokenizer_json.encode())
-    texts = {"tokenizer_config.json": files.tokenizer_config, "preprocessor_config.json": files.feature_extractor}
+    data = {"tokenizer_config.json": files.tokenizer_config, "preprocessor_config.json": files.feature_extractor}
     if files.audio_token != DEFAULT_AUDIO_TOKEN:
-        texts["processor_config.json"] = {"audio_token": files.audio_token, "processor_class": "Qwen2AudioProcessor"}
-    for name, data in texts.items():
-        write_whole(folder / name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+        data["processor_config.json"] = {"audio_token": files.audio_token, "processor_class": "Qwen2AudioProcessor"}
+    texts = {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in data.items()}
+    texts["tokenizer.json"] = files.tokenizer_json
     if files.chat_template is not None:
-        write_whole(folder / "chat_template.jinja", files.chat_template.encode())
+        texts["chat_template.jinja"] = files.chat_template
+    for name, text in texts.items():
+        write_whole(folder / name, text.encode())
+    return [folder / name for name in texts]
 
 
 def _read_template(folder: Folder, in_processor: Any, in_tokenizer: Any) -> str | None:

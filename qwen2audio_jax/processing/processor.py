@@ -1,6 +1,7 @@
 """The processor: text and audio to the model's inputs, and generated token ids back to text."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -14,6 +15,7 @@ from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import check_no_control_text, encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE, ChatTemplate
+from qwen2audio_jax.processing.collate import CLIPS
 from qwen2audio_jax.processing.conversation import ClipSource, Conversation, is_batch, read_conversation
 from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.processing.files import (
@@ -22,13 +24,14 @@ from qwen2audio_jax.processing.files import (
     read_processor_files,
     write_processor_files,
 )
+from qwen2audio_jax.processing.instead import PROCESSOR, no_attribute
 from qwen2audio_jax.processing.open_end import OpenEnd
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
-from qwen2audio_jax.torch_style.loading_options import take_loading_options
+from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
@@ -62,7 +65,10 @@ class Qwen2AudioProcessor:
         feature_extractor: `Qwen2AudioFeatureExtractor`; its `sampling_rate` is the one that arrays must have.
         chat_template: jinja2 source; another may be assigned.
         audio_token, audio_token_id: the placeholder of a clip.
+        audio_bos_token, audio_eos_token: what stands around it.
     """
+
+    audio_bos_token, audio_eos_token = "<|audio_bos|>", "<|audio_eos|>"
 
     def __init__(
         self,
@@ -91,6 +97,10 @@ class Qwen2AudioProcessor:
         if name in self.__dict__:
             ChatTemplate(value)  # a checkpoint's own is compiled where it is used
         object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing; the error names what to use instead of an attribute of transformers' processors."""
+        raise no_attribute("processor", name, PROCESSOR)
 
     @classmethod
     def from_pretrained(
@@ -141,11 +151,49 @@ class Qwen2AudioProcessor:
         """Names of the arrays that a call with clips returns."""
         return list(INPUT_NAMES)
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as processor_config.json holds them: those of the feature extractor, and the placeholder."""
+        extractor = self.feature_extractor.to_dict()
+        return {
+            "processor_class": "Qwen2AudioProcessor",
+            "audio_token": self.audio_token,
+            "feature_extractor": extractor,
+        }
+
+    def to_json_string(self) -> str:
+        """The settings as the text of processor_config.json."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def pad(self, outputs: Any, *, return_tensors: str | None = None, **padding: Any) -> ProcessorOutput:
+        """Outputs of several calls put together into one batch, as a collate function does it.
+
+        Args:
+            outputs: a list of what calls returned.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **padding: padding, padding_side, max_length and pad_to_multiple_of, as for a call.
+
+        Returns:
+            What one call with all of it would return.
+
+        Raises:
+            ValueError: other names, or arrays that do not fit.
+        """
+        parts = [dict(part) for part in outputs]
+        texts = [{name: part[name] for name in part if name not in CLIPS} for part in parts]
+        clips = [heard for part in parts if (heard := {name: part[name] for name in CLIPS if name in part})]
+        arrays = dict(self.tokenizer.pad(texts, **padding))
+        if clips:
+            arrays |= self.feature_extractor.pad(clips)
+        return to_output(arrays, return_tensors=return_tensors)
+
+    def save_pretrained(self, folder: str | PathLike[str], **words: Any) -> list[str]:
         """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json and chat_template.jinja into a folder.
 
-        Both this class and transformers read them back.
+        Both this class and transformers read them back. Returns the files' paths.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
         """
+        take_saving_options(words)
         files = ProcessorFiles(
             tokenizer_json=self.tokenizer.to_json(),
             tokenizer_config=self.tokenizer.settings,
@@ -153,7 +201,7 @@ class Qwen2AudioProcessor:
             chat_template=self.chat_template,
             audio_token=self.audio_token,
         )
-        write_processor_files(Path(folder), files)
+        return [str(path) for path in write_processor_files(Path(folder), files)]
 
     def __call__(
         self,

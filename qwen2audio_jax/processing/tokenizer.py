@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
+from qwen2audio_jax.processing.instead import TOKENIZER, no_attribute
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
@@ -140,7 +143,7 @@ class Qwen2AudioTokenizer:
         """Attributes `pad_token`, `pad_token_id` and so on; None if the checkpoint names no such token."""
         base = name.removesuffix("_id")
         if base not in SPECIAL_NAMES:
-            raise AttributeError(f"the tokenizer has no attribute {name!r}")
+            raise no_attribute("tokenizer", name, TOKENIZER)
         token = self.special_tokens_map.get(base)
         return token if base == name or token is None else self._tokenizer.token_to_id(token)
 
@@ -209,13 +212,46 @@ class Qwen2AudioTokenizer:
             arrays = {name: row for name, [row] in arrays.items()}
         return to_output(arrays, return_tensors=return_tensors)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing."""
+    def pad(
+        self, encoded_inputs: Any, *, padding: bool | str | None = True, return_tensors: str | None = None, **more: Any
+    ) -> ProcessorOutput:
+        """Rows of several calls padded together.
+
+        Args:
+            encoded_inputs: a list of mappings with input_ids, [T] or [B, T] each, and perhaps attention_mask, which
+                says what pads them already; or one mapping of such lists.
+            padding: as for the processor.
+            return_tensors: None or "np" for numpy, "jax" for JAX arrays.
+            **more: padding_side, max_length and pad_to_multiple_of, as for the processor.
+
+        Returns:
+            input_ids and attention_mask, [B, T] int32.
+
+        Raises:
+            ValueError: another name, ids that are none, or an option that does not fit.
+        """
+        rows = rows_of(gathered(encoded_inputs, known=ROWS, needed="input_ids"))
+        options = {
+            "padding_side": self.padding_side,
+            **{name: value for name, value in more.items() if value is not None},
+        }
+        return to_output(
+            pad_rows(rows, pad_id=self.pad_token_id, padding=padding, **options), return_tensors=return_tensors
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **words: Any) -> list[str]:
+        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing; their paths.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
+        """
+        take_saving_options(words)
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        write_whole(place / "tokenizer.json", self.to_json().encode())
         settings = json.dumps(self.settings, indent=2, ensure_ascii=False)
-        write_whole(place / "tokenizer_config.json", f"{settings}\n".encode())
+        texts = {"tokenizer.json": self.to_json(), "tokenizer_config.json": f"{settings}\n"}
+        for name, text in texts.items():
+            write_whole(place / name, text.encode())
+        return [str(place / name) for name in texts]
 
     def tokenize(self, text: str) -> list[str]:
         """The strings of a text's tokens in the byte alphabet."""

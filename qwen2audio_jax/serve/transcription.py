@@ -1,10 +1,12 @@
 """Transcriptions in OpenAI's protocol: the form that asks for one, and the formats of its answer."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen2audio_jax.engine.request import Answer, Request
+from qwen2audio_jax.generation.hotwords import check_hotwords
 from qwen2audio_jax.serve.errors import bad
 from qwen2audio_jax.serve.protocol import check_model
 from qwen2audio_jax.tasks.checks import compression_ratio
@@ -12,7 +14,10 @@ from qwen2audio_jax.tasks.transcript import clock
 
 LANGUAGES = ("en", "zh", "yue", "fr", "it", "es", "de", "ja", "ko")
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
-FIELDS = ("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream")
+FIELDS = (
+    *("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream"),
+    "hotwords",
+)
 NEW_TOKENS = 256
 
 
@@ -49,7 +54,10 @@ def read_transcription(fields: Mapping[str, str], sound: bytes, *, model: str, t
     if language not in LANGUAGES:
         raise bad(f"language={language[:40]!r} is none of {', '.join(LANGUAGES)}", param="language")
     if fields.get("prompt"):
-        raise bad("prompt: the words of a prompt would come into the transcript; leave it out", param="prompt")
+        raise bad(
+            "prompt: its words would come into the transcript; leave it out, or name expected ones in hotwords",
+            param="prompt",
+        )
     if fields.get("timestamp_granularities[]") not in (None, "segment"):
         raise bad("timestamp_granularities: the model tells no times of words; leave it out")
     if fields.get("stream", "false").lower() not in ("false", "0"):
@@ -57,8 +65,18 @@ def read_transcription(fields: Mapping[str, str], sound: bytes, *, model: str, t
     task = "translate the speech into English" if translate else "recognize the speech"
     prompt = f"<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and {task}: <|{language}|>"
     options = {**_temperature(fields.get("temperature", "0")), "max_new_tokens": NEW_TOKENS}
+    if fields.get("hotwords"):
+        options["hotwords"] = _hotwords(fields["hotwords"])
     request = Request(prompt=prompt, clips=(sound,), options=options)
     return Transcription(request, form, "translate" if translate else "transcribe", "en" if translate else language)
+
+
+def _hotwords(text: str) -> tuple[str, ...]:
+    """Words between commas or line breaks."""
+    try:
+        return check_hotwords([word for word in re.split(r"[,\n]", text) if word.strip()])
+    except ValueError as error:
+        raise bad(str(error), param="hotwords") from None
 
 
 def _temperature(text: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from qwen2audio_jax.audio.clip import SAMPLING_RATE
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.stream import blocks_of, stream_audio
 from qwen2audio_jax.engine.clips import open_clip
+from qwen2audio_jax.generation.decoding import LogitsError, not_numbers
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.write_whole import draft_of
 
@@ -71,6 +72,7 @@ def embed(
     Raises:
         AudioError: the sound cannot be heard, or is too short for a vector.
         ValueError: there is no such layer or pooling.
+        LogitsError: the features are not numbers; a ValueError.
     """
     if layer not in LAYERS:
         raise ValueError(f"layer={layer!r} is none of {', '.join(LAYERS)}")
@@ -113,6 +115,9 @@ def _encoded(
         features = model.encode_audio(inputs["input_features"], inputs["feature_attention_mask"])
         found = np.asarray(getattr(features, layer)).astype(np.float32)
         for piece, vectors, length in zip(group, found, np.asarray(features.lengths), strict=True):
+            if not np.isfinite(vectors[:length]).all():
+                where = f"the piece at {begin:g} s"
+                raise LogitsError(not_numbers("audio features", where=where, dtype=model.config.dtype))
             yield begin, vectors[:length]
             begin += len(piece) / SAMPLING_RATE
 

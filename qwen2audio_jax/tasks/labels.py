@@ -82,6 +82,7 @@ def classify(
     Raises:
         AudioError: the clip cannot be heard.
         ValueError: there is no such score, or a label is empty.
+        LogitsError: the model's logits are not numbers; a ValueError.
     """
     request = task.request(source)
     return score_labels(model, processor, request, task.labels, score=score, hearing=hearing)

@@ -83,7 +83,8 @@ class Tasks:
         Args:
             source: as for `stream_audio`.
             language: of the speech; default: "en".
-            **how: other fields of `Transcribing`: detector, cutting, gated, checks, retry, options, seed, hearing.
+            **how: other fields of `Transcribing`: detector, cutting, gated, checks, retry,
+                options, hotwords, seed, hearing.
 
         Raises:
             AudioError: the sound cannot be heard.

@@ -4,7 +4,7 @@ Memory does not grow with the sound: no more windows are cut than the engine has
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from qwen2audio_jax.audio.stream import stream_audio
 from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.engine.request import Answer, RequestError
 from qwen2audio_jax.engine.stream_process import stream_apart
+from qwen2audio_jax.generation.hotwords import check_hotwords
 from qwen2audio_jax.tasks.checks import Checks
 from qwen2audio_jax.tasks.task import Gate, Task, cutting_of, gate_of
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
@@ -40,6 +41,7 @@ class Transcribing:
         checks: thresholds of doubt.
         retry: a key of `RETRIED`.
         options: of generation, before the task's own.
+        hotwords: words that are expected, see `generation.hotwords`; they are no part of the prompt.
         seed: of what is drawn; window i of a sound has seed + i.
         hearing: other arguments of `stream_audio`: allow_truncated, track, allow_private_urls.
         apart: whether each sound is decoded in a process of its own, as `stream_apart` does: for what strangers send.
@@ -53,6 +55,7 @@ class Transcribing:
     checks: Checks = field(default_factory=Checks.read)
     retry: str = "loops"
     options: Mapping[str, Any] = field(default_factory=dict)
+    hotwords: Sequence[str] = ()
     seed: int = 0
     hearing: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
@@ -60,6 +63,8 @@ class Transcribing:
     def __post_init__(self) -> None:
         if self.retry not in RETRIED:
             raise ValueError(f"retry={self.retry!r} is none of {', '.join(RETRIED)}")
+        if self.hotwords:
+            object.__setattr__(self, "options", {**self.options, "hotwords": check_hotwords(self.hotwords)})
         if self.cutting is None:
             object.__setattr__(self, "cutting", Cutting(**cutting_of(self.task.kind)))
         if self.gate is None and self.gated:
