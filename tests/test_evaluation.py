@@ -92,6 +92,12 @@ def test_manifests_that_cannot_be_scored_as_one(tmp_path):
     mixed = [{**asked, "reference": "x"}, {**asked, "choices": ["x", "y"], "answer": "x"}]
     with pytest.raises(ValueError, match="some records have choices and some have none"):
         read_manifest([lines(tmp_path / "mixed.jsonl", mixed)], task=ASK, scratch=tmp_path)
+    same = lines(tmp_path / "same.jsonl", [{**record, "id": 1}, {**record, "id": "1"}])
+    with pytest.raises(ValueError, match=r"same.jsonl:2: the id '1' is that of .*same.jsonl:1 too; ids must differ"):
+        read_manifest([same], task=TRANSCRIBE, scratch=tmp_path)
+    batch = lines(tmp_path / "batch.jsonl", [record, {"audio": 3, "reference": "x"}])
+    with pytest.raises(ValueError, match=r"batch.jsonl:2: the clip 3 is neither a path nor a URL"):
+        read_manifest([batch], task=TRANSCRIBE, scratch=tmp_path)
     with pytest.raises(ValueError, match="holds sounds and not what is expected; name a JSONL manifest"):
         read_manifest([str(example("tone"))], task=TRANSCRIBE, scratch=tmp_path)
 
@@ -268,6 +274,7 @@ def test_response_files_of_chats_and_mmau():
         ("transcribe --manifest m.jsonl --output o --process-id 1", "--shard I/N instead of processes"),
         ("transcribe --fresh 2 --output gs://a/b", "fresh data is synthesised into a local folder"),
         ("transcribe --manifest m.jsonl --output o --published x/y", "no published figure of 'x/y'"),
+        ("transcribe --manifest m.jsonl --output o --published meld/test", "is of the task 'emotion', and the task is"),
         ("sing --manifest m.jsonl --output o", "models of kind 'embedded' have no task 'sing'; they have transcribe"),
         ("transcribe --manifest m.jsonl --output o --language zh", "does not have 'zh'"),
         ("transcribe --manifest fr.jsonl --output o --language en", "and the records state 'fr'"),
