@@ -24,8 +24,9 @@ from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.generation.arguments import INPUTS, Arguments
 from qwen2audio_jax.generation.call import check_memory, check_one_row, prepare_call
 from qwen2audio_jax.generation.decoding import Progress
+from qwen2audio_jax.generation.default_options import default_generation, read_generation
 from qwen2audio_jax.generation.forward import encode_call, forward_call, forward_inputs
-from qwen2audio_jax.generation.generation_config import GenerationConfig, default_generation, read_generation
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.outputs import ModelOutput, collect, pieces
 from qwen2audio_jax.generation.run import steps
 from qwen2audio_jax.generation.runtime import Runtime
