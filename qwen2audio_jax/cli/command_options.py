@@ -123,7 +123,12 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--manifest", metavar="FILE", nargs="+", help="JSONL: records of a batch job with what is expected"
     )
-    group.add_argument("--layout", metavar="NAME", help="read the data set in --data as it was published")
+    group.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="read the data set in --data as it was published: librispeech, common_voice, fleurs, aishell2, covost2, "
+        "meld, vocalsound, air_bench_chat, air_bench_foundation, mmau",
+    )
     group.add_argument(
         "--data",
         metavar="DIR",
