@@ -92,6 +92,12 @@ def test_manifests_that_cannot_be_scored_as_one(tmp_path):
     mixed = [{**asked, "reference": "x"}, {**asked, "choices": ["x", "y"], "answer": "x"}]
     with pytest.raises(ValueError, match="some records have choices and some have none"):
         read_manifest([lines(tmp_path / "mixed.jsonl", mixed)], task=ASK, scratch=tmp_path)
+    same = lines(tmp_path / "same.jsonl", [{**record, "id": 1}, {**record, "id": "1"}])
+    with pytest.raises(ValueError, match=r"same.jsonl:2: the id '1' is that of .*same.jsonl:1 too; ids must differ"):
+        read_manifest([same], task=TRANSCRIBE, scratch=tmp_path)
+    batch = lines(tmp_path / "batch.jsonl", [record, {"audio": 3, "reference": "x"}])
+    with pytest.raises(ValueError, match=r"batch.jsonl:2: the clip 3 is neither a path nor a URL"):
+        read_manifest([batch], task=TRANSCRIBE, scratch=tmp_path)
     with pytest.raises(ValueError, match="holds sounds and not what is expected; name a JSONL manifest"):
         read_manifest([str(example("tone"))], task=TRANSCRIBE, scratch=tmp_path)
 
@@ -104,6 +110,16 @@ def test_what_a_record_expects():
     assert Expected.of({"expected": json.loads(json.dumps(choices.to_dict()))}) == choices
     empty = read_expected({"audio": "a.wav", "reference": ""}, task=TRANSCRIBE)
     assert Expected.of({"expected": empty.to_dict()}).references == ("",)
+
+
+def test_records_of_the_page_are_read(tmp_path):
+    page = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    emotion = find_task("emotion", kind="base")
+    tasks = [TRANSCRIBE, find_task("translate", kind="base", language="de-en"), emotion, ASK, ASK]
+    for task, line in zip(tasks, block.splitlines(), strict=True):
+        (tmp_path / "m.jsonl").write_text(line)
+        assert len(read_manifest([str(tmp_path / "m.jsonl")], task=task, scratch=tmp_path).expected) == 1
 
 
 def test_lines_keep_their_numbers(tmp_path):
@@ -181,6 +197,7 @@ def test_a_report_of_transcripts(parrot, tmp_path, capsys):
     details = {name: first["details"][name] for name in ("insertions", "deletions", "substitutions", "tokens", "right")}
     assert details == {"insertions": 0, "deletions": 2, "substitutions": 1, "tokens": 8, "right": 2}
     assert [each["name"] for each in report["scores"]] == ["wer.qwen", "cer.qwen", "wer.open-asr", "cer.open-asr"]
+    assert [each["details"]["utterances"] for each in report["scores"]] == [4, 4, 3, 3], "nothing is said in d"
     assert report["errors"] == {"missing": 1}
     assert report["groups"]["room"]["street"]["wer.qwen"] == 100
     assert report["groups"]["room"]["hall"]["records"] == 2
@@ -221,6 +238,58 @@ def test_shards_make_the_report_when_all_are_there(parrot, tmp_path, capsys):
     with pytest.raises(ValueError, match="belongs to another job"):
         evaluate("sound_kind", Source(name="m", files=[manifest]), output=output, running={"peer_timeout": 0})
     assert (output / "report.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("pair", ["zh-en", "en-zh", "en-de", "de-en", "es-en", "fr-en", "it-en", "ja-en", "yue-en"])
+def test_every_pair_of_languages_is_scored_in_its_target(pair, parrot):
+    """By sacrebleu, with its tokenizer of the target; the prompt is the base model's."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    target = pair.partition("-")[2]
+    right = {
+        "en": "It rains in the old town today.",
+        "zh": "今天老城下雨了。",
+        "de": "Heute regnet es in der alten Stadt.",
+    }[target]
+    said = {
+        "en": "Today it rains in the old town.",
+        "zh": "今天老城下雨。",
+        "de": "Es regnet heute in der alten Stadt.",
+    }[target]
+    output = parrot(a=said, b=right)
+    records = [{"id": name, "audio": f"{name}.wav", "language": pair, "reference": right} for name in "ab"]
+    found = evaluate("translate", Source(name="m", records=records), output=output, kind="base")
+    first = found.report.scores[0]
+    tokenizer = "zh" if target == "zh" else "13a"
+    assert first.value == sacrebleu.corpus_bleu([said, right], [[right, right]], tokenize=tokenizer).score
+    for part in ("bleu|", f"tok:{tokenizer}", f"task:translate.{pair}", "kind:base"):
+        assert part in first.signature
+    assert f"<|{pair.partition('-')[0]}|>" in found.report.prompt
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "said", "name", "rate"),
+    [
+        ("en", "Mr. Smith's colour", "mister smith is color", "wer.qwen", 0),
+        ("fr", "Où est-il ?", "où est elle", "wer.qwen", 1 / 3),
+        ("de", "Ja, genau.", "ja", "wer.qwen", 1 / 2),
+        ("es", "¿Qué hora es?", "que hora es", "wer.qwen", 1 / 3),
+        ("it", "Perché no?", "perché no no", "wer.qwen", 1 / 2),
+        ("ja", "今日は、雨。", "今日は雪", "cer.qwen", 1 / 4),
+        ("yue", "我哋去飲茶。", "<|yue|>我哋去饮", "cer.qwen", 1 / 5),
+        ("zh", "一共3个。", "一共三", "cer.qwen", 1 / 4),
+    ],
+)
+def test_every_language_is_scored_by_words_or_by_characters(language, reference, said, name, rate, parrot):
+    """Worked out by hand; the prompt is the base model's."""
+    for package in ("opencc", "wetext") if language in ("zh", "yue") else ():
+        pytest.importorskip(package)
+    output = parrot(a=said)
+    records = [{"id": "a", "audio": "a.wav", "language": language, "reference": reference}]
+    found = evaluate("transcribe", Source(name="m", records=records), output=output, kind="base")
+    first = found.report.scores[0]
+    assert (first.name, first.value) == (name, pytest.approx(100 * rate))
+    assert f"language:{language}|" in first.signature
+    assert found.report.verified is (language in ("en", "zh", "yue", "fr"))
 
 
 AIR_BENCH = {"path": "a.wav", "question": "Which?", "answer_gt": "two", "task_name": "sound_QA", "dataset_name": "x"}
@@ -268,6 +337,7 @@ def test_response_files_of_chats_and_mmau():
         ("transcribe --manifest m.jsonl --output o --process-id 1", "--shard I/N instead of processes"),
         ("transcribe --fresh 2 --output gs://a/b", "fresh data is synthesised into a local folder"),
         ("transcribe --manifest m.jsonl --output o --published x/y", "no published figure of 'x/y'"),
+        ("transcribe --manifest m.jsonl --output o --published meld/test", "is of the task 'emotion', and the task is"),
         ("sing --manifest m.jsonl --output o", "models of kind 'embedded' have no task 'sing'; they have transcribe"),
         ("transcribe --manifest m.jsonl --output o --language zh", "does not have 'zh'"),
         ("transcribe --manifest fr.jsonl --output o --language en", "and the records state 'fr'"),
