@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sounds
 
-from qwen2audio_jax import embedded
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, embedded
 from qwen2audio_jax.cli.main import main
 
 # (what is typed, what the line says: value, limit and remedy)
@@ -98,6 +98,7 @@ WRONG = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A working folder with the folder aud of sound files, good and bad."""
+    Qwen2AudioForConditionalGeneration.from_pretrained()  # whose first conversion is told on stderr
     place = tmp_path_factory.mktemp("typed")
     aud = place / "aud"
     aud.mkdir()

@@ -137,7 +137,7 @@ def test_a_padded_batch_names_the_row(model, token, goods):
         model.generate(input_ids=ids, attention_mask=mask, **NEW)
 
 
-@pytest.mark.parametrize("kind", [Answerer, MeshAnswerer])
+@pytest.mark.parametrize("kind", [pytest.param(Answerer, marks=pytest.mark.slow(seconds=3)), MeshAnswerer])
 def test_records_of_a_batch_job(model, processor, kind):
     def record(name, prompt):
         return Record(name, f"m.jsonl:{name}", prompt=prompt, options={"max_new_tokens": 4})
@@ -172,13 +172,17 @@ def test_streamers_end(model, processor, token):
     assert isinstance(raised[0], LogitsError)
 
 
-def test_scores_and_labels(model, processor, long_bad, goods, token):
+def test_scores(model, long_bad, goods, token):
     found = score_continuations(model.runtime, goods[0], [[3, 4], [5]])
     assert all(np.isfinite(each).all() for each in found)
     with pytest.raises(LogitsError, match="token 1 of continuation 0"):
         score_continuations(model.runtime, long_bad, [[3, 4]])
     with pytest.raises(LogitsError, match="token 3 of continuation 1"):
         score_continuations(model.runtime, goods[0], [[3, 4], [5, token, 6]])
+
+
+@pytest.mark.slow(seconds=3)
+def test_labels(model, processor):
     clip = np.zeros(8000, np.float32)
     task = find_task("choose", kind="instruct", labels={"yes": "yes", "no": "no"})
     assert classify(model, processor, clip, task=task).probabilities.sum() == pytest.approx(1)
@@ -193,6 +197,7 @@ def test_audio_features(processor, small):
         embed(Qwen2AudioForConditionalGeneration(config, spoilt), processor, np.zeros(8000, np.float32))
 
 
+@pytest.mark.slow(seconds=3)
 def test_float16_that_overflows_and_the_remedy(processor, small):
     """Weights whose activations exceed 65504, as the published model's do."""
     config, params = small
@@ -206,6 +211,7 @@ def test_float16_that_overflows_and_the_remedy(processor, small):
     assert np.isfinite(whole.generate(**inputs, **NEW, return_dict_in_generate=True).log_probs).all()
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_server_says_so(model, processor, small):
     httpx = pytest.importorskip("httpx", reason="the server needs the extra `serve`")
     pytest.importorskip("uvicorn", reason="the server needs the extra `serve`")
