@@ -92,6 +92,25 @@ _ROOMS = (
     "storage",
 )
 """Folders that an `import qwen2audio_jax` alone gives access to."""
+_MODEL = "Qwen2AudioForConditionalGeneration is the model, and AutoModel another name of it"
+_INSTEAD = {
+    "AutoModelForSpeechSeq2Seq": _MODEL,
+    "AutoPeftModelForCausalLM": "from_pretrained(..., adapter=folder) merges an adapter while it loads",
+    "BatchFeature": "ProcessorOutput is what the processor returns",
+    "BitsAndBytesConfig": "from_pretrained(weights_dtype='int8') quantises weights",
+    "LogitsProcessorList": "generate(logits_processor=) takes a function, or a list of them",
+    "PeftModel": "from_pretrained(..., adapter=folder) merges an adapter while it loads",
+    "Qwen2Tokenizer": "AutoTokenizer, or Qwen2AudioTokenizer",
+    "Qwen2TokenizerFast": "AutoTokenizer, or Qwen2AudioTokenizer",
+    "StoppingCriteria": "generate(stopping_criteria=) takes a function, or a list of them",
+    "StoppingCriteriaList": "generate(stopping_criteria=) takes a function, or a list of them",
+    "Trainer": "qwen2audio train trains",
+    "TrainingArguments": "qwen2audio train trains",
+    "WhisperFeatureExtractor": "AutoFeatureExtractor, or Qwen2AudioFeatureExtractor",
+    "infer_device": "make_mesh() has all devices, and a model without mesh= is on the first",
+    "set_seed": "generate(seed=1) makes a draw repeatable",
+}
+"""Names of transformers that are not here, and what to use instead."""
 
 __all__ = [
     "LLM",
@@ -138,6 +157,9 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _ROOMS:
         return import_module(f"qwen2audio_jax.{name}")
+    if name in _INSTEAD:
+        # An ImportError, as `from qwen2audio_jax import ...` says nothing of what another error does.
+        raise ImportError(f"qwen2audio_jax has no {name}: {_INSTEAD[name]}")
     raise AttributeError(f"module 'qwen2audio_jax' has no attribute {name!r}")
 
 

@@ -24,8 +24,9 @@ from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.generation.arguments import INPUTS, Arguments
 from qwen2audio_jax.generation.call import check_memory, check_one_row, prepare_call
 from qwen2audio_jax.generation.decoding import Progress
+from qwen2audio_jax.generation.default_options import default_generation, read_generation
 from qwen2audio_jax.generation.forward import encode_call, forward_call, forward_inputs
-from qwen2audio_jax.generation.generation_config import GenerationConfig, default_generation, read_generation
+from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.outputs import ModelOutput, collect, pieces
 from qwen2audio_jax.generation.run import steps
 from qwen2audio_jax.generation.runtime import Runtime
@@ -41,7 +42,7 @@ from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
 from qwen2audio_jax.processing.end_of_turn import warn_of_missing_stop
 from qwen2audio_jax.source import load_config, resolve_processor_files
 from qwen2audio_jax.storage.bucket import PathOrUrl
-from qwen2audio_jax.torch_style.loading_options import dtype_name, take_loading_options
+from qwen2audio_jax.torch_style.loading_options import dtype_name, take_loading_options, take_saving_options
 from qwen2audio_jax.torch_style.modules import ModuleMethods
 
 Source = PathOrUrl
@@ -412,7 +413,12 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
         return sum(spec.size for spec in jax.tree.leaves(parameter_specs(self.config)))
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB", safe_serialization: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **words: Any,
     ) -> None:
         """Write the model as a Hugging Face folder of safetensors, which transformers loads too.
 
@@ -420,10 +426,13 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
             folder: may hold the processor's files already, but no checkpoint.
             max_shard_size: bytes of a file at most, or a text such as "5GB".
             safe_serialization: True: there is no other format.
+            **words: of transformers, at values that change nothing, as push_to_hub=False.
 
         Raises:
+            TypeError: an unknown option.
             ValueError: weights that are int8, a mesh over several processes, a checkpoint in the folder, or no room.
         """
+        take_saving_options(words)
         if not safe_serialization:
             raise ValueError("safe_serialization=False is not supported: weights are written as safetensors alone")
         save_model(

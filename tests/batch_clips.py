@@ -140,6 +140,7 @@ def run(folder: Path, *, clips: int, jobs: tuple[str, ...], longest: float = 30.
 
 def main() -> None:
     """Run jobs from the command line, and print a line of JSON for each."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, where it is installed, is for one process at a time
     parser = argparse.ArgumentParser()
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)

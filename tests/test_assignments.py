@@ -157,6 +157,26 @@ def test_configurations_name_what_to_write(processor):
         Session.__new__(Session).generation_config = GenerationConfig()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("use_cache", "there is always one"),
+        ("pad_token_id", r"model\.generation_config\.updated\(pad_token_id=\.\.\.\)"),
+        ("eos_token_id", r"model\.generation_config\.updated\(eos_token_id=\.\.\.\)"),
+        ("_attn_implementation", "attention= to from_pretrained"),
+        ("torch_dtype", "dtype= to from_pretrained"),
+        ("output_attentions", "not computed"),
+        ("vocab_sise", "no such field"),
+    ],
+)
+def test_what_transformers_keeps_in_a_configuration(name, words):
+    config = Qwen2AudioConfig()
+    for owner in (config, config.text_config):
+        with pytest.raises(AttributeError, match=rf"^{name} cannot be assigned: .*{words}"):
+            setattr(owner, name, 1)
+    assert GenerationConfig().updated(pad_token_id=1, eos_token_id=[2]).pad_token_id == 1
+
+
 def test_vllm_s_parameters_are_assigned():
     params = SamplingParams()
     params.temperature, params.max_tokens = 0.0, 3

@@ -62,6 +62,54 @@ def test_every_form_is_the_same_clip(form):
         assert np.array_equal(load_audio(clip.source), wanted)
 
 
+def test_around_a_url_in_a_line_of_text():
+    wanted = load_audio(CONTENT)
+    for around in ("{}\n", "  {}", "\t{}\r\n", "\ufeff{}"):
+        assert np.array_equal(load_audio(around.format(f"data:audio/wav;base64,{TEXT}")), wanted)
+        with pytest.raises(AudioError, match="not a public address"):
+            load_audio(around.format("http://127.0.0.1/a.wav"))
+
+
+def item_of(data):
+    return [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}]}]
+
+
+def test_what_input_audio_holds():
+    """Bytes as b64encode returns them, the sound itself, and an address as DashScope's clients write it."""
+    wanted = load_audio(CONTENT)
+    for data in (base64.b64encode(CONTENT), f"data:;base64,{TEXT}".encode(), CONTENT):
+        (clip,) = read_conversation(item_of(data)).clips
+        assert np.array_equal(load_audio(clip.source), wanted)
+    (clip,) = read_conversation(item_of("https://example.com/a.wav")).clips
+    assert clip.source == "https://example.com/a.wav"
+    for path in ("file:///etc/passwd", "gs://bucket/a.wav"):
+        with pytest.raises(AudioError, match="not valid base64"):
+            read_conversation(item_of(path))
+    (clip,) = read_conversation(item_of("/etc/passwd")).clips  # no path: eight bytes in base64
+    assert clip.source == base64.b64decode("/etc/passwd=")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (TEXT, "write 'data:;base64,' in front of it"),
+        (base64.urlsafe_b64encode(CONTENT).decode(), "write 'data:;base64,' in front of it"),
+        (TEXT.encode(), r"holds base64 text \(pass the bytes of base64.b64decode\(it\)\)"),
+        (f"data:audio/wav,{TEXT}", "holds base64 text"),
+        (f"data:audio/wav;base64,{TEXT.encode()}", r"base64.b64encode\(...\).decode\(\)"),
+        ("no such folder/no such file of a talk on the seventh of November at four.wav", "check the path"),
+        (b"This is a text of some words, and no base64 at all, however long it may become.", "holds text,"),
+    ],
+)
+def test_base64_in_another_place_is_told_apart(source, words):
+    with pytest.raises(AudioError, match=words):
+        load_audio(source)
+
+
+def test_the_remedy_is_followed():
+    assert np.array_equal(load_audio("data:;base64," + TEXT), load_audio(base64.b64decode(TEXT.encode())))
+
+
 @pytest.mark.parametrize(
     "text", ["$$$$", "UklG*Rg=", "A", "AAAAA", "AA=A", "====", "AAA====", "é" * 8, "UklG\0", "=AAA", "data:AAAA"]
 )

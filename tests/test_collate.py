@@ -1,6 +1,7 @@
 """Outputs put together by `pad`, and what else transformers' callers ask of an extractor and a processor."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,24 @@ def test_settings_as_text_and_files(processor, folder, tmp_path):
     assert len(processor.tokenizer.save_pretrained(tmp_path / "tokenizer")) == 2
 
 
+def test_an_extractor_is_made_of_the_reference_s_settings():
+    made = Qwen2AudioFeatureExtractor(
+        feature_size=80, sampling_rate=16_000, hop_length=160, chunk_length=8, n_fft=400, padding_value=0.0
+    )
+    assert (made.feature_size, made.nb_max_frames) == (80, 800)
+    assert made == Qwen2AudioFeatureExtractor.from_dict(made.to_dict())
+    assert replace(made, feature_size=128) == Qwen2AudioFeatureExtractor(feature_size=128, chunk_length=8)
+    for settings, error, words in (
+        ({"sampling_rate": 8000}, ValueError, "sampling_rate is 8000, which is not supported"),
+        ({"do_normalize": True}, ValueError, "do_normalize is true"),
+        ({"chunk_length": 60}, ValueError, "at most 30 s"),
+        ({"n_samples": 3}, ValueError, "make them agree"),
+        ({"feature_sise": 80}, TypeError, "no setting 'feature_sise'"),
+    ):
+        with pytest.raises(error, match=words):
+            Qwen2AudioFeatureExtractor(**settings)
+
+
 def test_attributes_of_the_reference_s_extractor(processor, folder):
     extractor = processor.feature_extractor
     assert (extractor.padding_value, extractor.padding_side, extractor.return_attention_mask) == (0.0, "right", True)
@@ -150,6 +169,10 @@ def test_attributes_of_the_reference_s_extractor(processor, folder):
     ):
         with pytest.raises(AttributeError, match=words):
             getattr(extractor, name)
+    same(extractor(raw_speech=clip(1.0)), extractor(clip(1.0)))
+    for arguments in ((), (clip(1.0), clip(1.0))):
+        with pytest.raises(TypeError, match="the same argument"):
+            extractor(*arguments[:1], raw_speech=arguments[1] if arguments else None)
     with pytest.raises(AttributeError, match="cannot be assigned"):
         extractor.padding_side = "left"
     theirs = pytest.importorskip("transformers").WhisperFeatureExtractor.from_pretrained(folder)

@@ -1,11 +1,15 @@
 """Scores of evaluations: against jiwer, sacrebleu and transformers' normalisers, and by cases worked out by hand."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from qwen2audio_jax.cli.commands import build_parser
 from qwen2audio_jax.evaluation import multiple_choice
 from qwen2audio_jax.evaluation.extra import import_extra
-from qwen2audio_jax.evaluation.published import find_published, published_figures
+from qwen2audio_jax.evaluation.published import find_published, published_figures, published_of
 from qwen2audio_jax.tasks.task import find_task
 
 SENTENCES = {
@@ -67,6 +71,8 @@ def test_error_rates_by_hand():
     assert (found.rate, found.utterances, found.right) == (0.5, 3, 1)
     assert error_rate([[["a", "b"], ["c"]]], [["c"]]).rate == 0, "the nearest of several"
     assert error_rate([[[]]], [["a"]]).rate is None
+    rare = error_rate([[["a"]], [[]], [[]]], [["a"], [], []])
+    assert (rare.rate, rare.low) == (0, None), "a draw of the bootstrap may hold no token"
     compounds = error_rate([[["white", "paper", "bag"]]], [["whitepaper", "bag"]], compounds=True)
     assert (compounds.rate, compounds.tokens) == (0, 2)
     assert joined(["a", "bc", "d"], ["ab", "c", "d"]) == (["abc", "d"], ["abc", "d"])
@@ -230,6 +236,19 @@ def test_published_figures_are_of_tasks_that_there_are():
     assert [figure.value for figure in find_published("librispeech/test-other")] == [4.0]
     with pytest.raises(ValueError, match="'librispeech/test-clear'; did you mean librispeech/test-clean"):
         find_published("librispeech/test-clear")
+
+
+def test_the_page_has_every_published_figure_and_the_command_that_would_compute_it():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("qwen2audio evaluate") and "--layout" in line]
+    commands = [build_parser().parse_args(line.split()[1:]) for line in lines]
+    for figure in published_figures():
+        start = re.escape(f"| `{figure.name}` | `{figure.score}` | ")
+        (row,) = re.findall(rf"^{start}(.*) \|$", page, re.MULTILINE)
+        assert f"{figure.groups.partition('=')[2]} {figure.value:g}".strip() in row.split(", ")
+        (command,) = [each for each in commands if each.output == f"scores/{figure.name}"]
+        assert (command.task, command.layout, command.model) == (figure.task, figure.layout, figure.model)
+        assert published_of(command.layout, split=command.split, language=command.language) == figure.name
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):

@@ -363,7 +363,7 @@ def test_clips_that_are_refused_are_named(processor, tmp_path):
         (np.zeros((2, 400), np.float32), "shape"),
         (str(tmp_path / "missing.wav"), "missing"),
         (b"no sound", "format"),
-        ((sound(0.1), 16_000.5), "shape"),
+        ((sound(0.1), 16_000.5), "rate"),
     ):
         with pytest.raises(AudioError, match=r"^audio\[1\]: ") as caught:
             processor(text=texts, audio=[sound(0.1), clip])

@@ -34,7 +34,7 @@ evaluate = ["held_out.jsonl"]
 rows = 4
 max_tokens = 128
 max_clips = 3
-frames = [60, 120]
+frames = [80]
 [augment]
 gain_db = [-6, 6]
 noise_probability = 0.5

@@ -46,12 +46,19 @@ def to_samples(source: Any, *, name: str = "the clip") -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         remedy = "convert it with astype('float32')"
         if np.issubdtype(array.dtype, np.integer):
-            remedy = f"divide it by {1 << 8 * array.dtype.itemsize - 1} to get floats from -1 to 1"
+            remedy = f"divide it by {_full_scale(array)} to get floats from -1 to 1"
         raise AudioError(f"{name} has dtype {array.dtype}, not a float: {remedy}", kind="dtype")
     with np.errstate(over="ignore"):
         samples = np.ascontiguousarray(array, np.float32)
     check_finite(samples, name=name)
     return samples
+
+
+def _full_scale(array: np.ndarray) -> int:
+    """The likely full scale of integers: their dtype's, or that of 16 or 24 bits where wider ones use no more."""
+    peak, own = max(-int(array.min()), int(array.max())), min(8 * array.dtype.itemsize - 1, 31)
+    bits = next((bits for bits in (15, 23) if bits < own and 0 < peak <= 1 << bits), own)
+    return 1 << bits
 
 
 def _plain_tensor(source: Any) -> Any:

@@ -2,12 +2,17 @@
 
 import base64
 import binascii
+import re
 import urllib.parse
 
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.limits import LIMITS, Limits
 
 URL_SAFE = str.maketrans("-_", "+/")
+BLANK = " \t\r\n\ufeff"
+"""What may stand around a URL in a line of text."""
+_LONG = 64
+"""Characters from which on a text without blanks and points is rather base64 than a name."""
 
 
 def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
@@ -26,6 +31,13 @@ def decode_data_url(url: str, *, limits: Limits = LIMITS) -> bytes:
     # Counted before anything is decoded: percent signs take three characters for a byte.
     _check_size("a data: URL", len(body) - 2 * body.count("%"), limits)
     return urllib.parse.unquote_to_bytes(body)
+
+
+def looks_like_base64(text: str | bytes) -> bool:
+    """Return True for a text that is rather base64 than a path or words: to say so in a message."""
+    head = text[:4096].decode("ascii", "replace") if isinstance(text, bytes) else text[:4096]
+    bare = "".join(head.split()).translate(URL_SAFE).rstrip("=")
+    return len(bare) >= _LONG and head.count(" ") < 2 and re.fullmatch("[A-Za-z0-9+/]+", bare) is not None
 
 
 def decode_base64(text: str, *, name: str, kind: str, limits: Limits = LIMITS) -> bytes:
@@ -50,10 +62,10 @@ def decode_base64(text: str, *, name: str, kind: str, limits: Limits = LIMITS) -
         # By default the standard library skips characters that are not base64, which would hide damage.
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise AudioError(
-            f"{name} of {len(text)} characters is not valid base64: encode the file's bytes with base64.b64encode",
-            kind=kind,
-        ) from None
+        remedy = "encode the file's bytes with base64.b64encode"
+        if text.startswith(("b'", 'b"')):
+            remedy = "it is what Python shows of bytes: write base64.b64encode(...).decode()"
+        raise AudioError(f"{name} of {len(text)} characters is not valid base64: {remedy}", kind=kind) from None
 
 
 def _check_size(name: str, size: int, limits: Limits) -> None:

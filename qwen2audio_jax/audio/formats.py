@@ -6,6 +6,7 @@ File name suffixes are ignored, because decoders get only the content.
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from qwen2audio_jax.audio.data_url import looks_like_base64
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.mpeg import find_frames, frame_bytes
 
@@ -161,5 +162,5 @@ def describe(head: bytes) -> str | None:
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if text and all(byte >= 0x20 or byte in b"\t\r\n" for byte in text):
-        return "text"
+        return "base64 text (pass the bytes of base64.b64decode(it))" if looks_like_base64(head[:512]) else "text"
     return None

@@ -39,7 +39,10 @@ def unwrap(source: Any, *, sampling_rate: int | None, truncation: bool, limits: 
         return _unwrap_row(source, sampling_rate=sampling_rate)
     if is_pair(source):
         rate, samples = source if _is_rate(source[0]) else reversed(source)
-        return Unwrapped(_mix(_scaled(samples), axis=-1, limits=limits), _agreed(rate, sampling_rate))
+        samples = _scaled(samples)
+        # Gradio and soundfile give [n, channels], torchaudio [channels, n]; no clip has fewer samples than channels.
+        axis = 0 if samples.ndim == 2 and samples.shape[0] <= limits.max_channels < samples.shape[1] else -1
+        return Unwrapped(_mix(samples, axis=axis, limits=limits), _agreed(rate, sampling_rate))
     if hasattr(source, "get_all_samples"):
         source = _decoded(source, truncation=truncation, limits=limits)
     if hasattr(source, "sample_rate") and hasattr(source, "data"):
@@ -60,7 +63,7 @@ def is_pair(source: Any) -> bool:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _is_samples(value: Any) -> bool:

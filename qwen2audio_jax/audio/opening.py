@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from qwen2audio_jax.audio.data_url import BLANK, decode_data_url, looks_like_base64
 from qwen2audio_jax.audio.errors import AudioError
 from qwen2audio_jax.audio.formats import Content, sniff
 from qwen2audio_jax.limits import Limits
@@ -64,7 +65,8 @@ def open_sound(source: Any, *, limits: Limits, allow_private_urls: bool) -> Open
 
 
 def is_url(source: str) -> bool:
-    """Return True if a string is a URL rather than a path."""
+    """Return True if a string is a URL rather than a path, with or without blanks around it."""
+    source = source[:64].lstrip(BLANK)
     return "://" in source[:32] or source[:5].lower() == "data:"
 
 
@@ -76,9 +78,9 @@ def _shorten(text: str, limit: int = 200) -> str:
 def _open_url(url: str, *, limits: Limits, allow_private: bool) -> tuple[str, BinaryIO]:
     """The content of an http(s) or data: URL, and its name for messages."""
     # Imported here: local files need none of it.
-    from qwen2audio_jax.audio.data_url import decode_data_url
     from qwen2audio_jax.audio.fetch import describe_url, fetch
 
+    url = url.strip(BLANK)
     if url[:5].lower() == "data:":
         return "the sound in a data: URL", io.BytesIO(decode_data_url(url, limits=limits))
     return describe_url(url), io.BytesIO(fetch(url, limits=limits, allow_private=allow_private))
@@ -102,7 +104,10 @@ def _open_path(path: str | PathLike[str], *, limits: Limits) -> tuple[str, Binar
         if isinstance(error, AudioError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no path"
-        raise AudioError(f"{name} cannot be opened ({reason}): check the path", kind="missing") from None
+        remedy = "check the path"
+        if looks_like_base64(os.fsdecode(path)):
+            remedy = "if it is base64 of a sound, write 'data:;base64,' in front of it"
+        raise AudioError(f"{name} cannot be opened ({reason}): {remedy}", kind="missing") from None
 
 
 def _open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
@@ -110,6 +115,8 @@ def _open_stream(stream: Any, *, limits: Limits) -> tuple[str, BinaryIO]:
     title = getattr(stream, "name", None)
     name = f"'{_shorten(title)}'" if isinstance(title, str) else "the file object"
     pieces, total = [], 0
+    if isinstance(stream, io.TextIOBase):
+        raise AudioError(f"{name} is open as text: open it in binary mode ('rb')", kind="dtype")
     while True:
         piece = stream.read(1 << 20)
         if hasattr(piece, "__await__"):

@@ -123,7 +123,12 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--manifest", metavar="FILE", nargs="+", help="JSONL: records of a batch job with what is expected"
     )
-    group.add_argument("--layout", metavar="NAME", help="read the data set in --data as it was published")
+    group.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="read the data set in --data as it was published: librispeech, common_voice, fleurs, aishell2, covost2, "
+        "meld, vocalsound, air_bench_chat, air_bench_foundation, mmau",
+    )
     group.add_argument(
         "--data",
         metavar="DIR",
@@ -170,6 +175,7 @@ def _add_evaluation_job(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", metavar="DIR", help="folder or bucket URL of the answers and the report")
     group.add_argument("--shard", metavar="I/N", help="this host's place, from 0; the report is made when all are done")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer (default: the task's)")
+    group.add_argument("--min-new-tokens", type=int, metavar="N", help="fewest tokens before it may end")
     group.add_argument("--slots", type=int, metavar="N", help="prompts at a time (default: what fits)")
     group.add_argument("--positions", type=int, metavar="N", help="most tokens of a prompt and its answer together")
     group.add_argument("--workers", type=int, metavar="N", default=2, help="processes that load clips (default: 2)")

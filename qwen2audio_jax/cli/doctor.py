@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration, default_generation
+from qwen2audio_jax.api import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.audio.load import load_audio
 from qwen2audio_jax.cli.from_options import join
 from qwen2audio_jax.cli.machine import look
@@ -12,6 +12,7 @@ from qwen2audio_jax.cli.machine_checks import CHECKS
 from qwen2audio_jax.cli.output import one_line, say, write
 from qwen2audio_jax.cli.status import status
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.generation.default_options import default_generation
 from qwen2audio_jax.parallel.roll_call import PeersMissing
 from qwen2audio_jax.processing.end_of_turn import missing_stop
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor

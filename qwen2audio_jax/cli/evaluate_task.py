@@ -3,15 +3,17 @@
 import argparse
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from qwen2audio_jax.batch.shards import find_host
 from qwen2audio_jax.cli.batch import CODES
 from qwen2audio_jax.cli.from_options import loading_arguments, tell_model
 from qwen2audio_jax.cli.options import clip_options, mesh_arguments
 from qwen2audio_jax.cli.output import say, write
-from qwen2audio_jax.evaluation.published import published_figures
-from qwen2audio_jax.evaluation.report import Report
+from qwen2audio_jax.evaluation.published import published_of
+from qwen2audio_jax.evaluation.report import Report, overview
 from qwen2audio_jax.evaluation.run import Evaluation, Source, evaluate
 from qwen2audio_jax.speech.manifests import MADE, records_of
 from qwen2audio_jax.storage.bucket import is_url
@@ -26,8 +28,10 @@ def run_task(options: argparse.Namespace) -> int:
     _check(options)
     tasks = {options.task: options.output} if options.task else {task: f"{options.output}/{task}" for task in MADE}
     codes = [_shown(_evaluated(options, task, output), options) for task, output in tasks.items()]
-    if not options.dry_run:
-        tell_model(options)
+    if options.task is None and not any(codes) and not options.dry_run:
+        found = [json.loads(Path(output, "report.json").read_bytes()) for output in tasks.values()]
+        Path(options.output, "report.md").write_text(overview(found), encoding="utf-8")
+    tell_model(options)
     return max(codes)
 
 
@@ -48,7 +52,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def _evaluated(options: argparse.Namespace, task: str, output: str) -> Evaluation:
     mesh = None if options.mesh is None else mesh_arguments(options.mesh)
-    limit = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    limits = {
+        name: value for name in ("max_new_tokens", "min_new_tokens") if (value := getattr(options, name)) is not None
+    }
     source, compared = _source(options, task)
     return evaluate(
         task,
@@ -62,7 +68,7 @@ def _evaluated(options: argparse.Namespace, task: str, output: str) -> Evaluatio
         label_score=options.label_score,
         published=options.published or compared,
         settings={
-            "options": limit,
+            "options": limits,
             **clip_options(options),
             "slots": options.slots,
             "positions": options.positions,
@@ -94,9 +100,15 @@ def _source(options: argparse.Namespace, task: str) -> tuple[Source, str | None]
     from qwen2audio_jax.evaluation.layouts import read_layout
 
     records = read_layout(options.layout, Path(options.data), split=options.split, language=options.language)
-    name = "/".join(filter(None, (options.layout, options.split or options.language)))
-    known = {figure.name for figure in published_figures()}
-    return Source(name=name, records=records, root=options.data), name if name in known else None
+    name = " ".join(filter(None, (options.layout, options.split, options.language)))
+    source = Source(name=name, records=_below(options.data, records), root=options.data)
+    return source, published_of(options.layout, split=options.split, language=options.language)
+
+
+def _below(folder: str, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Records whose clips are relative to the data set's folder, which another host may have elsewhere."""
+    for record in records:
+        yield {**record, "audio": os.path.relpath(record["audio"], folder)}
 
 
 def _synthesise(options: argparse.Namespace, folder: Path) -> None:

@@ -10,10 +10,12 @@ from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
 TASKS = ("any-to-any", "audio-text-to-text", "text-generation", "image-text-to-text")
 """Names under which releases of transformers have it; the last is that of all models that take more than text."""
+_TASKS = "use qwen2audio_jax.tasks: Tasks.from_pretrained(source)"
 _INSTEAD = {
-    "automatic-speech-recognition": "ask for it in words: pipeline('any-to-any')(text=[{'role': 'user', 'content': "
-    "[{'type': 'audio', 'path': path}, {'type': 'text', 'text': 'What is said?'}]}])",
-    "audio-classification": "ask for it in words, as in pipeline('any-to-any')(text=[...])",
+    "automatic-speech-recognition": f"{_TASKS}.transcribe(path).text, of any length",
+    "audio-classification": f"{_TASKS}.classify(path, labels=[...])",
+    "zero-shot-audio-classification": f"{_TASKS}.classify(path, labels=[...])",
+    "feature-extraction": f"{_TASKS}.embed(path)",
 }
 
 

@@ -1,5 +1,6 @@
 """Error rates of transcripts: insertions, deletions and substitutions over the tokens of the references."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
@@ -17,7 +18,7 @@ class ErrorRate:
 
     Attributes:
         rate: errors over tokens of the references; 0.1 is 10 %, and it can be above 1. None without such tokens.
-        low: lower end of the 95 % interval.
+        low: lower end of the 95 % interval; None where hardly any reference has a token.
         high: its upper end.
         insertions: tokens that nobody said.
         deletions: tokens that are missing.
@@ -70,7 +71,8 @@ def error_rate(
             replications=REPLICATIONS,
             merge_compounds=compounds,
         )
-        low, high = max(float(ends["ci95min"]), 0.0), float(ends["ci95max"])
+        if math.isfinite(ends["wer"]):  # a draw may hold no reference token
+            low, high = max(float(ends["ci95min"]), 0.0), float(ends["ci95max"])
     return ErrorRate(
         rate=sums["total"] / sums["ref_len"] if sums["ref_len"] else None,
         low=low,

@@ -1,6 +1,5 @@
 """The manifest of an evaluation: records of a batch job, each with what is expected, checked before anything runs."""
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen2audio_jax.batch.inputs import LineFile, line_files
+from qwen2audio_jax.batch.parts import to_line
+from qwen2audio_jax.batch.records import read_record
 from qwen2audio_jax.config.strict_json import present
 from qwen2audio_jax.evaluation.expected import EXPECTED, Expected, read_expected
 from qwen2audio_jax.processing.json_lines import iter_lines, parse_line
@@ -80,25 +81,19 @@ def _manifest(sources: Sequence[tuple[LineFile, Iterable[tuple[int, Any]]]], *, 
     files: list[LineFile] = []
     expected: list[Expected] = []
     languages: dict[str, str] = {}
+    ids: dict[str, str] = {}
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    for index, (file, lines) in enumerate(sources):
-        path = folder / f"{index}.jsonl"
-        with path.open("w", encoding="utf-8") as written:
-            last = 0
+    for file, lines in sources:
+        path, last = folder / f"{len(files)}.jsonl", 0
+        with path.open("wb") as written:
             for number, value in lines:
                 where = f"{file.name}:{number}"
-                value = present(value) if isinstance(value, dict) else value
-                try:
-                    one = read_expected(value, task=task)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
-                if "language" in value:
+                one, line = _checked(value, where=where, root=file.root, task=task)
+                _check_id(value.get("id"), where=where, ids=ids)
+                if value.get("language") is not None:
                     languages.setdefault(value["language"], where)
                 expected.append(one)
-                # Numbers of lines stay those of the user's file.
-                written.write(
-                    "\n" * (number - last - 1) + json.dumps(batch_line(value, one), ensure_ascii=False) + "\n"
-                )
+                written.write(b"\n" * (number - last - 1) + line)  # so that lines have the numbers of the user's file
                 last = number
         files.append(replace(file, path=path))
     if not expected:
@@ -107,6 +102,25 @@ def _manifest(sources: Sequence[tuple[LineFile, Iterable[tuple[int, Any]]]], *, 
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{names}: some records have choices and some have none, which are scored apart: divide it")
     return Manifest(files, expected, _one_language(languages))
+
+
+def _checked(value: Any, *, where: str, root: str, task: Task) -> tuple[Expected, bytes]:
+    """What a record expects, and the batch job's line; what the job would refuse is refused here."""
+    value = present(value) if isinstance(value, dict) else value
+    try:
+        expected = read_expected(value, task=task)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    line = to_line(batch_line(value, expected))
+    record = read_record(line, id="", where=where, root=root, prompt=None)
+    if record.problem is not None:
+        raise ValueError(record.problem.message)
+    return expected, line
+
+
+def _check_id(id: Any, *, where: str, ids: dict[str, str]) -> None:
+    if id is not None and ids.setdefault(str(id), where) != where:
+        raise ValueError(f"{where}: the id {id!r} is that of {ids[str(id)]} too; ids must differ")
 
 
 def _one_language(languages: Mapping[str, str]) -> str | None:

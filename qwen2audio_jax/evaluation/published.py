@@ -14,6 +14,8 @@ class Published:
 
     Attributes:
         name: data set and part: "librispeech/test-clean".
+        layout: the data set's reader.
+        split: part of it that this is the figure of; "" where there is one alone.
         model: hub id of the checkpoint.
         task: of `configs/tasks.toml`.
         language: of the task, or "".
@@ -25,6 +27,8 @@ class Published:
     """
 
     name: str
+    layout: str
+    split: str = ""
     model: str
     task: str
     language: str = ""
@@ -60,3 +64,15 @@ def find_published(name: str) -> list[Published]:
             f"there is no published figure of {name!r}{nearest(name, names)}; there are {', '.join(names)}"
         )
     return found
+
+
+def published_of(layout: str, *, split: str | None, language: str | None) -> str | None:
+    """The name of the figures of a part of a data set; None if there are none, or several are meant."""
+    names = {
+        figure.name
+        for figure in published_figures()
+        if figure.layout == layout
+        and (split is None or split == figure.split)
+        and (language is None or language == figure.language)
+    }
+    return names.pop() if len(names) == 1 else None

@@ -17,6 +17,7 @@ class Report:
         data: where the records come from.
         model: the checkpoint's name.
         prompt: what was asked.
+        verified: whether the prompt is one that the model is known to have learned.
         records: how many there are.
         errors: kind -> number of records without an answer, which count as answered with nothing.
         audio_seconds: of all that was heard.
@@ -31,6 +32,7 @@ class Report:
     data: str
     model: str
     prompt: str
+    verified: bool
     records: int
     errors: Mapping[str, int]
     audio_seconds: float
@@ -77,7 +79,7 @@ class Report:
             f"# {self.task}: {self.model} on {self.data}\n",
             f"{self.records} records, {self.audio_seconds / 3600:.3f} h of sound{speed}.",
             f"Without an answer, and counted as answered with nothing: {errors}." if errors else "All were answered.",
-            f"Prompt: `{self.prompt}`" if self.prompt else "Prompt: none.",
+            f"Prompt{'' if self.verified else ' (made by analogy)'}: `{self.prompt}`" if self.prompt else "No prompt.",
         ]
         return "\n".join(lines) + "\n"
 
@@ -94,6 +96,18 @@ class Report:
         if any(figure.model != self.model for figure in self.published):
             note = f"\nOurs is of `{self.model}`: it can be compared where the models are the same.\n"
         return f"## Beside the published figures\n\n{_table(head, rows)}{note}"
+
+
+def overview(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Several reports, as plain data, in one table: the first score of each, which is the one that is published."""
+    rows = []
+    for report in reports:
+        first = report["scores"][0]
+        between = "" if first["low"] is None else f"{first['low']:.2f} to {first['high']:.2f}"
+        rows.append((report["task"], str(report["records"]), first["name"], _number(first["value"]), between))
+    head = f"# {reports[0]['model']} on {reports[0]['data']}\n"
+    signature = f"Signature of the first: `{reports[0]['scores'][0]['signature']}`\n"
+    return "\n".join([head, _table(("task", "records", "score", "%", "95 % interval"), rows), signature])
 
 
 def _table_of_scores(scores: Sequence[Score]) -> str:

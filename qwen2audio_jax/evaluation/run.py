@@ -106,7 +106,8 @@ def evaluate(
         style: of multiple choice: one of `multiple_choice.STYLES`.
         label_score: how labels and choices are scored: one of `tasks.labels.SCORES`, or "none".
         published: name of the data set in `configs/published.toml` to compare with.
-        settings: other arguments of `EvaluationAnswerer`: options, slots, workers, dtype, ...
+        settings: other arguments of `EvaluationAnswerer`: options (greedy, unless they say otherwise), slots, workers,
+            dtype, ...
         running: other arguments of `run_batch`: shard, max_errors, retry_errors, quiet, ...
 
     Raises:
@@ -116,11 +117,14 @@ def evaluate(
     """
     figures = find_published(published) if published is not None else []
     settings, running = dict(settings or {}), dict(running or {})
+    settings["options"] = {"do_sample": False, **settings.get("options", {})}
     kind = kind or checkpoint_kind(model, revision=settings.get("revision"))
     with tempfile.TemporaryDirectory(prefix="qwen2audio-evaluate-") as scratch:
         asked = partial(find_task, task, kind=kind, labels=labels, question=QUESTION if task == "ask" else None)
         manifest = source.manifest(asked(), _folder(scratch, "manifest"))
         found = asked(language=_language(language, manifest.language))
+        if any(figure.task != task for figure in figures):
+            raise ValueError(f"published={published!r} is of the task {figures[0].task!r}, and the task is {task!r}")
         require_packages(found)
         answerer = EvaluationAnswerer(model, task=found, style=style, label_score=label_score, **settings)
         merged = Path(scratch, "answers.jsonl")
@@ -192,13 +196,14 @@ def _report(
         data=data,
         model=_name(model),
         prompt=task.text(),
+        verified=task.verified,
         records=len(rows),
         errors=Counter(row["error"]["kind"] for row in rows if "error" in row),
         audio_seconds=round(sum(row.get("audio_seconds", 0.0) for row in rows), 2),
         rtfx=rtfx,
         scores=score(rows, task=task, style=style, made=made),
         groups=by_group(rows, task=task, style=style),
-        published=[figure for figure in published if figure.task == task.name],
+        published=published,
         made=made,
     )
 
@@ -232,7 +237,8 @@ def _note_speed(place: Output, figures: Mapping[str, Any]) -> None:
     """Keep what a run has heard, and how long it took."""
     if figures["records"]:
         name = f"speed-{figures['job']}-{platform.node()}-{os.getpid()}-{time.time_ns()}.json"
-        kept = {each: figures[each] for each in ("records", "audio_seconds", "seconds")}
+        seconds = max(figures["seconds"], 0.01)  # to which they are rounded
+        kept = {"records": figures["records"], "audio_seconds": figures["audio_seconds"], "seconds": seconds}
         place.write(name, (json.dumps(kept) + "\n").encode())
 
 

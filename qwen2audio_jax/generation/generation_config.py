@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.config.frozen import refuses_assignment
 from qwen2audio_jax.config.strict_json import BYTE_ORDER_MARK, present
 from qwen2audio_jax.embedded import EMBEDDED, model_folder
@@ -26,7 +25,7 @@ from qwen2audio_jax.generation.stopping import check_stop_strings
 from qwen2audio_jax.generation.unsupported_options import is_without_effect, known_options
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage import hub
-from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at
+from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at
 from qwen2audio_jax.storage.resolve_folder import resolve_folder
 from qwen2audio_jax.storage.write_whole import write_whole
 
@@ -360,21 +359,3 @@ def _integer(name: str, value: Any, *, least: int, most: int) -> int:
 def _ids(value: Any) -> tuple[int, ...]:
     ids = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     return tuple(dict.fromkeys(_integer("eos_token_id", token, least=0, most=2**31 - 1) for token in ids))
-
-
-def default_generation(folder: Folder, *, config: Qwen2AudioConfig) -> GenerationConfig:
-    """The options of a checkpoint's generation_config.json; without one: greedy, with the stop ids of config.json."""
-    if (found := read_generation(folder)) is not None:
-        return found
-    text = config.text_config
-    return GenerationConfig.from_dict({"eos_token_id": text.eos_token_id, "pad_token_id": text.pad_token_id})
-
-
-def read_generation(folder: Folder) -> GenerationConfig | None:
-    """The options of a folder's generation_config.json; None if it has none.
-
-    Raises:
-        ValueError: an option is not supported; the message names the file.
-    """
-    settings = folder / FILE
-    return GenerationConfig.from_json_file(settings) if settings.exists() else None

@@ -10,6 +10,8 @@ from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.limits import LIMITS, Limits
 
 ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+URL = re.compile(r"\s*(data:|https?://)", re.IGNORECASE)
+"""What `input_audio.data` holds in DashScope's form of the protocol: base64 in a data: URL, or an address."""
 SOURCE_KEYS = ("audio", "audio_url", "url", "path", "input_audio")
 INERT_KEYS = ("uuid",)
 """Keys of an item that only its server's cache reads."""
@@ -66,9 +68,9 @@ def read_conversation(conversation: Any, *, name: str = "messages", limits: Limi
         conversation: messages {"role", "content"}; a content is a str or a list of text items {"type": "text", "text"}
             and audio items. An audio item is in the reference's form ({"type": "audio"} with the source under `audio`,
             `audio_url`, `url` or `path`) or in that of chat APIs ({"type": "audio_url", "audio_url": {"url"}} and
-            {"type": "input_audio", "input_audio": {"data": base64, "format"}}; the sound's own header counts, not
-            `format`). A source is a path, an http(s) or data: URL, bytes, a file object or an array. A key that is null
-            is not there.
+            {"type": "input_audio", "input_audio": {"data": base64 or a URL, "format"}}; the sound's own header counts,
+            not `format`). A source is a path, an http(s) or data: URL, bytes, a file object or an array. A key that is
+            null is not there.
         name: the conversation's name in error messages.
         limits: bounds on messages and clips.
 
@@ -169,11 +171,15 @@ def _read_item(item: Any, where: str, limits: Limits) -> tuple[dict[str, Any], C
 
 def _read_source(key: str, value: Any, where: str, limits: Limits) -> Any:
     if key == "input_audio":
-        if not isinstance(value, Mapping) or not isinstance(value.get("data"), str):
+        if not isinstance(value, Mapping) or not isinstance(value.get("data"), str | bytes):
             raise ValueError(f'{where}: input_audio must be {{"data": base64 text, "format": "wav"}}')
         _check_keys(present(value), {"data", "format"}, f"{where}['input_audio']")
-        data = value["data"].lstrip()
-        if data[:5].lower() == "data:":
+        data = value["data"]
+        if isinstance(data, bytes):  # what b64encode returns, or the sound itself
+            if not data.isascii():
+                return data
+            data = data.decode()
+        if URL.match(data):
             return data
         return decode_base64(data, name=f"{where}: input_audio.data", kind="corrupt", limits=limits)
     if isinstance(value, Mapping) and (key != "audio" or "url" in value):

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,14 @@ from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.collate import CLIPS, clips_of, gathered
-from qwen2audio_jax.processing.extractor_words import INSTEAD, check_words
 from qwen2audio_jax.processing.files import read_extractor_settings
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.attributes import EXTRACTOR, no_attribute
+from qwen2audio_jax.torch_style.extractor_options import check_extractor_options
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "sampling_rate": (16_000,),
@@ -79,7 +81,7 @@ class Heard(NamedTuple):
     "the model hears what it was trained on; load_audio(samples, sampling_rate=rate) resamples, and truncation=True "
     "cuts long clips"
 )
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Qwen2AudioFeatureExtractor:
     """Log-mel feature extractor, which pads every clip with silence to the encoder's longest input.
 
@@ -101,10 +103,25 @@ class Qwen2AudioFeatureExtractor:
     # No fields, as nothing else is supported.
     padding_value, padding_side, return_attention_mask = 0.0, "right", True
 
+    def __init__(self, **settings: Any):
+        """Make one of settings under the names of preprocessor_config.json.
+
+        Raises:
+            TypeError: there is no such setting.
+            ValueError: as for `from_dict`.
+        """
+        for name in settings:
+            if name not in KNOWN and name not in INERT:
+                known = ", ".join(sorted(KNOWN))
+                raise TypeError(f"the feature extractor has no setting {name!r}; there are {known}")
+        judged = _judged(settings)
+        for field in fields(self):
+            object.__setattr__(self, field.name, judged.get(field.name, field.default))
+        self._check_stated(judged)
+
     def __getattr__(self, name: str) -> Any:
         """Nothing; the error names what to use instead of a method of transformers'."""
-        remedy = f": {INSTEAD[name]}" if name in INSTEAD else ""
-        raise AttributeError(f"the feature extractor has no attribute {name!r}{remedy}")
+        raise no_attribute("feature extractor", name, EXTRACTOR)
 
     @classmethod
     def from_pretrained(
@@ -132,39 +149,20 @@ class Qwen2AudioFeatureExtractor:
         Raises:
             ValueError: a setting is unknown, has a value that is not supported, or contradicts another.
         """
-        values = {}
-        for key, value in present(settings).items():
-            if key in FIXED:
-                if not any(value == supported and value is not True for supported in FIXED[key]):
-                    raise ValueError(
-                        f"preprocessor setting {key} is {describe(value)}, which is not supported; supported: "
-                        f"{describe(FIXED[key][0])}. A model trained with another value would hear something else"
-                    )
-            elif key in ("feature_size", "chunk_length", "n_samples", "nb_max_frames"):
-                kinds = int | float if key == "chunk_length" else int
-                if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
-                    raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
-                values[key] = value
-            elif key == "num_mel_bins" and value == settings.get("feature_size"):
-                continue  # the encoder's name of it
-            elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
-                raise ValueError(
-                    f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
-                    f"features is not either. Check its spelling; delete it if it changes nothing"
-                )
-        stated = {key: values.pop(key) for key in ("n_samples", "nb_max_frames") if key in values}
-        extractor = cls(**values)
-        if extractor.chunk_length > LIMITS.clip_seconds:
+        return cls(**_judged(settings))
+
+    def _check_stated(self, judged: Mapping[str, Any]) -> None:
+        """Raise a ValueError for a length beyond the limits, or lengths that contradict each other."""
+        if self.chunk_length > LIMITS.clip_seconds:
             raise ValueError(
-                f"preprocessor setting chunk_length is {extractor.chunk_length} s; at most {LIMITS.clip_seconds:g} s"
+                f"preprocessor setting chunk_length is {self.chunk_length} s; at most {LIMITS.clip_seconds:g} s"
             )
-        for key, value in stated.items():
-            if value != getattr(extractor, key):
+        for key in ("n_samples", "nb_max_frames"):
+            if key in judged and judged[key] != getattr(self, key):
                 raise ValueError(
-                    f"preprocessor setting {key} is {value}, but chunk_length {extractor.chunk_length} s at "
-                    f"{extractor.sampling_rate} Hz makes {getattr(extractor, key)}; make them agree"
+                    f"preprocessor setting {key} is {judged[key]}, but chunk_length {self.chunk_length} s at "
+                    f"{self.sampling_rate} Hz makes {getattr(self, key)}; make them agree"
                 )
-        return extractor
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as preprocessor_config.json holds them; transformers reads them back."""
@@ -192,8 +190,12 @@ class Qwen2AudioFeatureExtractor:
         """Write that text to a file, whole or not at all."""
         write_whole(Path(path), self.to_json_string().encode())
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write preprocessor_config.json into a folder, which is made if it is missing; the file's path."""
+    def save_pretrained(self, folder: str | os.PathLike[str], **words: Any) -> list[str]:
+        """Write preprocessor_config.json into a folder, which is made if it is missing; the file's path.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
+        """
+        take_saving_options(words)
         path = Path(folder, "preprocessor_config.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.to_json_file(path)
@@ -239,8 +241,9 @@ class Qwen2AudioFeatureExtractor:
 
     def __call__(
         self,
-        clips: Sequence[Any] | np.ndarray,
+        clips: Sequence[Any] | np.ndarray | None = None,
         *,
+        raw_speech: Any = None,
         sampling_rate: int | None = None,
         truncation: bool = False,
         allow_truncated: bool = False,
@@ -252,6 +255,7 @@ class Qwen2AudioFeatureExtractor:
 
         Args:
             clips: a clip, as an array [n] of samples at 16 kHz, or a list of whatever `load_audio` takes.
+            raw_speech: another name of it, the reference's.
             sampling_rate: samples per second of the arrays; if stated, it must be 16000.
             truncation: keep the beginning of a clip that is too long instead of refusing it.
             allow_truncated: hear files that are shorter than they say, as far as they go, instead of refusing them.
@@ -266,9 +270,12 @@ class Qwen2AudioFeatureExtractor:
         Raises:
             AudioError: a clip is refused; see there.
             ValueError: another value of `return_tensors`, or of one of those words.
-            TypeError: an unknown argument.
+            TypeError: an unknown argument, or no clip.
         """
-        check_words(words)
+        check_extractor_options(words)
+        if (clips is None) == (raw_speech is None):
+            raise TypeError("pass the clip or a list of clips, once: clips= and raw_speech= are the same argument")
+        clips = raw_speech if clips is None else clips
         self.check_sampling_rate(sampling_rate)
         if is_clip(clips) and not isinstance(clips, Iterator) and getattr(clips, "ndim", 1) == 1:
             clips = [clips]
@@ -295,7 +302,7 @@ class Qwen2AudioFeatureExtractor:
         """
         if words.pop("truncation", None):
             raise ValueError("truncation=True is not supported: features have one length; cut samples before the call")
-        check_words(words)
+        check_extractor_options(words)
         columns = gathered(processed_features, known=(*CLIPS, "attention_mask"), needed="input_features")
         found = clips_of(columns, mels=self.feature_size, frames=self.nb_max_frames)
         return to_output(found, return_tensors=return_tensors)
@@ -324,3 +331,28 @@ class Qwen2AudioFeatureExtractor:
                 f"sampling_rate={sampling_rate!r})",
                 kind="rate",
             )
+
+
+def _judged(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say anything, checked one by one."""
+    values: dict[str, Any] = {}
+    for key, value in present(settings).items():
+        if key in FIXED:
+            if not any(value == supported and value is not True for supported in FIXED[key]):
+                raise ValueError(
+                    f"preprocessor setting {key} is {describe(value)}, which is not supported; supported: "
+                    f"{describe(FIXED[key][0])}. A model trained with another value would hear something else"
+                )
+        elif key in ("feature_size", "chunk_length", "n_samples", "nb_max_frames"):
+            kinds = int | float if key == "chunk_length" else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 10_000_000:
+                raise ValueError(f"preprocessor setting {key} is {describe(value)}; it must be a number above 0")
+            values[key] = value
+        elif key == "num_mel_bins" and value == settings.get("feature_size"):
+            continue  # the encoder's name of it
+        elif key not in INERT and could_matter(key, value, known=KNOWN, words=FRONT_END):
+            raise ValueError(
+                f"preprocessor setting {key} is {describe(value)}: this key is not known, so its effect on the "
+                f"features is not either. Check its spelling; delete it if it changes nothing"
+            )
+    return values

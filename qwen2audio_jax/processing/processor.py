@@ -30,7 +30,8 @@ from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
-from qwen2audio_jax.torch_style.loading_options import take_loading_options
+from qwen2audio_jax.torch_style.attributes import PROCESSOR, no_attribute
+from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
 AUDIO_OPTIONS = ("sampling_rate", "truncation", "allow_truncated", "track", "allow_private_urls")
@@ -64,7 +65,10 @@ class Qwen2AudioProcessor:
         feature_extractor: `Qwen2AudioFeatureExtractor`; its `sampling_rate` is the one that arrays must have.
         chat_template: jinja2 source; another may be assigned.
         audio_token, audio_token_id: the placeholder of a clip.
+        audio_bos_token, audio_eos_token: what stands around it.
     """
+
+    audio_bos_token, audio_eos_token = "<|audio_bos|>", "<|audio_eos|>"
 
     def __init__(
         self,
@@ -93,6 +97,10 @@ class Qwen2AudioProcessor:
         if name in self.__dict__:
             ChatTemplate(value)  # a checkpoint's own is compiled where it is used
         object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Nothing; the error names what to use instead of an attribute of transformers' processors."""
+        raise no_attribute("processor", name, PROCESSOR)
 
     @classmethod
     def from_pretrained(
@@ -178,11 +186,14 @@ class Qwen2AudioProcessor:
             arrays |= self.feature_extractor.pad(clips)
         return to_output(arrays, return_tensors=return_tensors)
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> list[str]:
+    def save_pretrained(self, folder: str | PathLike[str], **words: Any) -> list[str]:
         """Write tokenizer.json, tokenizer_config.json, preprocessor_config.json and chat_template.jinja into a folder.
 
         Both this class and transformers read them back. Returns the files' paths.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
         """
+        take_saving_options(words)
         files = ProcessorFiles(
             tokenizer_json=self.tokenizer.to_json(),
             tokenizer_config=self.tokenizer.settings,

@@ -16,6 +16,8 @@ from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.attributes import TOKENIZER, no_attribute
+from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
@@ -141,7 +143,7 @@ class Qwen2AudioTokenizer:
         """Attributes `pad_token`, `pad_token_id` and so on; None if the checkpoint names no such token."""
         base = name.removesuffix("_id")
         if base not in SPECIAL_NAMES:
-            raise AttributeError(f"the tokenizer has no attribute {name!r}")
+            raise no_attribute("tokenizer", name, TOKENIZER)
         token = self.special_tokens_map.get(base)
         return token if base == name or token is None else self._tokenizer.token_to_id(token)
 
@@ -237,8 +239,12 @@ class Qwen2AudioTokenizer:
             pad_rows(rows, pad_id=self.pad_token_id, padding=padding, **options), return_tensors=return_tensors
         )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing; their paths."""
+    def save_pretrained(self, folder: str | os.PathLike[str], **words: Any) -> list[str]:
+        """Write tokenizer.json and tokenizer_config.json into a folder, which is made if it is missing; their paths.
+
+        `words`: of the reference, at values that change nothing, as push_to_hub=False.
+        """
+        take_saving_options(words)
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(self.settings, indent=2, ensure_ascii=False)

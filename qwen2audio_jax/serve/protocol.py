@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.engine.request import Request
+from qwen2audio_jax.processing.conversation import INERT_KEYS
 from qwen2audio_jax.serve.constraints import constraint
 from qwen2audio_jax.serve.errors import ApiError, bad
 
@@ -228,7 +229,11 @@ def _message(message: Any, index: int) -> dict[str, Any]:
 
 
 def _item(item: Any, where: str) -> dict[str, Any]:
-    item = present(item) if isinstance(item, Mapping) else {}
+    item = (
+        {key: value for key, value in present(item).items() if key not in INERT_KEYS}
+        if isinstance(item, Mapping)
+        else {}
+    )
     kind = item.get("type")
     if kind == "text" and isinstance(item.get("text"), str):
         _refuse_others(item, {"type", "text"}, where)

@@ -70,6 +70,34 @@ def take_loading_options(given: Mapping[str, Any], *, known: Sequence[str]) -> N
             raise TypeError(f"from_pretrained has no option {name!r}: {hint}")
 
 
+# Option of saving -> (values that mean nothing, what to write instead of others).
+_SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "push_to_hub": ((False,), "save_pretrained(folder), and `hf upload` sends it"),
+    "save_jinja_files": ((True,), "the template is written as chat_template.jinja, which every release reads"),
+    "legacy_format": ((False,), "the tokenizer is written as tokenizer.json, which every release reads"),
+    "filename_prefix": ((), "files have the names that from_pretrained looks for"),
+    "is_main_process": ((True,), "call it in one process"),
+    "state_dict": ((), "the model's own weights are written"),
+    "variant": ((), "name a folder of its own"),
+    "token": ((True, False), "set the environment variable HF_TOKEN: the hub's client reads it"),
+}
+
+
+def take_saving_options(given: Mapping[str, Any]) -> None:
+    """Judge the options of transformers' `save_pretrained`.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: one that cannot be followed; what to do instead is named.
+    """
+    for name, value in given.items():
+        if name not in _SAVING:
+            raise TypeError(f"save_pretrained has no option {name!r}; give the folder")
+        neutral, remedy = _SAVING[name]
+        if value is not None and not any(value is each or value == each for each in neutral):
+            raise ValueError(f"{name}={value!r} is not supported: {remedy}")
+
+
 def dtype_name(dtype: Any, torch_dtype: Any = None) -> str:
     """The name of a dtype, given as such or as an object of torch, numpy or JAX, under either of its two keywords.
 

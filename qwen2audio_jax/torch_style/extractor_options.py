@@ -1,4 +1,4 @@
-"""Words of transformers' feature extractors: arguments of which some values change nothing, and methods not here."""
+"""Arguments of transformers' feature extractor that are taken at values which change nothing here."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,9 @@ WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "device": ((), ""),
 }
 """Arguments of the reference's extractor: (values that change nothing here, what to say of others)."""
-INSTEAD = {
-    "fetch_audio": "a call takes paths, URLs and bytes itself, and load_audio(source) gives the samples",
-    "push_to_hub": "save_pretrained(folder), and `hf upload` sends it",
-    "register_for_auto_class": "no code of a checkpoint is ever run: AutoFeatureExtractor gives this class",
-    "zero_mean_unit_var_norm": "this model's clips are not normalised: pass them as they are",
-}
-"""What to use instead of methods of the reference's extractor."""
 
 
-def check_words(words: Mapping[str, Any]) -> None:
+def check_extractor_options(words: Mapping[str, Any]) -> None:
     """Judge arguments of the reference's extractor.
 
     Raises:
