@@ -11,6 +11,7 @@ import soundfile
 
 from qwen2audio_jax.audio import AudioError, load_audio
 from qwen2audio_jax.audio.data_url import decode_base64
+from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import read_conversation
 
@@ -68,6 +69,7 @@ def test_around_a_url_in_a_line_of_text():
         assert np.array_equal(load_audio(around.format(f"data:audio/wav;base64,{TEXT}")), wanted)
         with pytest.raises(AudioError, match="not a public address"):
             load_audio(around.format("http://127.0.0.1/a.wav"))
+        assert open_clip(around.format("https://example.com/a.wav")) == "https://example.com/a.wav"
 
 
 def item_of(data):

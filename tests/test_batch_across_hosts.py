@@ -134,7 +134,7 @@ def test_closing_ends_after_the_present_call_of_the_model(answerer):
 @pytest.mark.slow(seconds=90)
 def test_a_signal_ends_all_processes_and_the_same_command_goes_on(tmp_path):
     """The embedded model in two processes; each is told to stop while they compute."""
-    records = [{"id": f"r{i}", "prompt": f"Say {i}.", "options": {"max_new_tokens": 60}} for i in range(400)]
+    records = [{"id": f"r{i}", "prompt": f"Say {i}.", "options": {"max_new_tokens": 12}} for i in range(256)]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, records)))
     script = "import sys; from qwen2audio_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from tiny_processor import write_processor_files
 
+from qwen2audio_jax.batch.records import read_record as batch_record
 from qwen2audio_jax.compat.vllm import SamplingParams
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.processing.conversation import read_conversation
 from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.serve.protocol import IGNORED, NEUTRAL, read_chat
 from qwen2audio_jax.train.records import read_record
 
 CLIP = np.zeros(4000, np.float32)
@@ -101,6 +103,49 @@ def test_a_record_is_the_one_without_nulls(record, preferences):
         for value in (record, without(record))
     )
     assert one == two
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"id": "a", "audio": "a.wav", "prompt": None, "messages": None, "options": None, "meta": None},
+        {"id": "a", "audio": None, "prompt": "why?", "messages": None, "reference": None},
+        {"id": None, "prompt": "why?", "options": {"max_new_tokens": 3}},
+        {"id": "a", "messages": [{"role": "user", "content": [{**FULL, **TEXT}]}], "audio": None, "prompt": None},
+        {"id": "a", "audio": ["a.wav"], "messages": [{"role": "user", "content": [{**FULL, "type": "audio"}, TEXT]}]},
+    ],
+)
+def test_a_record_of_a_batch_job_is_the_one_without_nulls(record):
+    one, two = (
+        batch_record(json.dumps(value).encode(), id="a", where="f:1", root="/x", prompt=None)
+        for value in (record, without(record))
+    )
+    assert one == two
+    assert one.problem is None
+
+
+def test_a_request_to_the_server_is_the_one_without_nulls():
+    """Clients of OpenAI's protocol send every parameter that they know, and back what an answer held."""
+    chat = [
+        {"role": "user", "content": [{**FULL, **TEXT}], "name": None},
+        {"role": "assistant", "content": "4", "refusal": None, "audio": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {**DATA, "id": None}, "uuid": "x"}]},
+    ]
+    names = (*NEUTRAL, *IGNORED, "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "n")
+    names += (
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "response_format",
+        "guided_json",
+        "repetition_penalty",
+    )
+    full = read_chat({"model": "m", "messages": chat, **dict.fromkeys(names), "a_new_one": None}, model="m")
+    bare = [{key: value for key, value in message.items() if value not in (None, [])} for message in without(chat)]
+    bare[2]["content"][0].pop("uuid")
+    assert full == read_chat({"model": "m", "messages": bare}, model="m")
 
 
 def test_arguments(tmp_path):

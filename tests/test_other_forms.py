@@ -34,7 +34,15 @@ SINGLE = {
         "conversations": [{"from": "user", "value": "<audio>What is it?"}, {"from": "assistant", "value": "A dog."}],
         "system": "",
     },
+    "sharegpt with roles and contents": {"conversations": ASKED},
+    "with what a table notes besides": {
+        **{"query": "<audio>What is it?", "response": "A dog.", "dataset": "aishell", "duration": 2.5, "idx": 7},
+        **{"speaker": "S0764", "split": "train", "images": [], "videos": [], "tools": "", "objects": {}},
+    },
     "alpaca": {"instruction": "<audio>What is it?", "input": "", "output": "A dog."},
+    "alpaca with everything": {
+        **{"instruction": "<audio>What is it?", "input": "", "output": "A dog.", "system": "", "history": []},
+    },
     "trl": {"prompt": ASKED[:1], "completion": ASKED[1:]},
     "trl with a text": {"prompt": ASKED[:1], "completion": "A dog."},
 }
@@ -96,6 +104,12 @@ PAIRS = {
         "chosen": {"from": "gpt", "value": "A dog."},
         "rejected": {"from": "gpt", "value": "No idea."},
     },
+    "swift, whole conversations": {"messages": ASKED, "rejected_messages": [*ASKED[:1], *BOTH["rejected"]]},
+    "sharegpt with roles and contents": {
+        "conversations": ASKED[:1],
+        "chosen": BOTH["chosen"][0],
+        "rejected": BOTH["rejected"][0],
+    },
     "alpaca": {"instruction": "<audio>What is it?", **ANSWERS},
     "trl": {"prompt": ASKED[:1], **BOTH},
     "trl without a prompt": {key: [*ASKED[:1], *answer] for key, answer in BOTH.items()},
@@ -119,6 +133,11 @@ def test_pairs(form):
         ({"query": ["a"], "response": "b"}, r'query is \["a"\]; it must be text'),
         ({"query": "a"}, "without the assistant's answer there is nothing to learn"),
         ({"query": "a", "response": "b", "images": ["x.png"]}, "unknown key 'images'"),
+        ({"query": "a", "response": "b", "audois": ["x.wav"]}, "unknown key 'audois'"),
+        ({"query": "a", "response": "b", "label": True}, "unknown key 'label'"),
+        ({"query": "a", "response": "b", "audio_path": "x.wav"}, "unknown key 'audio_path'"),
+        ({"messages": ASKED, "rejected_messages": turns("other", "x")}, "the messages with another answer"),
+        ({"messages": ASKED, "rejected_messages": []}, "the messages with another answer"),
         ({"rejected_response": "b", "query": "a"}, "rejected_response goes with a response"),
         ({"prompt": ASKED[:1], "chosen": BOTH["chosen"] * 2, "rejected": "b"}, "chosen must be one answer"),
         ({"chosen": ASKED, "rejected": turns("other", "x")}, "rejected must be one answer, behind the same messages"),
@@ -126,7 +145,7 @@ def test_pairs(form):
 )
 def test_what_is_none_of_these_forms(record, message):
     with pytest.raises(ValueError, match=rf"^x.jsonl:1: .*{message}"):
-        read(record, preferences="rejected" in record or "rejected_response" in record)
+        read(record, preferences=any(key.startswith("rejected") for key in record))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen2audio_jax.batch.clips import locate
-from qwen2audio_jax.config.strict_json import describe
+from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.engine.clips import Clip
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import read_conversation
@@ -66,7 +66,7 @@ def read_record(line: bytes, *, id: str, where: str, root: str, prompt: str | No
     """The record in a line; what is wrong with it is its `problem`, with the line's place.
 
     Forms: {"id", "audio": path or list, "prompt"} and {"id", "messages"}, in which audio items without a source take
-    the clips of `audio` in order; either with `options` and `meta`.
+    the clips of `audio` in order; either with `options` and `meta`. A key that is null is not there.
 
     Args:
         line: JSON.
@@ -85,6 +85,7 @@ def _read(line: bytes, *, id: str, where: str, root: str, default: str | None) -
     value = parse_line(line)
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with audio, a prompt or messages")
+    value = present(value)
     if unknown := [key for key in value if key not in KEYS]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
     if "id" in value and (type(value["id"]) not in (str, int) or value["id"] == ""):

@@ -16,6 +16,7 @@ from qwen2audio_jax.cli.output import note, read_pieces, say, write
 from qwen2audio_jax.cli.profile import check_profile_folder, profiled
 from qwen2audio_jax.cli.stats import Stats, in_words
 from qwen2audio_jax.cli.status import status
+from qwen2audio_jax.generation.sampling_params import check_seed
 from qwen2audio_jax.processing.output import ProcessorOutput
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
@@ -36,6 +37,8 @@ def generate(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an input or option cannot be used.
     """
+    if options.seed is not None:
+        check_seed(options.seed)  # before anything that takes time
     if options.each:
         from qwen2audio_jax.cli.each import run_each  # one prompt alone needs no engine
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2audio_jax.audio import AudioError
+from qwen2audio_jax.audio.data_url import BLANK
 from qwen2audio_jax.audio.opening import is_url
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import BucketPath
@@ -30,7 +31,10 @@ def open_clip(clip: Any) -> Any:
     """
     if isinstance(clip, FilePiece):
         return _read_piece(clip)
-    if not isinstance(clip, str) or not is_url(clip) or clip[:5].lower() in ("data:", "http:", "https"):
+    if not isinstance(clip, str) or not is_url(clip):
+        return clip
+    clip = clip.strip(BLANK)
+    if clip[:5].lower() in ("data:", "http:", "https"):
         return clip
     try:
         return b"".join(BucketPath(clip).pieces(most=LIMITS.file_bytes))

@@ -141,16 +141,17 @@ def row_seeds(seed: int | Sequence[int] | np.ndarray | jax.Array | None, *, rows
     if isinstance(seed, jax.Array):
         seed = np.asarray(seed)
     if isinstance(seed, Sequence | np.ndarray) and np.shape(seed) == (rows,):
-        seeds = [_seed(value) for value in seed]
+        seeds = [check_seed(value) for value in seed]
     elif isinstance(seed, Sequence | np.ndarray) and np.ndim(seed):
         raise ValueError(f"seed has the shape {np.shape(seed)} for {rows} rows: give one int, or one for each row")
     else:
-        first = _seed(seed)
-        seeds = [_seed(first + row) for row in range(rows)]
+        first = check_seed(seed)
+        seeds = [check_seed(first + row) for row in range(rows)]
     return np.asarray(seeds, np.uint32)
 
 
-def _seed(value: object) -> int:
+def check_seed(value: object) -> int:
+    """The value as an int; a ValueError unless it is one in 0..2^32 - 1."""
     try:
         number = -1 if isinstance(value, bool | np.bool_) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -120,7 +120,7 @@ def numbers(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """New keys and values [B, K, T, H], in which what is NaN or infinite (float16 overflows) is in the keys alone.
 
     A value that is no number becomes 0 and its key NaN: who attends to such a position still gets NaN, by its score,
-    and who is masked from it gets nothing of it: the next request in the same row, a shorter prompt, what is padded.
+    and who is masked from it gets nothing of it: the next request in the same row, a shorter prompt.
     """
     finite = jnp.isfinite(values)
     return jnp.where(finite, keys, jnp.nan), jnp.where(finite, values, 0)

@@ -1,7 +1,8 @@
 """Training records in the forms of other trainers, as records of this one's: see `records.read_record`.
 
-- ms-swift: `query`, `response`, `history`, `system`, `rejected_response`, also beside `messages`.
-- LLaMA-Factory: `conversations` of `from` and `value` (ShareGPT); `instruction`, `input`, `output`, `history` (alpaca).
+- ms-swift: `query`, `response`, `history`, `system`, `rejected_response`, also beside `messages`; `rejected_messages`.
+- LLaMA-Factory: `conversations` of `from` and `value` (ShareGPT), or of `role` and `content`; `instruction`, `input`,
+  `output`, `history` (alpaca).
 - TRL: `prompt` and `completion`; prompts, completions and answers of pairs as lists of messages.
 
 In all of them `<audio>` stands for the next of `audios`, as here.
@@ -33,7 +34,9 @@ def as_record(value: Mapping[str, Any]) -> Fields:
         record = _instruction(left)
     else:
         record = _lists(left)
-    if "rejected_response" in left:
+    if "rejected_messages" in left:
+        record |= _rejected_messages({**left, **record}, left.pop("rejected_messages"))
+    elif "rejected_response" in left:
         record |= _rejected({**left, **record}, left.pop("rejected_response"))
     return {**left, **record}
 
@@ -67,7 +70,9 @@ def _conversations(left: Fields) -> Fields:
         raise ValueError(f"conversations is {describe(turns)}; it must be a list of turns")
     messages = _system(left) + [_turn(turn, where=f"conversations[{i}]") for i, turn in enumerate(turns)]
     pair = {
-        key: _turn(left.pop(key), where=key)["content"] for key in ("chosen", "rejected") if _is_turn(left.get(key))
+        key: _turn(left.pop(key), where=key)["content"]
+        for key in ("chosen", "rejected")
+        if _is_turn(left.get(key)) or _is_message(left.get(key))
     }
     return {"messages": messages, **pair}
 
@@ -76,7 +81,13 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and "value" in value
 
 
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= set(value)
+
+
 def _turn(turn: Any, *, where: str) -> Fields:
+    if _is_message(turn):
+        return dict(turn)
     if not _is_turn(turn) or set(turn) != {"from", "value"} or turn["from"] not in ROLES:
         raise ValueError(
             f"{where} is {describe(turn)}; a turn has a from ({', '.join(ROLES)}) and a value. Calls of tools are not "
@@ -128,6 +139,14 @@ def _rejected(record: Mapping[str, Any], rejected: Any) -> Fields:
     if not messages or not isinstance(messages[-1], Mapping) or messages[-1].get("role") != "assistant":
         raise ValueError("rejected_response goes with a response, or with messages that end with the assistant's")
     return {"messages": messages[:-1], "chosen": messages[-1].get("content"), "rejected": rejected}
+
+
+def _rejected_messages(record: Mapping[str, Any], rejected: Any) -> Fields:
+    """The same of whole conversations, which differ in their last message."""
+    before = (record.get("messages") or [])[:-1]
+    if not isinstance(rejected, list) or rejected[:-1] != before or not _is_message(rejected[-1] if rejected else None):
+        raise ValueError("rejected_messages must be the messages with another answer as their last")
+    return _rejected(record, rejected[-1]["content"])
 
 
 def _text(left: Fields, key: str) -> str:

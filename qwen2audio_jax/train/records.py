@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, without_nulls
+from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.conversation import Conversation, read_conversation
 from qwen2audio_jax.processing.json_lines import parse_line
@@ -23,6 +24,12 @@ INERT = ("id", "task", "meta", "digits")
 """Keys that training ignores: an id for messages, and data for evaluations."""
 CHAT_KEYS, RAW_KEYS, PAIR_KEYS = ("messages",), ("prompt", "response"), ("chosen", "rejected")
 KEYS = (*CHAT_KEYS, *RAW_KEYS, *PAIR_KEYS, "audios", *INERT)
+SAYING = re.compile(
+    r"answer|aud|caption|chosen|clip|completion|content|conversation|file|history|image|input|instruction|label|loss"
+    r"|message|output|path|prompt|query|question|reject|response|reward|role|sentence|sound|system|target|text|tool"
+    r"|transcri|turn|video|wav|weight"
+)
+"""Words of keys that say something of what is heard, asked or learnt."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
     if not isinstance(value, dict):
         raise ValueError(f"{describe(value)} is no record; write an object with messages or a prompt")
     value = as_record(without_nulls(value))
-    if unknown := [key for key in value if key not in KEYS]:
+    if unknown := [key for key, said in value.items() if _matters(key, said)]:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}; anything else belongs under 'meta'")
     if ("messages" in value) == ("prompt" in value):
         raise ValueError("a record has either messages or a prompt")
@@ -104,6 +111,11 @@ def _read(line: bytes, *, where: str, audio_root: str | PathLike[str], preferenc
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise ValueError(f"id is {describe(id)}; it must be text or a whole number")
     return Record(str(id), where, chat, prompt, answers, clips, unlearnt)
+
+
+def _matters(key: str, said: Any) -> bool:
+    """Whether a key that is not read could be meant to be; what a table notes of a record besides could not."""
+    return key not in KEYS and could_matter(key, said, known=KEYS, words=SAYING)
 
 
 def _check_answers(value: Mapping[str, Any], *, preferences: bool) -> None:
