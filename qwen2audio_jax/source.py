@@ -8,7 +8,6 @@ Orbax cannot read is likewise copied.
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +198,7 @@ def _stamp(path: Folder) -> list[Any]:
 
 
 def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str) -> Path:
-    from qwen2audio_jax.checkpoint.progress import progress_bar
+    from qwen2audio_jax.checkpoint.progress import progress_bar, tell
     from qwen2audio_jax.convert import convert, share
 
     place = named(cache, label=label, told_by=(where, what))
@@ -210,16 +209,16 @@ def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str
             return place
         before = [other for other in sorted(cache.iterdir()) if other != place and holds_weights(other)]
         if (other := share(folder, place, among=before)) is not None:
-            print(f"{folder}: its weights were converted before, into {other}", file=sys.stderr)
+            tell(f"{folder}: its weights were converted before, into {other}")
             return place
         if jax.process_count() > 1:  # Orbax would wait for all of them, and they for the lock.
             raise ValueError(
                 f"{folder}: cannot be converted by processes that run together; convert it first (qwen2audio convert) "
                 "and give them the result"
             )
-        print(f"{folder}: converting once into {place}", file=sys.stderr)
+        tell(f"{folder}: converting once into {place}")
         with progress_bar("converting") as progress:
             convert(folder, place, on_progress=progress)
         for other in filter(holds_weights, earlier_states(place)):
-            print(f"{other}: from an earlier state of the same source; qwen2audio models removes it", file=sys.stderr)
+            tell(f"{other}: from an earlier state of the same source; qwen2audio models removes it")
     return place

@@ -140,6 +140,12 @@ class MeshAnswerer(Answerer):
     def _heed(self, message: Mapping[str, Any] | None) -> dict[str, Any]:
         """Hear what process 0 tells, which gives the message, and begin to load what it names."""
         told = _tell(message)
+        if told["load"]:
+            try:
+                self._load()
+            except Exception:  # as in every process: nobody listens any more
+                self._gone = True
+                raise
         for number, encoded in told["load"]:
             self._groups[number] = self._begin([_decoded(fields) for fields in encoded])
         return told

@@ -13,6 +13,24 @@ Progress = Callable[[int, int], None]
 LINE_SECONDS = 60.0
 """Seconds between lines of a log."""
 
+_silences: list[None] = []
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, nothing is said of what goes on, in no thread: for commands that are told to be quiet."""
+    _silences.append(None)
+    try:
+        yield
+    finally:
+        _silences.pop()
+
+
+def tell(text: str) -> None:
+    """Say on stderr what is done on the way to what was asked for."""
+    if not _silences:
+        print(text, file=sys.stderr)
+
 
 class Report:
     """Byte counter that reports to a `Progress`."""
@@ -41,7 +59,7 @@ def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Progress | None
 
     On a terminal it is a bar; elsewhere a line every `LINE_SECONDS`. With `quiet`, nothing is shown.
     """
-    if quiet:
+    if quiet or _silences:
         yield None
         return
     if not sys.stderr.isatty():

@@ -52,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     early.check(options)
     module, _, function = COMMANDS[options.command].run.partition(":")
-    return getattr(import_module(f"qwen2audio_jax.cli.{module}"), function)(options) or 0
+    run = getattr(import_module(f"qwen2audio_jax.cli.{module}"), function)
+    if not getattr(options, "quiet", False):
+        return run(options) or 0
+    from qwen2audio_jax.checkpoint.progress import silence
+
+    with silence():
+        return run(options) or 0
 
 
 def _report(error: BaseException, command: str) -> int:
