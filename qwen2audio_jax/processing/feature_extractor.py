@@ -19,13 +19,13 @@ from qwen2audio_jax.config.unknown_keys import could_matter
 from qwen2audio_jax.embedded import EMBEDDED
 from qwen2audio_jax.limits import LIMITS, Limits
 from qwen2audio_jax.processing.collate import CLIPS, clips_of, gathered
-from qwen2audio_jax.processing.extractor_words import check_words
 from qwen2audio_jax.processing.files import read_extractor_settings
-from qwen2audio_jax.processing.instead import EXTRACTOR, no_attribute
 from qwen2audio_jax.processing.output import ProcessorOutput, to_output
 from qwen2audio_jax.processing.placeholders import is_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.attributes import EXTRACTOR, no_attribute
+from qwen2audio_jax.torch_style.extractor_options import check_extractor_options
 from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
@@ -272,7 +272,7 @@ class Qwen2AudioFeatureExtractor:
             ValueError: another value of `return_tensors`, or of one of those words.
             TypeError: an unknown argument, or no clip.
         """
-        check_words(words)
+        check_extractor_options(words)
         if (clips is None) == (raw_speech is None):
             raise TypeError("pass the clip or a list of clips, once: clips= and raw_speech= are the same argument")
         clips = raw_speech if clips is None else clips
@@ -302,7 +302,7 @@ class Qwen2AudioFeatureExtractor:
         """
         if words.pop("truncation", None):
             raise ValueError("truncation=True is not supported: features have one length; cut samples before the call")
-        check_words(words)
+        check_extractor_options(words)
         columns = gathered(processed_features, known=(*CLIPS, "attention_mask"), needed="input_features")
         found = clips_of(columns, mels=self.feature_size, frames=self.nb_max_frames)
         return to_output(found, return_tensors=return_tensors)

@@ -24,13 +24,13 @@ from qwen2audio_jax.processing.files import (
     read_processor_files,
     write_processor_files,
 )
-from qwen2audio_jax.processing.instead import PROCESSOR, no_attribute
 from qwen2audio_jax.processing.open_end import OpenEnd
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import pad_rows
 from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
+from qwen2audio_jax.torch_style.attributes import PROCESSOR, no_attribute
 from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")

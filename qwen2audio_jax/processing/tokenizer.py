@@ -13,10 +13,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
-from qwen2audio_jax.processing.instead import TOKENIZER, no_attribute
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
+from qwen2audio_jax.torch_style.attributes import TOKENIZER, no_attribute
 from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.torch_style.attributes import no_attribute
 from qwen2audio_jax.torch_style.loading_options import DTYPES, dtype_name
 
 LOG = logging.getLogger(__name__)
@@ -46,8 +47,7 @@ class ModuleMethods:
 
     def __getattr__(self, name: str) -> Any:
         """Nothing; the error names what to use instead of a method of torch's or transformers'."""
-        remedy = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise AttributeError(f"the model has no attribute {name!r}{remedy}")
+        raise no_attribute("model", name, _INSTEAD)
 
     @property
     def device(self) -> jax.Device:

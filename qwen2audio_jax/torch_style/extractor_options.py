@@ -17,7 +17,7 @@ WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
 """Arguments of the reference's extractor: (values that change nothing here, what to say of others)."""
 
 
-def check_words(words: Mapping[str, Any]) -> None:
+def check_extractor_options(words: Mapping[str, Any]) -> None:
     """Judge arguments of the reference's extractor.
 
     Raises:
