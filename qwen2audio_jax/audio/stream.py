@@ -4,10 +4,8 @@ Files are decoded by PyAV, block by block, and judged at their end as `decode` j
 than it says is the same error, after the blocks that could be heard.
 """
 
-import io
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -16,11 +14,12 @@ import numpy as np
 from qwen2audio_jax.audio.budget import Budget
 from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_finite, check_scale, to_samples
 from qwen2audio_jax.audio.decode import SAMPLES, missing_bytes
-from qwen2audio_jax.audio.decode_av import choose_track, codec_name, decoded, opened
+from qwen2audio_jax.audio.decode_av import choose_track, codec_name, decoded
+from qwen2audio_jax.audio.decode_av import opened as opened_container
 from qwen2audio_jax.audio.errors import AudioError, truncated
-from qwen2audio_jax.audio.formats import Content, sniff
-from qwen2audio_jax.audio.load import is_url, open_path, open_url
+from qwen2audio_jax.audio.formats import Content
 from qwen2audio_jax.audio.objects import unwrap
+from qwen2audio_jax.audio.opening import open_sound
 from qwen2audio_jax.audio.pcm import read_pcm
 from qwen2audio_jax.audio.sound import Sound
 from qwen2audio_jax.audio.walk import Walk, check_heard, find_missing, stated_seconds
@@ -44,8 +43,8 @@ def stream_audio(
     A path is read as it is decoded; what a URL or a file object holds is in memory, compressed as it is.
 
     Args:
-        source: a path, an http(s) or data: URL, bytes, a binary file object that can be sought in, or an array [n] of
-            floats, as for `load_audio`.
+        source: a path, an http(s) or data: URL, bytes, a binary file object, or an array [n] of floats, as for
+            `load_audio`.
         sampling_rate: of an array (None: 16000).
         allow_truncated: hear a file that is provably shorter than it says, as far as it goes; a warning says so.
         track: number, from 0, of the audio track of a file that has several.
@@ -59,26 +58,16 @@ def stream_audio(
         AudioError: as `load_audio`, except that nothing is too long; at the first block, or where the fault is.
     """
     source, sampling_rate = unwrap(source, sampling_rate=sampling_rate, truncation=False, limits=limits)
-    if isinstance(source, str) and is_url(source):
-        name, file = open_url(source, limits=limits, allow_private=allow_private_urls)
-    elif isinstance(source, str | PathLike):
-        name, file = open_path(source, limits=limits)
-    elif isinstance(source, bytes | bytearray | memoryview):
-        name, file = f"the sound in {len(source)} bytes", io.BytesIO(source)
-    elif hasattr(source, "read") and hasattr(source, "seek"):
-        name, file = "the file object", source
-    else:
+    opened = open_sound(source, limits=limits, allow_private_urls=allow_private_urls)
+    if opened is None:
         rate = SAMPLING_RATE if sampling_rate is None else int(sampling_rate)
         samples = to_samples(source)
         Budget(name="the sound", rate=rate, channels=1, limits=limits, truncation=True)
         yield from _checked(_at_16_khz([Sound(samples, rate)]), name="the sound", limits=limits)
         return
-    with closing(file):
-        size = file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise AudioError(f"{name} is empty (0 bytes): pass a file that holds sound", kind="empty")
-        content = sniff(file, size=size, name=name)
-        sounds = _decoded(file, content, name=name, track=track, limits=limits, allow_truncated=allow_truncated)
+    name = opened.name
+    with opened.file as file:
+        sounds = _decoded(file, opened.content, name=name, track=track, limits=limits, allow_truncated=allow_truncated)
         yield from _checked(_at_16_khz(sounds), name=name, limits=limits)
 
 
@@ -87,7 +76,7 @@ def _decoded(
 ) -> Iterator[Sound]:
     """The sound of a file, packet by packet, and the errors of its end."""
     walk, heard = Walk(), 0.0
-    with opened(file, content, name=name) as container:
+    with opened_container(file, content, name=name) as container:
         stream = choose_track(container, name=name, track=track)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         Budget(name=name, rate=rate, channels=channels, limits=limits, truncation=True)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qwen2audio_jax.audio.load import is_url
+from qwen2audio_jax.audio.opening import is_url
 from qwen2audio_jax.config.strict_json import describe
 from qwen2audio_jax.engine.clips import Clip, FilePiece
 

@@ -41,7 +41,8 @@ class Command:
     stray: str = "leave it out"
 
 
-_ENGINE = (tasks.add_engine_options, tasks.add_kind_option, tasks.add_hearing_options, shared.add_model_options)
+_TASK = (tasks.add_hearing_options, shared.add_model_options, shared.add_quiet)
+_ENGINE = (tasks.add_engine_options, tasks.add_kind_option, *_TASK)
 COMMANDS = {
     "transcribe": Command(
         help="speech to text, of any length",
@@ -83,8 +84,7 @@ COMMANDS = {
             tasks.add_files,
             tasks.add_classify_options,
             tasks.add_kind_option,
-            tasks.add_hearing_options,
-            shared.add_model_options,
+            *_TASK,
         ),
         run="tasks:run_task",
     ),
@@ -104,7 +104,7 @@ COMMANDS = {
         help="audio features",
         description="Write the audio features of sounds, one vector for 40 ms, into one file.",
         examples=("qwen2audio embed example:tone example:noise --output vectors.npz --pool mean",),
-        options=(tasks.add_files, tasks.add_embed_options, tasks.add_hearing_options, shared.add_model_options),
+        options=(tasks.add_files, tasks.add_embed_options, *_TASK),
         run="tasks:run_task",
     ),
     "generate": Command(

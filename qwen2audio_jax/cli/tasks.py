@@ -58,7 +58,7 @@ def _source(name: str) -> str | bytes:
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Qwen2AudioProcessor]:
-    if options.model == DEFAULT_MODEL:
+    if options.model == DEFAULT_MODEL and not options.quiet:
         say("the small embedded model of spoken digits answers; --model names another")
     processor = Qwen2AudioProcessor.from_pretrained(options.model, revision=options.revision)
     join(options)
@@ -112,12 +112,12 @@ def _transcripts(files: list[tuple[str, Any]], options: argparse.Namespace) -> i
             seed=options.seed,
             hearing=_hearing(options),
         )
-        _warn_unverified(how.task)
+        _warn_unverified(how.task, options)
         failures, seconds, began = 0, 0.0, time.monotonic()
         for transcript in transcribe(tasks.engine, files, how):
             seconds += transcript.seconds
             failures += transcript.error is not None
-            _show(transcript, form, target=targets.get(transcript.name), several=len(files) > 1)
+            _show(transcript, options, target=targets.get(transcript.name), several=len(files) > 1)
         if options.stats:
             _say_stats(tasks, files=len(files), seconds=time.monotonic() - began, heard=seconds)
     return 1 if failures else 0
@@ -137,11 +137,12 @@ def _targets(names: list[str], folder: Path, form: str) -> dict[str, Path]:
     return targets
 
 
-def _show(transcript: Transcript, form: str, *, target: Path | None, several: bool) -> None:
+def _show(transcript: Transcript, options: argparse.Namespace, *, target: Path | None, several: bool) -> None:
+    form = options.output_format
     if transcript.error is not None:
         say(f"{transcript.name}: {transcript.error}")
     doubtful = [segment for segment in transcript.segments if segment.flags]
-    if doubtful:
+    if doubtful and not options.quiet:
         first = doubtful[0]
         say(
             f"{transcript.name}: {len(doubtful)} of {len(transcript.segments)} windows are doubtful, first that at "
@@ -161,7 +162,7 @@ def _show(transcript: Transcript, form: str, *, target: Path | None, several: bo
 def _answers(files: list[tuple[str, Any]], options: argparse.Namespace) -> int:
     with _tasks(options) as tasks:
         task = _question(options, kind=tasks.kind)
-        _warn_unverified(task)
+        _warn_unverified(task, options)
         failures, heard, began = 0, 0.0, time.monotonic()
         for name, outcome in _asked(tasks, files, task, options):
             failures += isinstance(outcome, ValueError)
@@ -227,7 +228,7 @@ def _labels(files: list[tuple[str, Any]], options: argparse.Namespace) -> int:
     given = None if options.labels is None else [label.strip() for label in options.labels.split(",") if label.strip()]
     name = options.task or ("choose" if given else "sound_kind" if kind == "embedded" else "emotion")
     task = find_task(name, kind=kind, labels=given)
-    _warn_unverified(task)
+    _warn_unverified(task, options)
     failures = 0
     for file, source in files:
         try:
@@ -265,8 +266,8 @@ def _embeddings(files: list[tuple[str, Any]], options: argparse.Namespace) -> in
     return 0 if len(found) == len(files) else 1
 
 
-def _warn_unverified(task: Task) -> None:
-    if not task.verified:
+def _warn_unverified(task: Task, options: argparse.Namespace) -> None:
+    if not task.verified and not options.quiet:
         where = "" if task.language is None else f" for {task.language}"
         say(f"the prompt of {task.name}{where} is made by analogy: models of kind {task.kind!r} may not know it")
 

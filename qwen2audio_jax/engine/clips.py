@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen2audio_jax.audio import AudioError
-from qwen2audio_jax.audio.load import is_url
+from qwen2audio_jax.audio.opening import is_url
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.storage.bucket import BucketPath
 
