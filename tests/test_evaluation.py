@@ -292,6 +292,27 @@ def test_every_language_is_scored_by_words_or_by_characters(language, reference,
     assert found.report.verified is (language in ("en", "zh", "yue", "fr"))
 
 
+def test_a_data_set_is_read_as_it_was_published(parrot, tmp_path, capsys):
+    """Beside the figure of its split, and the same job from wherever the data set lies."""
+    parrot()
+    Parrot.said["1-2-0000.flac"] = "mister smith"
+    chapter = tmp_path / "one" / "LibriSpeech" / "test-other" / "1" / "2"
+    chapter.mkdir(parents=True)
+    (chapter / "1-2.trans.txt").write_text("1-2-0000 MISTER SMYTH\n")
+    (chapter / "1-2-0000.flac").write_bytes(b"heard by nobody")
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    for place in ("one", "two"):
+        command = ["evaluate", "transcribe", "--layout", "librispeech", "--data", str(tmp_path / place)]
+        assert main([*command, "--split", "test-other", "--output", str(tmp_path / "out"), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["data"] == "librispeech test-other"
+        assert report["scores"][0]["value"] == 50
+        assert [(each["name"], each["value"], each["ours"]) for each in report["published"]] == [
+            ("librispeech/test-other", 4.0, 50)
+        ]
+
+
 AIR_BENCH = {"path": "a.wav", "question": "Which?", "answer_gt": "two", "task_name": "sound_QA", "dataset_name": "x"}
 
 

@@ -9,6 +9,7 @@ import pytest
 from qwen2audio_jax.cli.commands import build_parser
 from qwen2audio_jax.evaluation import multiple_choice
 from qwen2audio_jax.evaluation.extra import import_extra
+from qwen2audio_jax.evaluation.layouts import LAYOUTS
 from qwen2audio_jax.evaluation.published import find_published, published_figures, published_of
 from qwen2audio_jax.tasks.task import find_task
 
@@ -248,6 +249,7 @@ def test_the_page_has_every_published_figure_and_the_command_that_would_compute_
         assert f"{figure.groups.partition('=')[2]} {figure.value:g}".strip() in row.split(", ")
         (command,) = [each for each in commands if each.output == f"scores/{figure.name}"]
         assert (command.task, command.layout, command.model) == (figure.task, figure.layout, figure.model)
+        assert LAYOUTS[command.layout].task == command.task
         assert published_of(command.layout, split=command.split, language=command.language) == figure.name
 
 

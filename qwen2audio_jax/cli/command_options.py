@@ -126,8 +126,8 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layout",
         metavar="NAME",
-        help="read the data set in --data as it was published: librispeech, common_voice, fleurs, aishell2, covost2, "
-        "meld, vocalsound, air_bench_chat, air_bench_foundation, mmau",
+        help="read the data set in --data as it was published: librispeech, common-voice, fleurs, aishell-2, covost2, "
+        "meld, vocalsound, air-bench-chat, air-bench-foundation, mmau",
     )
     group.add_argument(
         "--data",
