@@ -162,7 +162,27 @@ def test_a_signal_ends_all_processes_and_the_same_command_goes_on(tmp_path):
     told = json.loads(outs[0])
     assert (told["state"], outs[1]) == ("unfinished", "")
     hosts = start()
-    assert [host.wait(timeout=300) for host in hosts] == [0, 0]
+    for host in hosts:
+        host.communicate(timeout=300)
+    assert [host.returncode for host in hosts] == [0, 0]
     rows = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [record["id"] for record in records]
     assert all("text" in row for row in rows)
+
+
+@pytest.mark.slow(seconds=15)
+def test_a_model_that_cannot_be_loaded_ends_every_process(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", "prompt": "Say it."}))
+    (tmp_path / "model").mkdir()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    command = [sys.executable, "-m", "qwen2audio_jax", "batch", str(tmp_path / "m.jsonl"), "--output"]
+    command += [str(tmp_path / "out"), "--mesh-across-hosts", "--mesh", "2x1", "--model", str(tmp_path / "model")]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id"]
+    hosts = [
+        subprocess.Popen([*command, str(place)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for place in range(2)
+    ]
+    said = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [2, 2], said
+    assert [out for out, _ in said] == [b"", b""]

@@ -1,6 +1,8 @@
 """Loading of processor and model from the options, with cheap checks before weights are loaded."""
 
 import argparse
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +66,8 @@ def join(options: argparse.Namespace) -> None:
         ValueError: the options contradict each other, processes are missing, or the command is single-process.
     """
     if hasattr(options, "num_processes"):
+        if options.num_processes is not None or detected() is not None:
+            _keep_stdout()
         initialize(
             options.coordinator,
             process_id=options.process_id,
@@ -75,6 +79,15 @@ def join(options: argparse.Namespace) -> None:
             f"this is one of {found.num_processes} processes of a cluster, and {options.command} runs in one alone: "
             "start it on a machine of its own, or use generate"
         )
+
+
+def _keep_stdout() -> None:
+    """Leave stdout to this program: libraries that connect processes write to it too, and get stderr instead."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None and sys.stdout.fileno() == 1:
+        sys.stdout.flush()
+        own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+        os.dup2(2, 1)
+        sys.stdout = own
 
 
 def load_model(options: argparse.Namespace) -> Qwen2AudioForConditionalGeneration:
