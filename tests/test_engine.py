@@ -39,7 +39,7 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
 
 def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
     monkeypatch.setattr(placement, "SHORTEST", 8)
-    cases = simulation.random_cases("gqa", 40, seed=5, pool=10, longest=7, frames=23)
+    cases = simulation.random_cases("gqa", 28, seed=5, pool=10, longest=7, frames=23)
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
 

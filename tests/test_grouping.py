@@ -121,6 +121,7 @@ def test_copies_are_computed_once(load, computed):
         np.testing.assert_array_equal(copies[3 * row + copied, width:][: len(new)], new)
 
 
+@pytest.mark.slow(seconds=8)
 def test_groups_on_a_mesh_have_rows_for_every_part(load, computed):
     many, one, (clips, rows) = load("gqa", mesh=make_mesh(data=2, model=4)), load("gqa"), computed
     lines = ([3, "all", 2], [6], [5], [200, "41"], [7], [4, "60"])

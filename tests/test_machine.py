@@ -144,6 +144,7 @@ def doctor(port, number, *, timeout=60, **changed):
     return start("-m", "qwen2audio_jax", "doctor", "--json", *arguments, "--peer-timeout", timeout, **changed)
 
 
+@pytest.mark.slow(seconds=8)
 def test_two_processes():
     port = free_port()
     for code, out, err in finish([doctor(port, n) for n in range(2)]):

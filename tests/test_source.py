@@ -265,6 +265,7 @@ def start(source: Path, *, gate: Path) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow(seconds=10)
 def test_two_processes_convert_once(hf, cache, tmp_path):
     first = start(hf, gate=tmp_path / "gate")
     assert first.stdout.readline() == "reading\n"

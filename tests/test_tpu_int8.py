@@ -20,7 +20,7 @@ MACHINES = {
 }
 SLOW = [
     pytest.param(machine, marks=pytest.mark.slow(seconds=seconds, together=machine))
-    for machine, seconds in (("one v5e", 13), ("v5e:2x4, both", 12), ("v6e:2x2", 3))
+    for machine, seconds in (("one v5e", 13), ("v5e:2x4, both", 12), ("v5e:2x4", 12), ("v6e:2x2", 3))
 ]
 
 
@@ -37,7 +37,7 @@ def sizes(machine: str) -> tuple[int, int, int]:
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", ["v5e:2x4", *SLOW])
+@pytest.mark.parametrize("machine", SLOW)
 def test_no_weight_is_widened(machine):
     got = report(machine)
     assert set(got) == ({"decode"} if "--stages" in MACHINES[machine] else {"decode", "prefill"})
@@ -47,7 +47,7 @@ def test_no_weight_is_widened(machine):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", ["v5e:2x4", *SLOW])
+@pytest.mark.parametrize("machine", SLOW)
 def test_a_step_reads_codes_alone(machine):
     got = report(machine)["decode"]
     chips, layers, capacity = sizes(machine)
@@ -65,7 +65,7 @@ def test_a_step_reads_codes_alone(machine):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("machine", ["v5e:2x4", *SLOW[1:]])
+@pytest.mark.parametrize("machine", SLOW[1:])
 def test_a_step_sends_activations_alone(machine):
     """See test_tpu.py; the embedding takes one sum more, of the scales beside that of the codes."""
     got = report(machine)["decode"]

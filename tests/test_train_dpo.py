@@ -168,7 +168,8 @@ def rewards_of(sums):
     return {"accuracy": extra["accuracy"], "rewards": rewards}
 
 
-@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow(seconds=35)), 0.2])
+@pytest.mark.slow(seconds=30)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_every_gradient_equal_the_references(torch, reference, load, smoothing):
     name, beta = "base", 0.3
     model = load(name)

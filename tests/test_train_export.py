@@ -333,6 +333,7 @@ except (ValueError, OSError) as error:
 """
 
 
+@pytest.mark.slow(seconds=12)
 def test_two_processes(tmp_path):
     """Weights split between processes; and where the first one fails, the other fails too instead of waiting."""
     settings = settings_for(tmp_path)

@@ -79,6 +79,7 @@ def check(model, programs, *, count, rows, tokens, seconds, new_tokens):
     assert programs
 
 
+@pytest.mark.slow(seconds=16)
 def test_nothing_is_compiled_afterwards(programs):
     check(make_model(), programs, count=25, rows=2, tokens=40, seconds=0.4, new_tokens=9)
 
