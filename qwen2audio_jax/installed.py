@@ -1,14 +1,41 @@
 """How this package was installed, for messages that say what to install: the command works as it stands."""
 
+import importlib
 import importlib.metadata
 import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 NAME = "qwen2audio-jax"
+
+
+def import_optional(name: str, *, extra: str, message: str) -> ModuleType:
+    """The module `name` of a package that comes with an extra.
+
+    Args:
+        name: of the module.
+        extra: that the package comes with.
+        message: of the error, with places for {package} and {command}.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        if error.name != package:  # The package is installed, but one of its own dependencies is missing.
+            raise
+        raise missing(package, extra=extra, message=message) from None
+
+
+def missing(package: str, *, extra: str, message: str) -> ValueError:
+    """The error for a package of an extra that is not installed."""
+    return ValueError(message.format(package=package, command=pip_install(extra)))
 
 
 def pip_install(extra: str) -> str:

@@ -1,10 +1,9 @@
 """Optional packages of the extra `evaluate`: imported on use, with an error that names a missing one."""
 
-import importlib
 from importlib.metadata import version
 from types import ModuleType
 
-from qwen2audio_jax.installed import pip_install
+from qwen2audio_jax.installed import import_optional
 
 
 def import_extra(name: str) -> ModuleType:
@@ -13,13 +12,8 @@ def import_extra(name: str) -> ModuleType:
     Raises:
         ValueError: the package is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name != package:  # The package is installed, but one of its own dependencies is missing.
-            raise
-        raise ValueError(f"these scores need {package}; install it with: {pip_install('evaluate')}") from None
+    message = "these scores need {package}; install it with: {command}"
+    return import_optional(name, extra="evaluate", message=message)
 
 
 def versions(*distributions: str) -> str:

@@ -1,13 +1,14 @@
 """Optional packages of the extra `train`: imported on use, with an error that names a missing one."""
 
-import importlib
 import importlib.util
 from types import ModuleType
 
-from qwen2audio_jax.installed import pip_install
+from qwen2audio_jax.installed import import_optional, missing
 
 PACKAGES = ("grain", "tensorboardX", "matplotlib")
 """Import names of the extra's packages."""
+
+_OF_TRAINING = {"extra": "train", "message": "training needs {package}; install it with: {command}"}
 
 
 def require_extras() -> None:
@@ -18,7 +19,7 @@ def require_extras() -> None:
     """
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
-            raise _missing(name)
+            raise missing(name, **_OF_TRAINING)
 
 
 def import_extra(name: str) -> ModuleType:
@@ -27,14 +28,4 @@ def import_extra(name: str) -> ModuleType:
     Raises:
         ValueError: the package is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if error.name != package:  # The package is installed, but one of its own dependencies is missing.
-            raise
-        raise _missing(package) from None
-
-
-def _missing(package: str) -> ValueError:
-    return ValueError(f"training needs {package}; install it with: {pip_install('train')}")
+    return import_optional(name, **_OF_TRAINING)
