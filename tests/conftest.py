@@ -36,6 +36,7 @@ from qwen2audio_jax import Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli import status
 from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
+from qwen2audio_jax.tasks import Tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (  # noqa: SIM905
@@ -92,6 +93,15 @@ def nothing_is_said_of_what_takes_long():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(status, "LOG_SECONDS", 1e6)
         yield
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """`Tasks` of the embedded model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QWEN2AUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with Tasks.from_pretrained() as found:
+            yield found
 
 
 @cache

@@ -15,7 +15,7 @@ from qwen2audio_jax.generation.hotwords import MOST, WIDTH, HotwordMatcher, Hotw
 from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.serve.errors import ApiError
 from qwen2audio_jax.serve.transcription import read_transcription
-from qwen2audio_jax.tasks import Tasks, Transcribing, find_task
+from qwen2audio_jax.tasks import Transcribing, find_task
 
 NAME = "digits-4719"
 
@@ -23,14 +23,6 @@ NAME = "digits-4719"
 @pytest.fixture(scope="module")
 def processor():
     return Qwen2AudioProcessor.from_pretrained()
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QWEN2AUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Tasks.from_pretrained() as found:
-            yield found
 
 
 class Characters:

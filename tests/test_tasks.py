@@ -44,14 +44,6 @@ def samples_of(name: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QWEN2AUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Tasks.from_pretrained() as found:
-            yield found
-
-
-@pytest.fixture(scope="module")
 def recording() -> np.ndarray:
     """The package's clips one after the other, with a second between them."""
     pause = np.zeros(RATE, np.float32)

@@ -12,7 +12,6 @@ from long_sounds import RATE, spoken, unspoken
 
 from qwen2audio_jax.speech.espeak import version
 from qwen2audio_jax.speech.scoring import edit_distance
-from qwen2audio_jax.tasks import Tasks
 
 SILERO = pytest.param(
     "silero",
@@ -29,14 +28,6 @@ def espeak():
         version()
     except ValueError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QWEN2AUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with Tasks.from_pretrained() as found:
-            yield found
 
 
 @pytest.mark.slow(seconds=45)
