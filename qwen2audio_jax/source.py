@@ -59,7 +59,7 @@ def resolve_checkpoint(
 
     Args:
         source: an Orbax checkpoint, a folder with safetensors weights, the URL of either in a bucket, a hub id such as
-            "Qwen/Qwen2-Audio-7B", or `EMBEDDED`. An Orbax checkpoint in a bucket is returned itself if Orbax reads
+            "Qwen/Qwen2-Audio-7B", or `EMBEDDED`. An Orbax checkpoint in a bucket is returned itself if it is read
             from such buckets (gs://), else copied; a Hugging Face one is converted while it is read.
         revision: branch, tag or commit of a hub id.
         cache_dir: where conversions are kept; default: `default_cache_dir()`.

@@ -264,18 +264,23 @@ def test_larger_than_a_group_and_a_chunk(tmp_path, monkeypatch):
 
 def test_what_takes_the_most_memory_is_read_first_and_alone(saved, monkeypatch):
     path, params = saved
-    groups = []
-    read = reader._read
-    monkeypatch.setattr(
-        reader, "_read", lambda folder, wanted, **by: groups.append([*wanted]) or read(folder, wanted, **by)
-    )
+    groups, threads = [], []
+
+    def read(folder, wanted, **by):
+        groups.append([*wanted])
+        threads.append(by.get("threads"))
+        return _read(folder, wanted, **by)
+
+    _read = reader._read
+    monkeypatch.setattr(reader, "_read", read)
     monkeypatch.setattr(reader, "READ_BYTES", 150)
     assert_equal(restore_params(path, specs=specs_of(params)), params)
     sizes = {name: leaf.nbytes for name, leaf in flatten_dict(params, sep="/").items()}
     large = sorted((name for name in sizes if sizes[name] > 150), key=lambda name: -sizes[name])
     assert len(large) >= 2
-    assert groups[:-1] == [[name] for name in large]
-    assert {*groups[-1]} == sizes.keys() - {*large}
+    first, rest = groups
+    assert (first, threads) == (large, [1, None])
+    assert {*rest} == sizes.keys() - {*large}
 
 
 def test_nothing_is_logged(saved, capfd):

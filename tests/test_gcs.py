@@ -1,4 +1,4 @@
-"""gs:// through an emulator of Google's storage: uploads by the converter, and in-place reads by Orbax."""
+"""gs:// through an emulator of Google's storage: uploads by the converter, and in-place reads."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ BUCKET = "gs://a-bucket"
 
 @pytest.fixture
 def gcs(monkeypatch):
-    """An empty bucket, which both gcsfs and Orbax's own reader are led to."""
+    """An empty bucket, which both gcsfs and tensorstore are led to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -67,11 +67,11 @@ def test_damage_is_named(gcs, layouts, monkeypatch):
                 gcs.put_file(str(file), name)
                 gcs.invalidate_cache()
 
-    def load(*_):
-        raise Exception("Encountered error while reading array index")  # as Orbax does of a flipped byte there
+    def place(*_):
+        raise ValueError("DATA_LOSS: Error reading local file")  # as tensorstore does of a flipped byte there
 
     with monkeypatch.context() as patch:
-        patch.setattr(reader.ocp, "load", load)
+        patch.setattr(reader, "place", place)
         with pytest.raises(ValueError, match=r"broken/params: cannot be read: damaged"):
             Qwen2AudioForConditionalGeneration.from_pretrained(url)
     gcs.rm_file(next(name for name in gcs.find(f"{url}/params") if Path(name).parent.name == "d"))
@@ -83,5 +83,5 @@ def test_damage_is_named(gcs, layouts, monkeypatch):
 @pytest.mark.usefixtures("object_store")
 def test_other_buckets_are_refused_by_restore(layouts):
     fsspec.filesystem("memory").put(str(layouts / "orbax"), "/elsewhere", recursive=True)
-    with pytest.raises(ValueError, match="Orbax does not read from such a bucket; copy the checkpoint"):
+    with pytest.raises(ValueError, match="such a bucket is not read in place; copy the checkpoint"):
         reader.restore_params("memory://elsewhere", specs={})

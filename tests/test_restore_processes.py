@@ -38,14 +38,16 @@ specs = {
     "encoder": {"bias": spec((8,))},
 }
 params = restore_params(path, specs=specs)
-(metric,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+# What is mapped into memory counts when it is decoded.
+metrics = tensorstore.experimental_collect_matching_metrics("/tensorstore/internal/riegeli/")
+read = sum(metric["values"][0].get("value", 0) for metric in metrics if metric["name"].endswith("contiguous_bytes"))
 held = {}
 for place, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = "/".join(key.key for key in place)
     for shard in leaf.addressable_shards:
         held[f"{name} {shard.index}"] = float(np.asarray(shard.data, np.float64).sum())
 with open(out, "w") as file:
-    json.dump({"read": metric["values"][0]["value"], "sums": held, "devices": len(jax.devices())}, file)
+    json.dump({"read": read, "sums": held, "devices": len(jax.devices())}, file)
 """
 
 

@@ -1,4 +1,4 @@
-"""Local copies of bucket checkpoints: copied once into the cache folder, where Orbax reads them.
+"""Local copies of bucket checkpoints: copied once into the cache folder, and read there.
 
 The manifest is written last, as everywhere, so that an interrupted copy is not a checkpoint; it is resumed.
 """

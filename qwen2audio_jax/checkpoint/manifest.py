@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+PARAMS = "params"
+"""The folder of a checkpoint's parameters."""
+
 
 def sha256_of(array: np.ndarray | jax.Array) -> str:
     """The SHA-256 of an array's bytes in C order, in hexadecimal."""

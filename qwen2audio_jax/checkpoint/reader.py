@@ -8,6 +8,7 @@ when it is restored. `checkpoint_writer` writes checkpoints; `restore_params` re
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from orbax.checkpoint import v1 as ocp
 
+from qwen2audio_jax.checkpoint.manifest import PARAMS
+from qwen2audio_jax.checkpoint.orbax_params import open_params, place
 from qwen2audio_jax.config.strict_json import read_json_object
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at
 
 MANIFEST = "manifest.json"
-PARAMS = "params"
 MARKER = ".qwen2audio_jax_incomplete"
 """Marker file in a folder while it is written, locked by its writer; one left by a killed writer is not locked."""
 
 FORMAT = "qwen2audio_jax checkpoint"
 VERSION = 2
 
-READ_BYTES = 1 << 30
-"""Stored parameters in memory at once, besides those already on their devices."""
+READ_BYTES = 256 << 20
+"""The largest parameter that is read beside others (`THREADS` at once); larger ones are read alone, before them."""
+
+THREADS = 4
 
 PADDED_AXES = {
     "decoder/embed_tokens/embedding": 0,
@@ -40,7 +43,7 @@ PADDED_AXES = {
 """Parameters that are padded for a mesh, and their vocabulary axis."""
 
 READ_IN_PLACE = ("gs://",)
-"""Buckets that Orbax reads directly, each process its devices' shards; checkpoints in others are copied first."""
+"""Buckets that are read directly, each process its devices' shards; checkpoints in others are copied first."""
 
 
 def is_checkpoint(path: PathOrUrl) -> bool:
@@ -49,7 +52,7 @@ def is_checkpoint(path: PathOrUrl) -> bool:
 
 
 def read_in_place(folder: Folder) -> bool:
-    """Return True if Orbax reads a checkpoint in place."""
+    """Return True if a checkpoint is read where it is."""
     return isinstance(folder, Path) or str(folder).startswith(READ_IN_PLACE)
 
 
@@ -105,7 +108,7 @@ def restore_params(path: PathOrUrl, *, specs: Mapping[str, Any]) -> dict[str, An
     """Read parameters from disk straight onto their devices.
 
     Args:
-        path: a finished checkpoint, local or in a bucket that Orbax reads (`READ_IN_PLACE`).
+        path: a finished checkpoint, local or in a bucket that is read in place (`READ_IN_PLACE`).
         specs: nested dict of `jax.ShapeDtypeStruct`, each with its target `sharding` (None: the default device). It
             may leave out whole top-level parts, such as the decoder, but nothing within a part. Floating dtypes are
             cast, int8 is read as such; a vocabulary (`PADDED_AXES`) longer than the stored one is padded with zeros.
@@ -123,11 +126,9 @@ def restore_params(path: PathOrUrl, *, specs: Mapping[str, Any]) -> dict[str, An
     large = sorted(
         (name for name in wanted if _bytes(wanted[name]) > READ_BYTES), key=lambda name: -_bytes(wanted[name])
     )
-    params: dict[str, jax.Array] = {}
-    for name in large:
-        params |= _read(folder, {name: wanted[name]}, stored=stored)
+    params = _read(folder, {name: wanted[name] for name in large}, stored=stored, threads=1)
     rest = {name: leaf for name, leaf in wanted.items() if name not in params}
-    return unflatten_dict(params | (_read(folder, rest, stored=stored) if rest else {}), sep="/")
+    return unflatten_dict(params | _read(folder, rest, stored=stored), sep="/")
 
 
 def restore_groups(path: PathOrUrl, *, specs: Mapping[str, Any], group_bytes: int) -> Iterator[dict[str, jax.Array]]:
@@ -162,55 +163,42 @@ def _bytes(spec: jax.ShapeDtypeStruct) -> int:
     return math.prod(spec.shape) * spec.dtype.itemsize
 
 
-def _checked(folder: Folder, specs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """The requested specs and the stored shapes, by path, checked against each other."""
+def _checked(folder: Folder, specs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The requested specs and the opened parameters, by path, checked against each other."""
     manifest = read_manifest(folder)
     if not read_in_place(folder):
-        raise ValueError(f"{folder}: Orbax does not read from such a bucket; copy the checkpoint to a local folder")
+        raise ValueError(f"{folder}: such a bucket is not read in place; copy the checkpoint to a local folder")
     check_files(folder, listed=manifest["files"])
     listed = manifest["parameters"]
     wanted = flatten_dict(dict(specs), sep="/")
-    stored = _stored_shapes(folder)
+    try:
+        stored = open_params(folder, listed, files=manifest["files"])
+    except (OSError, ValueError) as error:
+        raise _damaged(folder) from error
     _check_quantized(folder, wanted=wanted, listed=listed)
-    _check_tree(folder, wanted=wanted, stored={name: stored.get(name) for name in {**listed, **stored}})
+    shapes = {name: tuple(stored[name].shape) if name in stored else None for name in listed}
+    _check_tree(folder, wanted=wanted, stored=shapes)
     return wanted, stored
 
 
-def _read(folder: Folder, wanted: Mapping[str, Any], *, stored: dict[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+def _read(
+    folder: Folder, wanted: Mapping[str, Any], *, stored: Mapping[str, Any], threads: int = THREADS
+) -> dict[str, jax.Array]:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = unflatten_dict(
-        {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default)
-            for name, leaf in wanted.items()
-        },
-        sep="/",
-    )
-    context = ocp.Context()
-    context.pytree_options.loading.partial_load = True
-    # One parameter may be larger than the bound on what is read at once, and Orbax refuses to read beyond it.
-    largest = max((math.prod(stored[name]) * 4 for name in wanted), default=0)
-    context.memory_options.read_concurrent_bytes = max(READ_BYTES, largest + 1)
-    # Orbax pads (and cuts) where shapes differ: `_check_tree` has let only the vocabulary's padding through.
-    context.array_options.loading.enable_padding_and_truncation = any(
-        leaf.shape != stored[name] for name, leaf in wanted.items()
-    )
+
+    def read(name: str) -> jax.Array:
+        leaf = wanted[name]
+        return place(stored[name], jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or default))
+
     try:
-        with context, quiet():
-            return flatten_dict(ocp.load(_params_at(folder), abstract), sep="/")
-    except Exception as error:
-        # Orbax wraps some of its reader's errors in a bare `Exception`; those of devices (their memory) pass.
-        if isinstance(error, (OSError, ValueError, KeyError)) or type(error) is Exception:
-            raise _damaged(folder) from error
-        raise
-
-
-def _params_at(folder: Folder) -> str | Path:
-    """The path at which Orbax finds the parameters of a checkpoint."""
-    return folder.absolute() / PARAMS if isinstance(folder, Path) else str(folder / PARAMS)
+        with ThreadPoolExecutor(threads) as pool:
+            return dict(zip(wanted, pool.map(read, wanted), strict=True))
+    except (OSError, ValueError) as error:  # those of devices (their memory) pass
+        raise _damaged(folder) from error
 
 
 def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
-    """Find missing or cut files before Orbax reads the folder, because its errors do not name the cause."""
+    """Find missing or cut files before the folder is read, because tensorstore's errors do not name the cause."""
     problems = []
     for name, size in listed.items():
         path = folder / name
@@ -222,17 +210,6 @@ def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
         raise ValueError(
             f"{folder}: damaged or not copied whole; copy or convert it again:\n  " + "\n  ".join(problems)
         )
-
-
-def _stored_shapes(folder: Folder) -> dict[str, tuple[int, ...]]:
-    try:
-        with quiet():
-            tree = ocp.metadata(_params_at(folder)).metadata
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(folder) from error
-    if not isinstance(tree, dict):  # Orbax warns and gives None where it cannot read.
-        raise _damaged(folder)
-    return {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
 @contextmanager
