@@ -303,6 +303,34 @@ def test_a_job_killed_twenty_times_goes_on(tmp_path):
     killed(tmp_path, kills=20, delay=0.002, seed=1)
 
 
+@pytest.mark.slow(seconds=20)
+def test_three_hosts_killed_twenty_times_go_on(tmp_path):
+    """Each kill takes one of three that share an output; it starts again at once."""
+    manifest, output = write_manifest(tmp_path / "m.jsonl", 1200), tmp_path / "out"
+    do(manifest, tmp_path / "whole", merge=tmp_path / "whole.jsonl")
+
+    def host(number):
+        merge = str(tmp_path / f"{number}.jsonl")
+        return start(manifest, output, delay=0.06, group=8, shard=f"{number}/3", merge=merge)
+
+    hosts = [host(number) for number in range(3)]
+    draw, kills = random.Random(2), 0
+    while kills < 20:
+        time.sleep(draw.uniform(0.0, 0.4))
+        victim = draw.randrange(3)
+        assert hosts[victim].poll() is None, "the job was over before its last kill"
+        hosts[victim].kill()
+        hosts[victim].communicate()
+        hosts[victim] = host(victim)
+        kills += 1
+    assert [state for state, _ in map(end, hosts)] == ["finished"] * 3
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert [(tmp_path / f"{number}.jsonl").read_bytes() == whole for number in range(3)] == [True] * 3
+    assert {part.name: part.read_bytes() for part in output.glob("part-*")} == {
+        part.name: part.read_bytes() for part in (tmp_path / "whole").glob("part-*")
+    }
+
+
 def test_three_hosts_of_which_one_dies(tmp_path):
     manifest, output = write_manifest(tmp_path / "m.jsonl", 300), tmp_path / "out"
     hosts = [
