@@ -511,9 +511,15 @@ def test_options_that_cannot_be_used(tmp_path, capsys):
         (("--host", "0.0.0.0"), "say --no-auth"),
         (("--api-key-file", str(tmp_path / "none")), "cannot be read"),
         (("--model", str(tmp_path / "none")), "no such folder"),
+        (("--port", "99999"), "ports go from 1 to 65535"),
+        (("--host", "203.0.113.1", "--no-auth"), "no address of this machine"),
     ):
         assert main(["serve", *arguments]) == 2
         assert said in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+        assert f"--port {port} of 127.0.0.1 is taken by another program" in capsys.readouterr().err
 
 
 def test_the_page_is_served_without_a_key_under_a_strict_policy(address):

@@ -23,7 +23,7 @@ def serve(options: argparse.Namespace) -> None:
     """
     try:
         from qwen2audio_jax.serve.app import LOOPBACK, Readiness, Settings, make_app
-        from qwen2audio_jax.serve.listen import make_listener
+        from qwen2audio_jax.serve.listen import check_free, make_listener
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: {pip_install('serve')}") from None
     local = options.host in ("127.0.0.1", "::1", "localhost")
@@ -32,6 +32,7 @@ def serve(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--host {options.host} is reached from other machines: give --api-key-file FILE, or say --no-auth"
         )
+    check_free(options.host, options.port)
     processor = Qwen2AudioProcessor.from_pretrained(resolve_processor_files(options.model, revision=options.revision))
     name = options.name or ("qwen2audio-embedded" if options.model == DEFAULT_MODEL else Path(options.model).name)
     join(options)
