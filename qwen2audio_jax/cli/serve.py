@@ -54,6 +54,7 @@ def serve(options: argparse.Namespace) -> None:
         hosts=LOOPBACK if local else (),
         origins=tuple(options.allow_origin),
         body_bytes=options.max_body << 20,
+        kind=options.kind,
     )
     app = make_app(engine, processor, settings, readiness)
 

@@ -8,7 +8,6 @@ from qwen2audio_jax.engine import Engine
 from qwen2audio_jax.serve.errors import STATUS, ApiError
 from qwen2audio_jax.serve.transcription import Transcription
 from qwen2audio_jax.tasks.checks import compression_ratio
-from qwen2audio_jax.tasks.task import HEARD, Task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
 
@@ -17,23 +16,9 @@ class _Gone(Exception):
     """Nobody waits for the transcript."""
 
 
-def windows_of(asked: Transcription, *, kind: str) -> Transcribing:
-    """How an upload that is longer than a clip is transcribed: window by window, by the same prompt.
-
-    Args:
-        asked: the request.
-        kind: of the model, which says how sound is cut.
-    """
-    request = asked.request
-    task = Task(
-        name=asked.task,
-        kind=kind,
-        form="raw",
-        prompt=(request.prompt or "").removeprefix(HEARD),
-        language=asked.language,
-        options=request.options,
-    )
-    return Transcribing(task=task, apart=True)
+def windows_of(asked: Transcription) -> Transcribing:
+    """How an upload that is longer than a clip is transcribed: window by window, by the same prompt."""
+    return Transcribing(task=asked.task, options=asked.request.options, retry=asked.retry or "loops", apart=True)
 
 
 async def transcribe_upload(
@@ -77,8 +62,9 @@ async def transcribe_upload(
     return found
 
 
-def formatted(transcript: Transcript, form: str) -> tuple[str | dict[str, Any], str]:
-    """A transcript in a format of OpenAI's protocol, and that one's media type."""
+def formatted(transcript: Transcript, asked: Transcription) -> tuple[str | dict[str, Any], str]:
+    """A transcript in the format that was asked for, and that one's media type."""
+    form = asked.form
     if form in ("srt", "vtt"):
         return transcript.format(form), "application/x-subrip" if form == "srt" else "text/vtt"
     if form == "text":
@@ -88,7 +74,7 @@ def formatted(transcript: Transcript, form: str) -> tuple[str | dict[str, Any], 
         return {"text": transcript.text, "usage": usage}, "application/json"
     found = {
         "task": transcript.task,
-        "language": transcript.language.rpartition("-")[2],
+        "language": asked.language,
         "duration": round(transcript.seconds, 2),
         "text": transcript.text,
         "segments": [_segment(number, segment) for number, segment in enumerate(transcript.spoken)],
@@ -109,4 +95,5 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": segment.mean_log_prob,
         "compression_ratio": round(compression_ratio(segment.text), 3),
         "no_speech_prob": None,
+        "flags": list(segment.flags),
     }
