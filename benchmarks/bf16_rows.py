@@ -25,8 +25,10 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices of one process take turns on a few cores: more threads than devices, and patience where they meet.
 os.environ["NPROC"] = "16"
-PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {PATIENCE}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 import numpy as np
 import torch
