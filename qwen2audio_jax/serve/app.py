@@ -123,7 +123,7 @@ class _Server:
         if whole is None:
             self._check_ready()
             work = transcribe_upload(self.engine, sound, windows_of(asked), deadline=deadline)
-            content, media = formatted(await unless_gone(request, work), asked)
+            content, media = formatted(await unless_gone(request, work), asked.form)
         else:
             content, media = transcript(whole, asked)
         if isinstance(content, str):

@@ -62,9 +62,8 @@ async def transcribe_upload(
     return found
 
 
-def formatted(transcript: Transcript, asked: Transcription) -> tuple[str | dict[str, Any], str]:
-    """A transcript in the format that was asked for, and that one's media type."""
-    form = asked.form
+def formatted(transcript: Transcript, form: str) -> tuple[str | dict[str, Any], str]:
+    """A transcript in a format of OpenAI's protocol, and that one's media type."""
     if form in ("srt", "vtt"):
         return transcript.format(form), "application/x-subrip" if form == "srt" else "text/vtt"
     if form == "text":
@@ -74,7 +73,7 @@ def formatted(transcript: Transcript, asked: Transcription) -> tuple[str | dict[
         return {"text": transcript.text, "usage": usage}, "application/json"
     found = {
         "task": transcript.task,
-        "language": asked.language,
+        "language": transcript.language.rpartition("-")[2],
         "duration": round(transcript.seconds, 2),
         "text": transcript.text,
         "segments": [_segment(number, segment) for number, segment in enumerate(transcript.spoken)],
