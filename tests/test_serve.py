@@ -321,6 +321,7 @@ def test_tasks_and_hotwords_in_chats(client):
         ({"task": "emotion"}, "have no task 'emotion'; they have"),
         ({"labels": ["a", "b"]}, "name it"),
         ({"task": "voice", "labels": ["", 1]}, "labels: give texts"),
+        ({"task": "voice", "labels": ["a", "<|im_end|>"]}, "without control tokens"),
         ({"hotwords": ["two\nlines"]}, "a word is one line"),
     ):
         with pytest.raises(openai.BadRequestError, match=said):

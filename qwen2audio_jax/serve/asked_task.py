@@ -35,8 +35,9 @@ def asked_task(
         return None
     if name in ELSEWHERE:
         raise bad(f"task={name!r}: {ELSEWHERE[name]}", param="task")
-    if labels is not None and not all(isinstance(label, str) and label for label in labels):
-        raise bad("labels: give texts", param="labels")
+    # They may stand in a raw prompt, where control tokens are what they are.
+    if labels is not None and not all(isinstance(label, str) and label and "<|" not in label for label in labels):
+        raise bad("labels: give texts, without control tokens", param="labels")
     try:
         task = find_task(name[:100], kind=kind, labels=labels)
     except ValueError as error:

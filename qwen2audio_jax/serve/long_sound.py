@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen2audio_jax.engine import Engine
 from qwen2audio_jax.serve.errors import STATUS, ApiError
-from qwen2audio_jax.serve.transcription import Transcription
+from qwen2audio_jax.serve.transcription import SUBTITLES, Transcription
 from qwen2audio_jax.tasks.checks import compression_ratio
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
@@ -64,8 +64,8 @@ async def transcribe_upload(
 
 def formatted(transcript: Transcript, form: str) -> tuple[str | dict[str, Any], str]:
     """A transcript in a format of OpenAI's protocol, and that one's media type."""
-    if form in ("srt", "vtt"):
-        return transcript.format(form), "application/x-subrip" if form == "srt" else "text/vtt"
+    if form in SUBTITLES:
+        return transcript.format(form), SUBTITLES[form]
     if form == "text":
         return transcript.text + "\n", "text/plain"
     usage = {"type": "duration", "seconds": round(transcript.seconds)}

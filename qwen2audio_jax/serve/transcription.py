@@ -12,9 +12,11 @@ from qwen2audio_jax.serve.protocol import check_model
 from qwen2audio_jax.tasks.checks import Checks, compression_ratio
 from qwen2audio_jax.tasks.task import Task, find_task
 from qwen2audio_jax.tasks.transcribe import RETRIED
-from qwen2audio_jax.tasks.transcript import clock
+from qwen2audio_jax.tasks.transcript import Segment, Transcript
 
-FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+SUBTITLES = {"srt": "application/x-subrip", "vtt": "text/vtt"}
+"""Formats that are those of transcripts -> their media types."""
+FORMATS = ("json", "text", *SUBTITLES, "verbose_json")
 FIELDS = (
     *("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream"),
     *("hotwords", "retry"),
@@ -108,7 +110,7 @@ def transcript(answer: Answer, asked: Transcription) -> tuple[str | dict[str, An
     if asked.form == "json":
         return {"text": text, "usage": _usage(answer)}, "application/json"
     if asked.form == "verbose_json":
-        found = {
+        content = {
             "task": asked.task.name,
             "language": asked.language,
             "duration": seconds,
@@ -116,11 +118,10 @@ def transcript(answer: Answer, asked: Transcription) -> tuple[str | dict[str, An
             "segments": [_segment(answer, text, asked)],
             "usage": {"type": "duration", "seconds": round(seconds)},
         }
-        return found, "application/json"
-    if asked.form == "srt":
-        return f"1\n{clock(0, ',')} --> {clock(seconds, ',')}\n{text}\n", "application/x-subrip"
-    if asked.form == "vtt":
-        return f"WEBVTT\n\n{clock(0, '.')} --> {clock(seconds, '.')}\n{text}\n", "text/vtt"
+        return content, "application/json"
+    if asked.form in SUBTITLES:
+        found = Transcript("", asked.task.name, asked.language, seconds, (Segment(0.0, seconds, text),))
+        return found.format(asked.form), SUBTITLES[asked.form]
     return text + "\n", "text/plain"
 
 
