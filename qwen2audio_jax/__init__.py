@@ -93,7 +93,15 @@ _ROOMS = (
 )
 """Folders that an `import qwen2audio_jax` alone gives access to."""
 _MODEL = "Qwen2AudioForConditionalGeneration is the model, and AutoModel another name of it"
+_ENGINE = "qwen2audio_jax.engine.Engine answers many requests at once, and qwen2audio serve over HTTP"
+_TRAIN = "qwen2audio train trains"
 _INSTEAD = {
+    **dict.fromkeys(("AsyncLLM", "AsyncLLMEngine", "LLMEngine"), _ENGINE),
+    **dict.fromkeys(("DataCollatorForSeq2Seq", "LoraConfig", "Seq2SeqTrainer", "Seq2SeqTrainingArguments"), _TRAIN),
+    **dict.fromkeys(("SFTConfig", "SFTTrainer", "Trainer", "TrainingArguments", "get_peft_model"), _TRAIN),
+    **dict.fromkeys(("AsyncEngineArgs", "EngineArgs"), "LLM(...) takes them as arguments"),
+    **dict.fromkeys(("Qwen2AudioModel", "Qwen2AudioPreTrainedModel"), _MODEL),
+    "WhisperProcessor": "AutoProcessor, or Qwen2AudioProcessor",
     "AutoModelForSpeechSeq2Seq": _MODEL,
     "AutoPeftModelForCausalLM": "from_pretrained(..., adapter=folder) merges an adapter while it loads",
     "BatchFeature": "ProcessorOutput is what the processor returns",
@@ -104,8 +112,6 @@ _INSTEAD = {
     "Qwen2TokenizerFast": "AutoTokenizer, or Qwen2AudioTokenizer",
     "StoppingCriteria": "generate(stopping_criteria=) takes a function, or a list of them",
     "StoppingCriteriaList": "generate(stopping_criteria=) takes a function, or a list of them",
-    "Trainer": "qwen2audio train trains",
-    "TrainingArguments": "qwen2audio train trains",
     "WhisperFeatureExtractor": "AutoFeatureExtractor, or Qwen2AudioFeatureExtractor",
     "infer_device": "make_mesh() has all devices, and a model without mesh= is on the first",
     "set_seed": "generate(seed=1) makes a draw repeatable",

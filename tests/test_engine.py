@@ -44,6 +44,16 @@ def test_random_requests_are_answered_as_alone(load, processor, programs, monkey
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
 
+def test_warmup_is_for_the_clips_that_its_prompts_can_hold(load, processor, monkeypatch):
+    frames = []
+    monkeypatch.setattr("qwen2audio_jax.engine.engine.warm_up", lambda *_, bounds, **__: frames.append(bounds.frames))
+    model = load("gqa")
+    with Engine(model, processor, slots=1, positions=128) as engine:
+        for tokens in (5, 128):
+            engine.warmup(tokens=tokens)
+    assert frames == [20, min(512, model.config.audio_config.max_frames)]
+
+
 @pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize("shape", [pytest.param(None, marks=pytest.mark.long_job), (4, 2), (8, 1)])
 def test_random_requests_of_all_lengths(load, processor, programs, shape):

@@ -377,6 +377,7 @@ def test_nothing_else_opens_urls(tmp_path):
             Path(f"qwen2audio_jax/serve/{name}.py"): {"asyncio"}
             for name in ("app", "door", "events", "long_sound", "slow_headers", "waiting")
         },
+        Path("qwen2audio_jax/serve/listen.py"): {"socket"},  # whether its address is free
     }
     # The scan itself sees what it is for.
     probe = tmp_path / "probe.py"

@@ -261,7 +261,7 @@ def test_the_cache_is_donated(load):
         ({"temperature": 0.0, "do_sample": True}, ValueError, "temperature"),
         ({"max_length": 10, "max_new_tokens": None}, ValueError, "max_length=10 counts the prompt"),
         ({"seed": [1, 2, 3], "do_sample": True}, ValueError, r"shape \(3,\) for 4 rows"),
-        ({"seed": -1, "do_sample": True}, ValueError, "seed -1"),
+        ({"seed": -1, "do_sample": True}, ValueError, "seed=-1"),
         ({"eos_token_id": 5000}, ValueError, "eos_token_id 5000"),
         ({"input_features": None}, ValueError, "feature_attention_mask came without input_features"),
         ({"feature_attention_mask": None}, ValueError, "without feature_attention_mask"),

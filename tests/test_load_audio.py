@@ -467,6 +467,23 @@ def test_other_formats_are_named(tmp_path, content, words):
     assert "Accepted: wav" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        (b"MAC " + bytes(100), "ffmpeg -i INPUT"),
+        (b"MATLAB 5.0 MAT-file" + bytes(500), "scipy.io.loadmat"),
+        (b"PK\x03\x04" + bytes(100), "Unpack it"),
+        (b"%PDF-1.4" + bytes(100), "Pass a file that holds sound"),
+        (b"a text\n", "Pass a file that holds sound"),
+        (b"\x02#!SILK_V3" + bytes(100), "pilk"),
+        (b"MThd" + bytes(100), "fluidsynth"),
+        (base64.b64encode(bytes(range(250)) * 4), "base64.b64decode"),
+    ],
+)
+def test_the_remedy_is_one_for_the_content(content, remedy):
+    assert remedy in refusal(content, kind="format").partition("Accepted: ")[2]
+
+
 @pytest.mark.parametrize("written", ["MAT4", "MAT5", "PAF", "SVX", "IRCAM", "HTK", "PVF", "SDS"])
 def test_other_formats_of_libsndfile(written):
     file = io.BytesIO()

@@ -255,8 +255,8 @@ def test_padding_options(processor):
         ({"padding": False}, r"padding=False, but the texts have \[3, 6\] tokens; arrays need padding=True"),
         ({"padding": "shortest"}, r"padding='shortest' is unknown; use True"),
         ({"padding_side": "top"}, r"padding_side='top' is unknown; use \"left\" or \"right\""),
-        ({"padding": "max_length"}, r"max_length= belong together"),
-        ({"max_length": 4}, r"max_length= belong together"),
+        ({"padding": "max_length"}, r"needs max_length=N"),
+        ({"max_length": 4}, r"max_length=4 alone has no meaning.*leave max_length out"),
         ({"padding": "max_length", "max_length": 4}, r"text 1 has 6 tokens, more than max_length=4"),
         ({"pad_to_multiple_of": 0}, r"pad_to_multiple_of=0 must be a whole number"),
         ({"padding": False, "pad_to_multiple_of": 4}, r"pad_to_multiple_of=4 needs padding=True|arrays need padding"),
@@ -283,8 +283,8 @@ def test_arguments_are_named(processor):
         ({"text": "x", "sr": 16_000}, r"did you mean sampling_rate=\?"),
         ({"texts": "x"}, r"unknown argument texts=; did you mean text=\?"),
         ({"text": "x", "raw_speech": clip}, r"did you mean audio=\?"),
-        ({"text": "x", "images": []}, r"unknown argument images=; it has no meaning here. Known are text, audio"),
-        ({"text": "x", "text_kwargs": {"padding": True}}, r"text_kwargs= is not taken here; pass what it holds"),
+        ({"text": "x", "mask": []}, r"unknown argument mask=; it has no meaning here. Known are text, audio"),
+        ({"text": "x", "images_kwargs": {}}, r"images_kwargs= is not taken here; pass what it holds"),
         ({"audio": clip}, "text= is missing"),
     ):
         with pytest.raises(TypeError, match=message):

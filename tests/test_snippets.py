@@ -339,6 +339,9 @@ REMEDIES = {
     "11 forward": ("model.forward(**inputs)", AttributeError, r"model\(\*\*inputs\)"),
     "12 set_seed": ("from qwen2audio_jax import set_seed", ImportError, r"generate\(seed=1\)"),
     "12 Whisper's": ("from qwen2audio_jax import WhisperFeatureExtractor", ImportError, "AutoFeatureExtractor"),
+    "12 vLLM's engine": ("from qwen2audio_jax import AsyncLLMEngine", ImportError, "qwen2audio_jax.engine.Engine"),
+    "12 a trainer": ("from qwen2audio_jax import SFTTrainer, LoraConfig", ImportError, "qwen2audio train trains"),
+    "12 the bare model": ("from qwen2audio_jax import Qwen2AudioModel", ImportError, "AutoModel another name of it"),
     "12 criteria": ("from qwen2audio_jax import StoppingCriteriaList", ImportError, "a function, or a list"),
     "12 transformers' class": (
         "from qwen2audio_jax import AutoModelForSpeechSeq2Seq",

@@ -26,7 +26,8 @@ class Budget:
         if not limits.min_sampling_rate <= self.rate <= limits.max_sampling_rate:
             raise AudioError(
                 f"{self.name} states {self.rate} samples a second, outside {limits.min_sampling_rate} to "
-                f"{limits.max_sampling_rate}: resample it first",
+                f"{limits.max_sampling_rate}: resample it first, or where that is not its true rate write that "
+                "into it, as with `sox -r 16000 INPUT OUTPUT.wav`",
                 kind="rate",
             )
         if not 1 <= self.channels <= limits.max_channels:

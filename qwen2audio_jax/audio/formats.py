@@ -44,6 +44,21 @@ STARTS = {
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
 """Boxes that an mp4 or QuickTime file may begin with."""
 
+_CONVERT = "Convert it first, for example with `ffmpeg -i INPUT -ar 16000 -ac 1 OUTPUT.wav`"
+_UNPACK = "Unpack it, and pass the sound in it"
+_NO_SOUND = "Pass a file that holds sound"
+REMEDIES = {
+    "MATLAB": "Load it with scipy.io.loadmat, and pass the samples as an array",
+    "MIDI": "It holds notes and no sound: play it into a wav file first, for example with fluidsynth",
+    "SILK": "Convert it first with a decoder of SILK, such as pilk",
+    **dict.fromkeys(("a gzip archive", "a zip archive", "a 7z archive"), _UNPACK),
+    **dict.fromkeys(("PDF", "a PNG image", "a JPEG image", "a GIF image", "text", "a web page"), _NO_SOUND),
+    "a numpy array": "Load it with numpy.load, and pass the array",
+    "a Git LFS pointer, not the sound itself": "Fetch the sound with git lfs pull",
+    "base64 text": "Pass the bytes of base64.b64decode(it)",
+}
+"""What to do about content that ffmpeg does not turn into sound."""
+
 OTHERS = {
     b"MATLAB 5.0": "MATLAB",
     b"ajkg": "Shorten",
@@ -61,8 +76,8 @@ OTHERS = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
-    b"\x93NUMPY": "a numpy array (load it with numpy.load and pass the array)",
-    b"version https://git-lfs": "a Git LFS pointer, not the sound itself (fetch it with git lfs pull)",
+    b"\x93NUMPY": "a numpy array",
+    b"version https://git-lfs": "a Git LFS pointer, not the sound itself",
 }
 """First bytes -> common name of formats that are not decoded."""
 
@@ -99,8 +114,7 @@ def sniff(file: BinaryIO, *, size: int, name: str) -> Content:
             return Content("mp3", start + at, size, inside=True)
         what = f"content of no known kind (it starts with {head[:8].hex(' ')})"
     raise AudioError(
-        f"{name} holds {what}, which is not decoded. Accepted: {ACCEPTED}. "
-        "Convert it first, for example with `ffmpeg -i INPUT -ar 16000 -ac 1 OUTPUT.wav`",
+        f"{name} holds {what}, which is not decoded. Accepted: {ACCEPTED}. {REMEDIES.get(what, _CONVERT)}",
         kind="format",
     )
 
@@ -162,5 +176,5 @@ def describe(head: bytes) -> str | None:
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if text and all(byte >= 0x20 or byte in b"\t\r\n" for byte in text):
-        return "base64 text (pass the bytes of base64.b64decode(it))" if looks_like_base64(head[:512]) else "text"
+        return "base64 text" if looks_like_base64(head[:512]) else "text"
     return None

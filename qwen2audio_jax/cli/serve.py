@@ -14,6 +14,11 @@ from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
 
+TOKENS = 1024
+"""Of the prompts that are compiled for, unless it is said: a clip of 30 s, and words."""
+DEMONSTRATION_TOKENS = 384
+"""The same for the model that comes with the package: its clips have 12 s."""
+
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes.
@@ -23,7 +28,7 @@ def serve(options: argparse.Namespace) -> None:
     """
     try:
         from qwen2audio_jax.serve.app import LOOPBACK, Readiness, Settings, make_app
-        from qwen2audio_jax.serve.listen import make_listener
+        from qwen2audio_jax.serve.listen import check_free, make_listener
     except ImportError as error:
         raise ValueError(f"the server needs {error.name}: {pip_install('serve')}") from None
     local = options.host in ("127.0.0.1", "::1", "localhost")
@@ -32,6 +37,7 @@ def serve(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--host {options.host} is reached from other machines: give --api-key-file FILE, or say --no-auth"
         )
+    check_free(options.host, options.port)
     processor = Qwen2AudioProcessor.from_pretrained(resolve_processor_files(options.model, revision=options.revision))
     name = options.name or ("qwen2audio-embedded" if options.model == DEFAULT_MODEL else Path(options.model).name)
     join(options)
@@ -54,13 +60,17 @@ def serve(options: argparse.Namespace) -> None:
         hosts=LOOPBACK if local else (),
         origins=tuple(options.allow_origin),
         body_bytes=options.max_body << 20,
+        kind=options.kind,
     )
     app = make_app(engine, processor, settings, readiness)
 
+    default = DEMONSTRATION_TOKENS if options.model == DEFAULT_MODEL else TOKENS
+    tokens = min(default, engine.positions) if options.warmup is None else options.warmup
+
     def warm() -> None:
         try:
-            if options.warmup:
-                engine.warmup(tokens=options.warmup, on_progress=readiness.progress)
+            if tokens:
+                engine.warmup(tokens=tokens, on_progress=readiness.progress)
             readiness.ready = True
             if not options.quiet:
                 address = f"http://{options.host}:{options.port}"

@@ -157,5 +157,5 @@ def check_seed(value: object) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < _SEEDS:
-        raise ValueError(f"seed {value!r} is not an int in 0..{_SEEDS - 1}: give one, or one for each row")
+        raise ValueError(f"seed={value!r} is not an int in 0..{_SEEDS - 1}: give one of those")
     return number

@@ -302,7 +302,7 @@ class Qwen2AudioFeatureExtractor:
         """
         if words.pop("truncation", None):
             raise ValueError("truncation=True is not supported: features have one length; cut samples before the call")
-        check_extractor_options(words)
+        check_extractor_options(words, padded=True)
         columns = gathered(processed_features, known=(*CLIPS, "attention_mask"), needed="input_features")
         found = clips_of(columns, mels=self.feature_size, frames=self.nb_max_frames)
         return to_output(found, return_tensors=return_tensors)

@@ -46,10 +46,12 @@ def pad_rows(
     for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ValueError(f"{name}={value!r} must be a whole number of tokens, 1 or more")
-    if (max_length is None) == (mode == "max_length"):
+    if mode == "max_length" and max_length is None:
+        raise ValueError('padding="max_length" needs max_length=N; padding=True pads to the longest text')
+    if mode != "max_length" and max_length is not None:
         raise ValueError(
-            'padding="max_length" and max_length= belong together; texts are never cut, so max_length alone has no '
-            "meaning"
+            f'max_length={max_length} alone has no meaning, as texts are never cut: add padding="max_length", or '
+            f"leave max_length out"
         )
     lengths = [len(row) for row in rows]
     length = max(lengths)

@@ -1,6 +1,5 @@
 """The processor: text and audio to the model's inputs, and generated token ids back to text."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from qwen2audio_jax.processing.placeholders import assign_clips, load_clips
 from qwen2audio_jax.processing.tokenizer import SPECIAL_NAMES, Qwen2AudioTokenizer
 from qwen2audio_jax.storage.bucket import PathOrUrl, folder_at, is_url
 from qwen2audio_jax.torch_style.attributes import PROCESSOR, no_attribute
+from qwen2audio_jax.torch_style.call_options import refuse_unknown, takes_groups
 from qwen2audio_jax.torch_style.loading_options import take_loading_options, take_saving_options
 
 PADDING_OPTIONS = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
@@ -50,9 +50,6 @@ CHAT_OPTIONS = (
 )
 INPUT_NAMES = ("input_ids", "attention_mask", "input_features", "feature_attention_mask")
 ATTRIBUTES = ("tokenizer", "feature_extractor", "audio_token", "audio_token_id", "chat_template")
-WITHOUT_MEANING = ("tools", "documents")
-"""Arguments of the reference that say nothing where they are None."""
-OTHER_NAMES = {"sr": "sampling_rate", "raw_speech": "audio", "speech": "audio", "sound": "audio", "prompt": "text"}
 
 
 class Qwen2AudioProcessor:
@@ -203,6 +200,7 @@ class Qwen2AudioProcessor:
         )
         return [str(path) for path in write_processor_files(Path(folder), files)]
 
+    @takes_groups
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -237,7 +235,8 @@ class Qwen2AudioProcessor:
             padding: True ("longest", the default, because arrays are returned), "max_length", or False. (The reference
                 does not pad unless asked.)
             padding_side: "left" (which generation needs) or "right"; default: the tokenizer's, "left" unless assigned.
-            max_length: tokens, for padding="max_length". Texts are never truncated.
+            max_length: tokens, for padding="max_length". Texts are never truncated. (In the reference it is the number
+                of samples to which clips are cut, too.)
             pad_to_multiple_of: round the number of tokens up.
             truncation: of clips: keep the first 30 s of a longer one instead of refusing it. (The reference always
                 truncates.)
@@ -246,7 +245,8 @@ class Qwen2AudioProcessor:
             track: number, from 0, of the audio track of clips whose files have several.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
             allow_private_urls: also fetch clips from addresses that are not public.
-            **unknown: none; a TypeError names the nearest argument.
+            **unknown: arguments of the reference at values that change nothing here, as add_special_tokens, and its
+                groups, as text_kwargs={"padding": True}. A TypeError names the argument nearest to an unknown one.
 
         Returns:
             input_ids and attention_mask [B, T] int32; with clips also input_features [A, M, L] float32 and
@@ -254,14 +254,14 @@ class Qwen2AudioProcessor:
 
         Raises:
             AudioError: a clip cannot be used; it is named, and the kind is `load_audio`'s.
-            ValueError: clips do not fit the placeholders, or a value is not supported.
+            ValueError: clips do not fit the placeholders, an argument is given twice, or a value is not supported.
             TypeError: an unknown argument, or both `audio` and `audios`.
         """
         if audios is not None:
             if audio is not None:
                 raise TypeError("audio= and audios= are the same argument; pass audio= alone")
             audio = audios
-        _refuse_unknown(unknown, CALL_OPTIONS)
+        refuse_unknown(unknown, CALL_OPTIONS)
         check_return_tensors(return_tensors)
         self.feature_extractor.check_sampling_rate(sampling_rate)
         texts = _check_texts(text)
@@ -275,6 +275,7 @@ class Qwen2AudioProcessor:
         )
         return self._assemble(rows, clips, audio_options, padding_options=options, return_tensors=return_tensors)
 
+    @takes_groups
     def apply_chat_template(
         self,
         conversation: Sequence[Any],
@@ -328,7 +329,7 @@ class Qwen2AudioProcessor:
             track: see `__call__`.
             return_tensors: see `__call__`.
             allow_private_urls: see `__call__`.
-            **unknown: none; a TypeError names the nearest argument.
+            **unknown: see `__call__`; processor_kwargs={...} is a group too.
 
         Returns:
             A str, or a list of them for several conversations; with `tokenize` what `__call__` returns.
@@ -338,7 +339,7 @@ class Qwen2AudioProcessor:
             ValueError: a message is malformed, or the template failed; the error names the position.
             TypeError: an unknown argument.
         """
-        _refuse_unknown(unknown, CHAT_OPTIONS)
+        refuse_unknown(unknown, CHAT_OPTIONS)
         check_return_tensors(return_tensors)
         self.feature_extractor.check_sampling_rate(sampling_rate)
         if continue_final_message and add_generation_prompt:
@@ -453,15 +454,3 @@ def _check_texts(text: Any) -> list[str]:
         if not prompt:
             raise ValueError(f"text {i} is empty; the model needs at least one token")
     return texts
-
-
-def _refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise a TypeError that names the nearest known argument."""
-    for name, value in unknown.items():
-        if value is None and (name in WITHOUT_MEANING or name.endswith("_kwargs")):
-            continue
-        if name.endswith("_kwargs"):
-            raise TypeError(f"{name}= is not taken here; pass what it holds as arguments: {', '.join(known)}")
-        near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
-        hint = f"did you mean {near}=?" if near in known else "it has no meaning here."
-        raise TypeError(f"unknown argument {name}=; {hint} Known are {', '.join(known)}")

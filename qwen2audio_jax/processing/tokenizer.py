@@ -17,8 +17,10 @@ from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tenso
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.torch_style.attributes import TOKENIZER, no_attribute
+from qwen2audio_jax.torch_style.call_options import refuse_unknown
 from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
+CALL_OPTIONS = ("text", "padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 END_OF_TEXT = "<|endoftext|>"
 ATTRIBUTES = ("_tokenizer", "settings", "control_tokens", "special_tokens_map", "all_special_ids", "_plain")
@@ -177,7 +179,7 @@ class Qwen2AudioTokenizer:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         return_tensors: str | None = None,
-        add_special_tokens: bool = True,
+        **words: Any,
     ) -> ProcessorOutput:
         """The ids of one text or several, padded to the longest.
 
@@ -188,14 +190,16 @@ class Qwen2AudioTokenizer:
             max_length: see there.
             pad_to_multiple_of: see there.
             return_tensors: None or "np" for numpy, "jax" for JAX arrays.
-            add_special_tokens: without effect: this tokenizer adds none.
+            **words: of the reference, at values that change nothing here, as add_special_tokens and truncation=False.
 
         Returns:
             input_ids and attention_mask, [B, T] int32; [T] for a single text unless `return_tensors` is given.
 
         Raises:
-            ValueError: an option that is unknown or does not fit.
+            TypeError: an unknown option.
+            ValueError: an option with a value that is unknown or does not fit.
         """
+        refuse_unknown(words, CALL_OPTIONS)
         check_return_tensors(return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
