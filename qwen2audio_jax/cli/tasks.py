@@ -17,6 +17,7 @@ from qwen2audio_jax.limits import LIMITS
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.tasks.checks import Checks
+from qwen2audio_jax.tasks.detectors import check_detector
 from qwen2audio_jax.tasks.embeddings import FORMATS as EMBEDDING_FORMATS
 from qwen2audio_jax.tasks.embeddings import Embeddings, embed, write_embeddings
 from qwen2audio_jax.tasks.kind import checkpoint_kind
@@ -96,6 +97,7 @@ def _transcripts(files: list[tuple[str, Any]], options: argparse.Namespace) -> i
         raise ValueError(f"{len(files)} files as {form} on stdout are no {form}: give --output-dir DIR, or one file")
     targets = {} if folder is None else _targets([name for name, _ in files], Path(folder), form)
     checks = Checks.read(options.checks)
+    check_detector(options.detector)
     language = options.language if options.command == "transcribe" else f"{options.source}-{options.target}"
     with _tasks(options) as tasks:
         cutting = Cutting(**cutting_of(tasks.kind))

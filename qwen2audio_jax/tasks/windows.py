@@ -10,7 +10,7 @@ import numpy as np
 
 from qwen2audio_jax.audio.clip import SAMPLING_RATE
 from qwen2audio_jax.limits import LIMITS
-from qwen2audio_jax.tasks.detectors import DETECTORS, is_tone
+from qwen2audio_jax.tasks.detectors import DETECTORS, check_detector, is_tone
 
 SHORTEST = SAMPLING_RATE // 20
 """Samples of the shortest region of speech: a click is shorter."""
@@ -65,10 +65,9 @@ def cut(blocks: Iterable[np.ndarray], *, detector: str = "energy", cutting: Cutt
         cutting: see there.
 
     Raises:
-        ValueError: there is no such detector.
+        ValueError: there is no such detector, or it is not installed.
     """
-    if detector not in DETECTORS:
-        raise ValueError(f"there is no detector {detector!r}; there are {', '.join(DETECTORS)}")
+    check_detector(detector)
     detect, frame = DETECTORS[detector]
     source, first, count = iter(blocks), [], 0
     most = round(cutting.seconds * SAMPLING_RATE)
