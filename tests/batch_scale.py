@@ -89,14 +89,19 @@ def manifest(folder: Path, count: int) -> dict[str, Any]:
                 f'{{"id": "record-{index}", "audio": "clips/{index}.wav", "prompt": "What is said?"}}\n'
                 for index in range(start, min(start + 10_000, count))
             )
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Manifest([str(path)]) as found:
         seconds = time.monotonic() - began
         assert len(found) == count
         for position in np.random.default_rng(0).integers(0, count, 1000).tolist():
             assert found.record(position).id == f"record-{position}"
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return {"lines": count, "seconds": round(seconds, 1), "most_MiB": most >> 20}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "lines": count,
+        "seconds": round(seconds, 1),
+        "most_MiB": most >> 10,
+        "most_grown_MiB": (most - before) >> 10,
+    }
 
 
 def damaged(folder: Path, count: int) -> dict[str, Any]:

@@ -298,11 +298,13 @@ def test_a_killed_job_goes_on(tmp_path):
     killed(tmp_path, kills=3, delay=0.001, seed=0)
 
 
+@pytest.mark.long_job
 @pytest.mark.slow(seconds=15)
 def test_a_job_killed_twenty_times_goes_on(tmp_path):
     killed(tmp_path, kills=20, delay=0.002, seed=1)
 
 
+@pytest.mark.long_job
 @pytest.mark.slow(seconds=20)
 def test_three_hosts_killed_twenty_times_go_on(tmp_path):
     """Each kill takes one of three that share an output; it starts again at once."""

@@ -272,7 +272,11 @@ def test_a_dry_run_hears_as_the_job_would_and_says_what_plan_expects(tmp_path, c
 
 @pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize(
-    "how", ["one", "one-killed", "4x2", "8x1", "hosts", "hosts-killed", "across-2x1", "across-1x2"]
+    "how",
+    [
+        *("one", "4x2", "8x1", "hosts", "across-2x1", "across-1x2"),
+        *(pytest.param(how, marks=pytest.mark.long_job) for how in ("one-killed", "hosts-killed")),
+    ],
 )
 def test_clips_of_all_kinds_through_a_job(how, tmp_path, cache):
     [figures] = batch_clips.run(tmp_path, clips=50, jobs=(how,), longest=8.0)

@@ -96,6 +96,7 @@ def test_settings_and_records_of_the_pages_are_read(tmp_path):
 def test_the_contents_name_pages_that_there_are_and_every_link_between_pages_leads_somewhere():
     yaml = pytest.importorskip("yaml")
     said = re.findall(r"[\w-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert len(said) == len(set(said))
     assert set(said) <= {file.name for file in DOCS.glob("*.md")}
     for file in [*DOCS.glob("*.md"), ROOT / "README.md", *ROOT.glob("[A-Z]*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text(encoding="utf-8")):

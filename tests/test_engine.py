@@ -37,17 +37,28 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
     assert stats["slots_in_use"] == stats["queued"] == 0
 
 
+@pytest.mark.slow(seconds=30)
 def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
     monkeypatch.setattr(placement, "SHORTEST", 8)
     cases = simulation.random_cases("gqa", 28, seed=5, pool=10, longest=7, frames=23)
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
 
+def test_warmup_is_for_the_clips_that_its_prompts_can_hold(load, processor, monkeypatch):
+    frames = []
+    monkeypatch.setattr("qwen2audio_jax.engine.engine.warm_up", lambda *_, bounds, **__: frames.append(bounds.frames))
+    model = load("gqa")
+    with Engine(model, processor, slots=1, positions=128) as engine:
+        for tokens in (5, 128):
+            engine.warmup(tokens=tokens)
+    assert frames == [20, min(512, model.config.audio_config.max_frames)]
+
+
 @pytest.mark.slow(seconds=60)
-@pytest.mark.parametrize("shape", [None, (4, 2), (8, 1)])
+@pytest.mark.parametrize("shape", [pytest.param(None, marks=pytest.mark.long_job), (4, 2), (8, 1)])
 def test_random_requests_of_all_lengths(load, processor, programs, shape):
     mesh = None if shape is None else make_mesh(data=shape[0], model=shape[1])
-    cases = simulation.random_cases("gqa", 300, seed=6)
+    cases = simulation.random_cases("gqa", 500 if shape is None else 300, seed=6)
     simulated(load("gqa", mesh), processor, programs, cases, slots=8, positions=384, tokens=250, seconds=2.6)
 
 

@@ -179,11 +179,11 @@ def test_tasks_and_the_server_take_lists():
     how = Transcribing(task=find_task("transcribe", kind="embedded"), hotwords=[" 4 7 ", "4 7"], options={"a": 1})
     assert how.options == {"a": 1, "hotwords": ("4 7",)}
     fields = {"hotwords": "4 7, 5\n9", "model": "m"}
-    asked = read_transcription(fields, b"", model="m", translate=False)
+    asked = read_transcription(fields, b"", model="m", kind="base", translate=False)
     assert asked.request.options["hotwords"] == ("4 7", "5", "9")
     assert "4 7" not in asked.request.prompt
     with pytest.raises(ApiError, match="longer than 128"):
-        read_transcription({"hotwords": "x" * 129, "model": "m"}, b"", model="m", translate=False)
+        read_transcription({"hotwords": "x" * 129, "model": "m"}, b"", model="m", kind="base", translate=False)
 
 
 @pytest.mark.parametrize("words", ["missing.txt", "a" * 129])

@@ -142,10 +142,12 @@ def test_a_request_to_the_server_is_the_one_without_nulls():
         "guided_json",
         "repetition_penalty",
     )
-    full = read_chat({"model": "m", "messages": chat, **dict.fromkeys(names), "a_new_one": None}, model="m")
+    full = read_chat(
+        {"model": "m", "messages": chat, **dict.fromkeys(names), "a_new_one": None}, model="m", kind="base"
+    )
     bare = [{key: value for key, value in message.items() if value not in (None, [])} for message in without(chat)]
     bare[2]["content"][0].pop("uuid")
-    assert full == read_chat({"model": "m", "messages": bare}, model="m")
+    assert full == read_chat({"model": "m", "messages": bare}, model="m", kind="base")
 
 
 def test_arguments(tmp_path):

@@ -35,6 +35,8 @@ from qwen2audio_jax.engine import Engine, Handle, Request
 from qwen2audio_jax.serve import door, slow_headers
 from qwen2audio_jax.serve.answers import Trimmer, trimmed
 from qwen2audio_jax.serve.app import Readiness, Settings, make_app
+from qwen2audio_jax.serve.errors import ApiError
+from qwen2audio_jax.serve.transcription import read_transcription
 
 MODEL = "tiny"
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,7 +260,9 @@ def test_transcriptions(client, parts):
     assert client.audio.transcriptions.create(model=MODEL, file=path, response_format="vtt").startswith("WEBVTT\n\n00")
     verbose = client.audio.transcriptions.create(model=MODEL, file=path, response_format="verbose_json")
     assert verbose.segments[0].end == verbose.duration > 1
-    assert client.audio.translations.create(model=MODEL, file=path).text is not None
+    assert verbose.segments[0].flags == []
+    with pytest.raises(openai.BadRequestError, match="'embedded' have no task 'translate'"):
+        client.audio.translations.create(model=MODEL, file=path)
     import sounds
 
     first, second = (load_audio(example(name)) for name in ("digits-4719", "high-voice-306"))
@@ -267,8 +271,65 @@ def test_transcriptions(client, parts):
     verbose = client.audio.transcriptions.create(model=MODEL, file=("long.wav", data), response_format="verbose_json")
     assert verbose.text == "4 7 1 9 3 0 6"
     assert [segment.start > 30 for segment in verbose.segments] == [False, True]
+    silent = ("silent.wav", sounds.encode("wav", np.zeros(32_000, np.float32), 16_000))
+    asked_again = client.audio.transcriptions.create(model=MODEL, file=silent, extra_body={"retry": "all"})
+    assert asked_again.text == ""
+    for more, said in (
+        ({"language": "zh"}, "does not have 'zh'; it has en"),
+        ({"extra_body": {"retry": "x"}}, "none,"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said):
+            client.audio.transcriptions.create(model=MODEL, file=path, **more)
     with pytest.raises(openai.BadRequestError, match="leave it out"):
         client.audio.transcriptions.create(model=MODEL, file=path, prompt="words")
+
+
+def test_uploads_are_asked_about_as_the_kind_of_model_is(parts):
+    def read(kind, translate, **fields):
+        return read_transcription(fields, b"", model=MODEL, kind=kind, translate=translate)
+
+    base = read("base", False, language="yue", hotwords="one, two")
+    assert (
+        base.request.prompt
+        == "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|yue|>"
+    )
+    assert base.request.options["hotwords"] == ("one", "two")
+    into = read("base", True, language="de")
+    assert (into.task.language, into.language) == ("de-en", "en")
+    chat = read("instruct", True)
+    assert chat.request.prompt == "Detect the language and translate the speech into English: <|zh|>"
+    assert chat.task.clean("The speech says: 'Good day.'") == "Good day."
+    with pytest.raises(ApiError, match="does not have 'sw-en'"):
+        read("base", True, language="sw")
+
+
+def test_tasks_and_hotwords_in_chats(client):
+    def ask(name, **more):
+        return client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": content(name, None)}], temperature=0, extra_body=more
+        )
+
+    assert ask("tone", task="sound_kind").choices[0].message.content == "This is a tone."
+    chat = {"role": "user", "content": content("digits-4719")}
+    expecting = {"hotwords": ["6 6"], "hotword_bonus": 100.0}
+    plain, biased = (
+        client.chat.completions.create(model=MODEL, messages=[chat], temperature=0, max_tokens=12, extra_body=more)
+        for more in ({}, expecting)
+    )
+    assert plain.choices[0].message.content == "The digits are 4 7 1 9."
+    assert "6 6" in biased.choices[0].message.content
+    for more, said in (
+        ({"task": "transcribe"}, "post the sound to /v1/audio/transcriptions"),
+        ({"task": "emotion"}, "have no task 'emotion'; they have"),
+        ({"labels": ["a", "b"]}, "name it"),
+        ({"task": "voice", "labels": ["", 1]}, "labels: give texts"),
+        ({"task": "voice", "labels": ["a", "<|im_end|>"]}, "without control tokens"),
+        ({"hotwords": ["two\nlines"]}, "a word is one line"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said):
+            ask("tone", **more)
+    with pytest.raises(openai.BadRequestError, match="sound alone"):
+        client.chat.completions.create(model=MODEL, messages=[chat], extra_body={"task": "voice"})
 
 
 def test_errors_that_the_client_understands(client, address):

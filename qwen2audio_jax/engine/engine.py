@@ -252,7 +252,7 @@ class Engine:
         self,
         *,
         tokens: int | None = None,
-        seconds: float = 30.0,
+        seconds: float | None = None,
         on_progress: OnProgress | None = None,
         threads: int | None = None,
     ) -> list[str]:
@@ -260,7 +260,7 @@ class Engine:
 
         Args:
             tokens: of the longest prompt, its audio tokens included; default: `positions`.
-            seconds: of the longest clip; 0 for text alone.
+            seconds: of the longest clip; 0 for text alone; default: what so many tokens can hold.
             on_progress: as for `Qwen2AudioForConditionalGeneration.warmup`; so is `threads`.
             threads: see there.
 
@@ -274,6 +274,8 @@ class Engine:
         tokens = self.positions if tokens is None else tokens
         if not 1 <= tokens <= self.positions:
             raise ValueError(f"tokens={tokens}: a prompt has 1 to {self.positions} here")
+        if seconds is None:
+            seconds = min(0.01 * self._runtime.config.audio_config.max_frames, 0.04 * tokens)
         bounds = make_bounds(
             self._runtime,
             self._model.generation_config,

@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen2audio_jax.engine.request import Answer
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
+from qwen2audio_jax.serve.protocol import Chat
 
 REASONS = {"eos": "stop", "stop_string": "stop", "length": "length", "time": "length", "cancelled": "stop"}
 
@@ -47,6 +48,11 @@ def trimmed(text: str, stops: Sequence[str]) -> str:
     return trimmer.push(text) + trimmer.finish()
 
 
+def _content(answer: Answer, asked: Chat) -> str:
+    text = trimmed(answer.text, asked.stops)
+    return text if asked.task is None else asked.task.clean(text)
+
+
 def new_id(kind: str) -> str:
     """A new identifier."""
     return f"{kind}-{uuid.uuid4().hex}"
@@ -76,19 +82,17 @@ def token_logprobs(ids: Sequence[int], log_probs: Sequence[float], *, processor:
     return found
 
 
-def completion(
-    answers: Sequence[Answer], *, model: str, stops: Sequence[str], logprobs: bool, processor: Qwen2AudioProcessor
-) -> dict[str, Any]:
+def completion(answers: Sequence[Answer], asked: Chat, *, model: str, processor: Qwen2AudioProcessor) -> dict[str, Any]:
     """A chat.completion object."""
     choices = []
     for index, answer in enumerate(answers):
         choice: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": trimmed(answer.text, stops), "refusal": None},
+            "message": {"role": "assistant", "content": _content(answer, asked), "refusal": None},
             "finish_reason": REASONS[answer.finish_reason],
             "logprobs": None,
         }
-        if logprobs:
+        if asked.logprobs:
             choice["logprobs"] = {
                 "content": token_logprobs(answer.token_ids.tolist(), answer.log_probs.tolist(), processor=processor),
                 "refusal": None,

@@ -22,7 +22,7 @@ from qwen2audio_jax.serve.long_sound import formatted, transcribe_upload, window
 from qwen2audio_jax.serve.metrics import Metrics
 from qwen2audio_jax.serve.page import page_routes
 from qwen2audio_jax.serve.protocol import check_model, read_chat, read_json
-from qwen2audio_jax.serve.transcription import read_transcription, transcript
+from qwen2audio_jax.serve.transcription import Transcription, read_transcription, transcript
 from qwen2audio_jax.serve.waiting import Waiting, unless_gone
 from qwen2audio_jax.tasks.kind import kind_by
 
@@ -73,7 +73,7 @@ class _Server:
         self.engine, self.processor, self.settings, self.readiness = engine, processor, settings, readiness
         self.metrics = Metrics(engine)
         stops = engine.model.generation_config.eos_token_id
-        self.kind = kind_by(processor, engine.model.config, stops, source=settings.model)
+        self.kind = settings.kind or kind_by(processor, engine.model.config, stops, source=settings.model)
         self.door = Door(settings, self.metrics)
 
     async def no_route(self, request: Request, error: Any) -> Response:
@@ -92,14 +92,12 @@ class _Server:
         """POST /v1/chat/completions."""
         check_type(request, "application/json")
         model = self.settings.model
-        asked = read_chat(read_json(await self.door.body(request)), model=model)
+        asked = read_chat(read_json(await self.door.body(request)), model=model, kind=self.kind)
         deadline = self._deadline()
         waiting = self._submit(asked.requests, deadline=deadline)
         if not asked.stream:
             answers = await self._answers(request, waiting)
-            return JSONResponse(
-                completion(answers, model=model, stops=asked.stops, logprobs=asked.logprobs, processor=self.processor)
-            )
+            return JSONResponse(completion(answers, asked, model=model, processor=self.processor))
         try:  # what cannot be answered gets a status of its own
             await unless_gone(request, waiting[0].started())
         except BaseException:
@@ -119,19 +117,28 @@ class _Server:
 
     async def _transcribe(self, request: Request, *, translate: bool) -> Response:
         fields, sound = await self.door.upload(request)
-        asked = read_transcription(fields, sound, model=self.settings.model, translate=translate)
+        asked = read_transcription(fields, sound, model=self.settings.model, kind=self.kind, translate=translate)
         deadline = self._deadline()
-        try:
-            [answer] = await self._answers(request, self._submit([asked.request], deadline=deadline))
-            content, media = transcript(answer, asked)
-        except ApiError as error:
-            if error.code != "too_long":
-                raise
-            work = transcribe_upload(self.engine, sound, windows_of(asked, kind=self.kind), deadline=deadline)
+        whole = None if asked.retry else await self._whole(request, asked, deadline=deadline)
+        if whole is None:
+            self._check_ready()
+            work = transcribe_upload(self.engine, sound, windows_of(asked), deadline=deadline)
             content, media = formatted(await unless_gone(request, work), asked.form)
+        else:
+            content, media = transcript(whole, asked)
         if isinstance(content, str):
             return PlainTextResponse(content, media_type=media)
         return JSONResponse(content)
+
+    async def _whole(self, request: Request, asked: Transcription, *, deadline: float) -> Answer | None:
+        """The answer to a clip; None for sound that is longer than one."""
+        try:
+            [answer] = await self._answers(request, self._submit([asked.request], deadline=deadline))
+        except ApiError as error:
+            if error.code != "too_long":
+                raise
+            return None
+        return answer
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -171,9 +178,12 @@ class _Server:
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self.settings.answer_seconds
 
-    def _submit(self, requests: list[EngineRequest], *, deadline: float) -> list[Waiting]:
+    def _check_ready(self) -> None:
         if not self.readiness.ready:
             raise ApiError(503, f"not ready: {self.readiness.done} of {self.readiness.total} shapes are compiled")
+
+    def _submit(self, requests: list[EngineRequest], *, deadline: float) -> list[Waiting]:
+        self._check_ready()
         submitted: list[Waiting] = []
         try:
             for request in requests:

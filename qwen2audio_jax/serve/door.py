@@ -34,6 +34,7 @@ class Settings:
         body_bytes: the largest body.
         body_seconds: time for a body to arrive.
         answer_seconds: time for an answer, from the end of its request's body on.
+        kind: of the model, as tasks have them; None: told by its name and its files.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Settings:
     body_bytes: int = 64 << 20
     body_seconds: float = 30.0
     answer_seconds: float = 600.0
+    kind: str | None = None
 
 
 class Door:

