@@ -328,7 +328,7 @@ def test_unknown_arguments(processor):
     chat = CONVERSATIONS["text only"]
     with pytest.raises(TypeError, match=r"unknown argument add_generation=; did you mean add_generation_prompt=\?"):
         processor.apply_chat_template(chat, add_generation=True)
-    for name in ("tools", "processor_kwargs"):
+    for name in ("tools", "template_kwargs"):
         with pytest.raises(TypeError, match=f"{name}="):
             processor.apply_chat_template(chat, **{name: {}})
         assert processor.apply_chat_template(chat, **{name: None}) == processor.apply_chat_template(chat)

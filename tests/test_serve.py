@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from served import served
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 from qwen2audio_jax.audio import load_audio
+from qwen2audio_jax.cli import serve
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.embedded import example
 from qwen2audio_jax.engine import Engine, Handle, Request
@@ -545,6 +547,22 @@ def test_a_signal_ends_the_server_after_the_requests_that_run(tmp_path):
     assert "Traceback" not in said
 
 
+def test_a_signal_while_programs_are_compiled(monkeypatch):
+    ended = []
+    monkeypatch.setattr(serve.os, "_exit", ended.append)
+    waits = threading.Event()
+    warming = threading.Thread(target=waits.wait, daemon=True)
+    warming.start()
+    serve.leave(warming, code=0)
+    assert ended == [0]
+    waits.set()
+    warming.join()
+    serve.leave(warming, code=0)
+    with pytest.raises(SystemExit):
+        serve.leave(warming, code=1)
+    assert ended == [0]
+
+
 def wait_ready(url: str, process: subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while True:
@@ -571,7 +589,7 @@ def test_options_that_cannot_be_used(tmp_path, capsys):
     for arguments, said in (
         (("--host", "0.0.0.0"), "say --no-auth"),
         (("--api-key-file", str(tmp_path / "none")), "cannot be read"),
-        (("--model", str(tmp_path / "none")), "no such folder"),
+        (("--port", "0", "--model", str(tmp_path / "none")), "no such folder"),
         (("--port", "99999"), "ports go from 1 to 65535"),
         (("--host", "203.0.113.1", "--no-auth"), "no address of this machine"),
     ):

@@ -1,6 +1,7 @@
 """`qwen2audio serve`: OpenAI's protocol over HTTP, on an engine."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -79,7 +80,8 @@ def serve(options: argparse.Namespace) -> None:
             readiness.error = error
             say(f"warm-up failed: {error}")
 
-    threading.Thread(target=warm, daemon=True).start()
+    warming = threading.Thread(target=warm, daemon=True)
+    warming.start()
     server = make_listener(app, host=options.host, port=options.port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises the one that ended it again, and the engine is to close
@@ -87,8 +89,17 @@ def serve(options: argparse.Namespace) -> None:
         server.run()
     finally:
         engine.close()
-    if not server.started:
-        sys.exit(1)
+    leave(warming, code=0 if server.started else 1)
+
+
+def leave(warming: threading.Thread, *, code: int) -> None:
+    """End the command; at once while programs are compiled, which an interpreter that is torn down would crash in."""
+    if warming.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _keys(path: str | None) -> tuple[str, ...]:
