@@ -34,7 +34,7 @@ def open_params(folder: Folder, names: Iterable[str], *, files: Iterable[str]) -
     """
     # Orbax stores a tree in a subfolder, beside other items of a checkpoint, and what each process wrote within it.
     roots = [name for name in files if name.endswith("/manifest.ocdbt")]
-    root = min(roots, key=lambda name: name.count("/"), default=PARAMS).rpartition("/")[0]
+    root = min(roots, key=lambda name: name.count("/"), default=f"{PARAMS}/manifest.ocdbt").rpartition("/")[0]
     base: Any = f"{folder}/{root}/"
     if isinstance(folder, Path):
         base = {"driver": "file", "path": f"{folder.absolute()}/{root}/"}

@@ -33,6 +33,7 @@ READ_BYTES = 256 << 20
 """The largest parameter that is read beside others (`THREADS` at once); larger ones are read alone, before them."""
 
 THREADS = 4
+"""Parameters read at once."""
 
 PADDED_AXES = {
     "decoder/embed_tokens/embedding": 0,
