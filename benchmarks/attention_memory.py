@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.model.attention import attend
+from qwen2audio_jax.model.attention import Seen, attend
 from qwen2audio_jax.parallel.sharding import named_sharding
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.topology import compile_mesh, parse_topology
@@ -46,9 +46,9 @@ def measure(stage: str, attention: str, *, tokens: int, kv_heads: int | None, me
     keys = spec((count, heads if encoder else kv_heads or heads, tokens, size), jnp.bfloat16, rows_axis, kv_axis)
     queries = spec((count, tokens, heads, size), jnp.bfloat16, rows_axis, None, heads_axis)
     lengths = spec((count,), jnp.int32, rows_axis) if encoder else None
-    step = jax.jit(partial(attend, causal=not encoder, axes=AXES[stage], attention=attention))
+    step = jax.jit(partial(attend, axes=AXES[stage], attention=attention))
     with jax.set_mesh(mesh):
-        program = compile_program(step.lower(queries, keys, keys, lengths=lengths))
+        program = compile_program(step.lower(queries, keys, keys, Seen(not encoder, lengths)))
     return {
         "stage": stage,
         "tokens": tokens,

@@ -20,7 +20,7 @@ from qwen2audio_jax import Qwen2AudioEncoder, Qwen2AudioForConditionalGeneration
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.model import attention, kv_cache, plain_attention, qwen2_audio
-from qwen2audio_jax.model.attention import attend, check_attention, choose_attention
+from qwen2audio_jax.model.attention import Seen, attend, check_attention, choose_attention
 from qwen2audio_jax.model.flash_attention import cudnn_attention, pallas_attention
 
 AXES = ("batch", "heads", "kv_heads")
@@ -80,7 +80,7 @@ def test_plain_attention_sees_what_it_is_told():
 
     def ours(keys, **seen):
         arrays = [jnp.asarray(array, jnp.float32) for array in (q, k[:, :, :keys], v[:, :, :keys])]
-        return attend(*arrays, axes=AXES, attention="xla", **seen)
+        return attend(*arrays, Seen(**seen), axes=AXES, attention="xla")
 
     cached = ours(7, causal=True, starts=jnp.array(starts))
     assert relative_error(cached, expected(lambda row, token, s: s <= starts[row] + token, 7)) < 1e-5
@@ -128,9 +128,8 @@ def test_one_position_is_written_at_each_rows_own_place(rows, dtype):
 def test_kernels_agree_with_the_plain_form(monkeypatch, kernel, shape):
     kernels(monkeypatch, kernel)
     arrays, seen = operands(shape)
-    plain = attend(*arrays, axes=AXES, attention="xla", **seen)
-    flash = jax.jit(partial(attend, axes=AXES, attention="pallas", causal=seen["causal"]))
-    got = flash(*arrays, lengths=seen["lengths"])
+    plain = attend(*arrays, Seen(**seen), axes=AXES, attention="xla")
+    got = jax.jit(partial(attend, axes=AXES, attention="pallas"))(*arrays, Seen(**seen))
     assert np.isfinite(got).all()
     assert relative_error(with_valid_keys(got, seen), with_valid_keys(plain, seen)) < 1e-5
 
@@ -139,10 +138,10 @@ def test_kernels_agree_with_the_plain_form(monkeypatch, kernel, shape):
 def test_in_bfloat16_no_further_from_float32_than_the_plain_form(monkeypatch, name):
     kernels(monkeypatch, interpreted)
     exact, seen = operands(SHAPES[name])
-    exact = attend(*exact, axes=AXES, attention="xla", **seen)
+    exact = attend(*exact, Seen(**seen), axes=AXES, attention="xla")
     arrays, _ = operands(SHAPES[name], jnp.bfloat16)
-    plain = attend(*arrays, axes=AXES, attention="xla", **seen)
-    flash = attend(*arrays, axes=AXES, attention="pallas", **seen)
+    plain = attend(*arrays, Seen(**seen), axes=AXES, attention="xla")
+    flash = attend(*arrays, Seen(**seen), axes=AXES, attention="pallas")
     assert flash.dtype == jnp.bfloat16
     # The inputs are rounded to eight bits before either begins.
     assert relative_error(plain, exact) < 2e-2
@@ -158,13 +157,13 @@ def test_kernels_are_for_whole_prompts_and_clips(monkeypatch):
     kernels(monkeypatch, refuse)
     arrays, _ = operands((128, 2, 2, 8, True, None))
     numbers = jnp.ones((2, 128), jnp.int32)
-    attend(*arrays, axes=AXES, attention="pallas", causal=True, starts=numbers[:, 0])
-    attend(*arrays, axes=AXES, attention="cudnn", causal=True, segments=numbers)
+    attend(*arrays, Seen(causal=True, starts=numbers[:, 0]), axes=AXES, attention="pallas")
+    attend(*arrays, Seen(causal=True, segments=numbers), axes=AXES, attention="cudnn")
     few, _ = operands((127, 2, 2, 8, True, None))
-    attend(*few, axes=AXES, attention="pallas", causal=True)
+    attend(*few, Seen(causal=True), axes=AXES, attention="pallas")
     for name in ("pallas", "cudnn"):
         with pytest.raises(AssertionError, match="a kernel was called"):
-            attend(*arrays, axes=AXES, attention=name, causal=True)
+            attend(*arrays, Seen(causal=True), axes=AXES, attention=name)
 
 
 @pytest.mark.parametrize("sizes", [(2, 4), (8, 1)], ids=["2x4", "8x1"])
@@ -214,9 +213,9 @@ def test_a_program_for_nvidia_gpus_calls_cudnn(monkeypatch, tokens, causal, said
     q = jax.ShapeDtypeStruct((rows, tokens, 8, 64), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((rows, 4 if causal else 8, tokens, 64), jnp.bfloat16)
     lengths = None if causal else jax.ShapeDtypeStruct((rows,), jnp.int32)
-    step = jax.jit(partial(attend, axes=axes, attention="cudnn", causal=causal))
+    step = jax.jit(partial(attend, axes=axes, attention="cudnn"))
     with jax.set_mesh(make_mesh(data=2, model=4)):
-        program = step.trace(q, k, k, lengths=lengths).lower(lowering_platforms=("cuda",)).as_text()
+        program = step.trace(q, k, k, Seen(causal, lengths)).lower(lowering_platforms=("cuda",)).as_text()
     assert re.findall(r"custom_call @(\S+?)\(", program) == ["__cudnn$fmhaSoftmax"]
     settings = program.replace("\\22", '"')
     assert f'"dimensions": {json.dumps(said)}' in settings

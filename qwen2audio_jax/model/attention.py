@@ -5,6 +5,7 @@ which never hold a row's scores in memory, take lengths and a causal flag.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -84,51 +85,59 @@ def _refusal(attention: str, device: Any, dtype: str, head_dims: Sequence[int]) 
     return None
 
 
-def attend(
-    q: jax.Array,
-    k: Buffer,
-    v: Buffer,
-    *,
-    causal: bool,
-    axes: tuple[str, str, str],
-    attention: str,
-    lengths: jax.Array | None = None,
-    starts: jax.Array | None = None,
-    segments: jax.Array | None = None,
-) -> jax.Array:
+@partial(jax.tree_util.register_dataclass, data_fields=("lengths", "starts", "segments"), meta_fields=("causal",))
+@dataclass(frozen=True)
+class Seen:
+    """Which keys a query attends to.
+
+    Attributes:
+        causal: whether only the keys up to its own position.
+        lengths: [B] int32, valid keys of each row; None: all. A row without keys gets a finite but meaningless result.
+        starts: [B] int32, position of each row's first query among the keys; None: 0.
+        segments: [B, T] int32: only keys of the query's own segment.
+    """
+
+    causal: bool
+    lengths: jax.Array | None = None
+    starts: jax.Array | None = None
+    segments: jax.Array | None = None
+
+    def mask(self, tokens: int, keys: int) -> jax.Array:
+        """Which of the keys [B or 1, T or 1, S] the queries of so many positions attend to."""
+        mask = jnp.ones((1, 1, keys), bool)
+        if self.lengths is not None:
+            mask = jnp.arange(keys) < jnp.maximum(self.lengths, 1)[:, None, None]
+        if self.causal:
+            first = 0 if self.starts is None else self.starts[:, None]
+            positions = jnp.atleast_2d(first + jnp.arange(tokens))
+            mask = mask & (jnp.arange(keys) <= positions[:, :, None])
+        if self.segments is not None:
+            mask = mask & (self.segments[:, :, None] == self.segments[:, None, :])
+        return mask
+
+
+def attend(q: jax.Array, k: Buffer, v: Buffer, seen: Seen, *, axes: tuple[str, str, str], attention: str) -> jax.Array:
     """Scaled dot-product attention of every query over its permitted keys; softmax in float32.
 
     Args:
         q: [B, T, N, H], already scaled.
         k: [B, K, S, H]; query head n reads key head n // (N / K).
         v: [B, K, S, H].
-        causal: whether a query attends only to the keys up to its own position.
+        seen: the keys of each query.
         axes: the logical axes of the rows, the heads and the key/value heads.
         attention: "xla", "cudnn" or "pallas", static. The kernels handle queries and keys of the same positions;
             unsupported cases (`starts`, `segments`, on TPUs less than a block of queries) fall back to plain XLA.
-        lengths: [B] int32, valid keys of each row; None: all. A row without keys gets a finite but meaningless
-            result.
-        starts: [B] int32, position of each row's first query among the keys; None: 0.
-        segments: [B, T] int32: queries attend only to keys of the same segment.
 
     Returns:
         [B, T, N, H] in q's dtype.
     """
     tokens = q.shape[1]
-    whole = starts is None and segments is None and not isinstance(k, Int8Buffer) and not isinstance(v, Int8Buffer)
+    whole = seen.starts is None and seen.segments is None
     # Below a block the scores are smaller than the operands padded to one.
-    if attention != XLA and whole and not (attention == PALLAS and tokens < LANES):
-        return _on_each_device(partial(_KERNELS[attention], causal=causal), q, k, v, lengths, axes=axes)
-    mask = jnp.ones((1, 1, k.shape[2]), bool)  # [B, T, S]
-    if lengths is not None:
-        mask = jnp.arange(k.shape[2]) < jnp.maximum(lengths, 1)[:, None, None]
-    if causal:
-        first = 0 if starts is None else starts[:, None]
-        positions = jnp.atleast_2d(first + jnp.arange(tokens))
-        mask = mask & (jnp.arange(k.shape[2]) <= positions[:, :, None])
-    if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return plain_attention(q, k, v, mask, causal=causal and starts is None)
+    suits = attention != XLA and whole and not (attention == PALLAS and tokens < LANES)
+    if suits and not isinstance(k, Int8Buffer) and not isinstance(v, Int8Buffer):
+        return _on_each_device(partial(_KERNELS[attention], causal=seen.causal), q, k, v, seen.lengths, axes=axes)
+    return plain_attention(q, k, v, seen.mask(tokens, k.shape[2]), causal=seen.causal and seen.starts is None)
 
 
 def _on_each_device(

@@ -5,14 +5,12 @@ Prompts and single tokens share one code path: a call appends T tokens to each r
 Source: Qwen technical report (arXiv 2309.16609); `Qwen2Model`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from qwen2audio_jax.config import Qwen2AudioTextConfig
-from qwen2audio_jax.model.attention import XLA, attend
+from qwen2audio_jax.model.attention import XLA, Seen, attend
 from qwen2audio_jax.model.binding import traced_once
 from qwen2audio_jax.model.kv_cache import Buffer, KVCache, constrain_buffer, first, numbers, write
 from qwen2audio_jax.model.layers import Embedding, Linear, RMSNorm, merge_heads, rotate, split_heads
@@ -55,13 +53,13 @@ class DecoderAttention(nnx.Module):
         keys = constrain_buffer(write(keys, k, starts=starts))
         values = constrain_buffer(write(values, v, starts=starts))
         if window is None:
-            return self._attend(q, k, v, attention=attention), keys, values
-        seen = first(keys, window), first(values, window)
-        return self._attend(q, *seen, starts=starts, attention=attention), keys, values
+            return self._attend(q, k, v, Seen(causal=True), attention=attention), keys, values
+        seen = Seen(causal=True, starts=starts)
+        return self._attend(q, first(keys, window), first(values, window), seen, attention=attention), keys, values
 
     def packed(self, x: jax.Array, *, positions: jax.Array, segments: jax.Array) -> jax.Array:
         """Attention over packed rows without a cache: x [B, T, D], `positions` and `segments` [B, T]."""
-        return self._attend(*self._heads(x, positions), segments=segments, attention=XLA)
+        return self._attend(*self._heads(x, positions), Seen(causal=True, segments=segments), attention=XLA)
 
     def _heads(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [B, T, N, H], scaled, and keys and values [B, K, T, H]."""
@@ -71,8 +69,8 @@ class DecoderAttention(nnx.Module):
         q = rotate(q, positions, theta=self.theta) * jnp.asarray(self.scale, x.dtype)
         return q, rotate(k, positions, theta=self.theta).swapaxes(1, 2), v
 
-    def _attend(self, q: jax.Array, keys: Buffer, values: Buffer, **seen: Any) -> jax.Array:
-        attended = attend(q, keys, values, causal=True, axes=("batch", "heads", "kv_heads"), **seen)
+    def _attend(self, q: jax.Array, keys: Buffer, values: Buffer, seen: Seen, *, attention: str) -> jax.Array:
+        attended = attend(q, keys, values, seen, axes=("batch", "heads", "kv_heads"), attention=attention)
         return self.o_proj(constrain(merge_heads(attended), "batch", "token", "heads"))
 
 

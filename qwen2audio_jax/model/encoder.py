@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
-from qwen2audio_jax.model.attention import attend
+from qwen2audio_jax.model.attention import Seen, attend
 from qwen2audio_jax.model.binding import traced_once
 from qwen2audio_jax.model.layers import Axis, Embedding, LayerNorm, Linear, merge_heads, precision, split_heads, weight
 from qwen2audio_jax.model.lengths import conv_length
@@ -74,7 +74,7 @@ class EncoderAttention(nnx.Module):
         k = split_heads(self.k_proj(x), self.heads).swapaxes(1, 2)  # [A, N, S, H]
         v = split_heads(self.v_proj(x), self.heads).swapaxes(1, 2)
         axes = ("clip", "audio_heads", "audio_heads")
-        attended = attend(q, k, v, causal=False, lengths=lengths, axes=axes, attention=attention)
+        attended = attend(q, k, v, Seen(causal=False, lengths=lengths), axes=axes, attention=attention)
         return self.out_proj(merge_heads(attended))
 
 
