@@ -96,7 +96,7 @@ def test_what_input_audio_holds():
     [
         (TEXT, "write 'data:;base64,' in front of it"),
         (base64.urlsafe_b64encode(CONTENT).decode(), "write 'data:;base64,' in front of it"),
-        (TEXT.encode(), r"holds base64 text \(pass the bytes of base64.b64decode\(it\)\)"),
+        (TEXT.encode(), r"holds base64 text, .* Pass the bytes of base64.b64decode\(it\)"),
         (f"data:audio/wav,{TEXT}", "holds base64 text"),
         (f"data:audio/wav;base64,{TEXT.encode()}", r"base64.b64encode\(...\).decode\(\)"),
         ("no such folder/no such file of a talk on the seventh of November at four.wav", "check the path"),
