@@ -31,9 +31,9 @@ from qwen2audio_jax.model.lora import merge_adapter
 from qwen2audio_jax.model.quantization import channel_axis, quantize, scale_name
 from qwen2audio_jax.model.qwen2_audio import (
     Prompt,
-    append,
     decode_step,
     embed,
+    fill,
     forward,
     init_params,
     parameter_axes,
@@ -277,7 +277,7 @@ def step_logits(params, config, *, dtype, prompt):
     rows = len(prompt.ids)
     cache = empty_cache(config.text_config, rows=rows, capacity=32, dtype=jnp.dtype(dtype))
     embeddings = embed(params, prompt, cfg=config)
-    logits, cache = jax.jit(append, static_argnames="cfg")(params, embeddings, cache, counts=prompt.lengths, cfg=config)
+    logits, cache = jax.jit(fill, static_argnames="cfg")(params, embeddings, cache, counts=prompt.lengths, cfg=config)
     found = [logits]
     for token in (5, 9):
         tokens = jnp.full((rows,), token, jnp.int32)

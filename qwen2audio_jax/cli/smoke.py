@@ -141,7 +141,7 @@ def _stages(
     def prefill(embeddings: jax.Array) -> Any:
         dtype = jnp.dtype(config.dtype)
         cache = empty_cache(config.text_config, rows=rows, capacity=tokens + STEPS, dtype=dtype)
-        return qwen2_audio.append(params, embeddings, cache, counts=lengths, cfg=config, attention=attention)
+        return qwen2_audio.fill(params, embeddings, cache, counts=lengths, cfg=config, attention=attention)
 
     def embed(audio: jax.Array) -> jax.Array:
         prompt = qwen2_audio.Prompt(jnp.asarray(question.ids), lengths, audio, jnp.asarray(question.slots))

@@ -36,7 +36,7 @@ from qwen2audio_jax.parallel.process_rows import Sizes, global_rows, share_of, t
 from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
 prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
-append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window", "attention"), donate_argnames="cache")
+append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window"), donate_argnames="cache")
 row_of = jax.jit(cache_pieces.row_of)
 insert = jax.jit(cache_pieces.insert, donate_argnames="cache")
 _fork = jax.jit(fork)

@@ -210,8 +210,7 @@ def append(
     *,
     counts: jax.Array,
     cfg: Qwen2AudioConfig,
-    window: int | None = None,
-    attention: str = XLA,
+    window: int,
 ) -> tuple[jax.Array, KVCache]:
     """Append embedded tokens to the cache's rows.
 
@@ -221,22 +220,50 @@ def append(
         cache: with room for T more positions in every row. Donate it.
         counts: [B] int32, tokens of each row; what follows them is ignored.
         cfg: static.
-        window: static, cache positions to attend to: at least the longest row after the call. None: the cache is
-            empty, and the prompts attend to themselves directly; codes of an int8 cache are then read only by later
-            tokens.
-        attention: static, the implementation if `window` is None; see `attention.choose_attention`.
+        window: static, cache positions to attend to: at least the longest row after the call.
 
     Returns:
         float32 logits [B, V] after each row's last token, and the cache.
     """
     decoder = bind(Decoder, cfg.text_config, params["decoder"])
-    hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=window, attention=attention)
-    # The head has 0.6 B weights: it runs on one position per row, not on all of them.
+    hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=window, attention=XLA)
+    return _last_logits(decoder, hidden, counts), cache
+
+
+def fill(
+    params: Params,
+    embeddings: jax.Array,
+    cache: KVCache,
+    *,
+    counts: jax.Array,
+    cfg: Qwen2AudioConfig,
+    attention: str = XLA,
+) -> tuple[jax.Array, KVCache]:
+    """`append` to an empty cache: the prompts attend to themselves directly, and only later tokens read the cache.
+
+    Args:
+        params: as of `append`.
+        embeddings: as of `append`.
+        cache: empty. Donate it.
+        counts: as of `append`.
+        cfg: static.
+        attention: static, the implementation; see `attention.choose_attention`.
+
+    Returns:
+        As `append`.
+    """
+    decoder = bind(Decoder, cfg.text_config, params["decoder"])
+    hidden, cache = decoder(embeddings, cache=cache, counts=counts, window=None, attention=attention)
+    return _last_logits(decoder, hidden, counts), cache
+
+
+def _last_logits(decoder: Decoder, hidden: jax.Array, counts: jax.Array) -> jax.Array:
+    """Logits [B, V] after each row's last token: the head has 0.6 B weights, and runs on one position per row."""
     last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
     if len(last) == 1 and last.dtype != jnp.float32:
         # In half precision CPUs multiply a matrix by two rows many times faster than by one.
-        return decoder.logits(jnp.concatenate([last, jnp.zeros_like(last)]))[:1], cache
-    return decoder.logits(last), cache
+        return decoder.logits(jnp.concatenate([last, jnp.zeros_like(last)]))[:1]
+    return decoder.logits(last)
 
 
 @jax.named_scope("prefill")
@@ -249,7 +276,7 @@ def prefill(
     cache_dtype: str,
     attention: str = XLA,
 ) -> tuple[jax.Array, tuple[Piece, ...]]:
-    """Logits, keys and values of whole prompts: `append` to empty rows of their own, cut into pieces.
+    """Logits, keys and values of whole prompts: `fill` of rows of their own, cut into pieces.
 
     Args:
         params: the weights; only `decoder` is read.
@@ -265,7 +292,7 @@ def prefill(
     rows, tokens, _ = embeddings.shape
     size = {"rows": rows, "capacity": round_up(tokens, PIECE)}
     cache = empty_cache(cfg.text_config, **size, dtype=jnp.dtype(cache_dtype))
-    logits, cache = append(params, embeddings, cache, counts=lengths, cfg=cfg, attention=attention)
+    logits, cache = fill(params, embeddings, cache, counts=lengths, cfg=cfg, attention=attention)
     return logits, pieces(cache)
 
 
