@@ -82,6 +82,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("parity")
     if config.option.slow_share:
         number, shares = map(int, config.option.slow_share.split("/"))
+        # Long jobs and what is slow otherwise are dealt apart.
+        jobs = config.option.markexpr == "long_job"
+        items[:] = [item for item in items if (item.get_closest_marker("long_job") is not None) == jobs]
         share = set(deal(items, shares)[number % shares][1])
         items[:] = [item for item in items if item in share]
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
