@@ -64,7 +64,7 @@ WRONG = [
     ("convert /nonexistent x1", ["/nonexistent", "no such folder", "owner/name"]),
     ("convert aud x2", ["aud/config.json", "no such file", "the folder holds a.aiff", "copy the whole folder"]),
     ("convert", ["SRC, DST", "as in: qwen2audio convert "]),
-    ("train /nonexistent.toml", ["/nonexistent.toml", "No such file", "begin with a copy of ", "speech-short.toml"]),
+    ("train /nonexistent.toml", ["/nonexistent.toml", "No such file", "begin with a copy of ", "train-lora.toml"]),
     ("doctor --model /nonexistent", ["/nonexistent", "no such folder", "hub id"]),
     ("evaluate", ["--data DIR", "--fresh N"]),
     ("evaluate --fresh 0", ["0"]),

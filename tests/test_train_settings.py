@@ -98,8 +98,8 @@ def test_no_such_file(tmp_path):
         read_settings(tmp_path / "nothing.toml")
 
 
-@pytest.mark.parametrize("name", ["speech-short", "speech"])
-def test_the_embedded_models_configuration_is_readable(name):
+@pytest.mark.parametrize("name", ["speech-short", "speech", "train-lora"])
+def test_the_packages_configurations_are_readable(name):
     from qwen2audio_jax import configs
 
     settings = read_settings(f"{next(iter(configs.__path__))}/{name}.toml")

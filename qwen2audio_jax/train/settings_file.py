@@ -85,7 +85,7 @@ def read_settings(
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        example = resources.files("qwen2audio_jax.configs") / "speech-short.toml"
+        example = resources.files("qwen2audio_jax.configs") / "train-lora.toml"
         raise ValueError(
             f"no training configuration at {path}: {error.strerror}; check the path, or begin with a copy of {example}"
         ) from None
