@@ -5,11 +5,9 @@ renamed into place, which object stores cannot do. Stored shapes are the model's
 when it is restored. `checkpoint_writer` writes checkpoints; `restore_params` reads them.
 """
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +209,6 @@ def check_files(folder: Folder, *, listed: dict[str, int]) -> None:
         raise ValueError(
             f"{folder}: damaged or not copied whole; copy or convert it again:\n  " + "\n  ".join(problems)
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress Orbax's warnings on stderr: a damaged folder is reported as one error of this package."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _damaged(folder: Folder) -> ValueError:

@@ -6,6 +6,7 @@ last: see `checkpoint`. The converter and training write through `new_checkpoint
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from qwen2audio_jax.checkpoint import journal
 from qwen2audio_jax.checkpoint.journal import Journal
 from qwen2audio_jax.checkpoint.manifest import describe, totals
-from qwen2audio_jax.checkpoint.reader import FORMAT, MANIFEST, MARKER, PARAMS, VERSION, quiet
+from qwen2audio_jax.checkpoint.reader import FORMAT, MANIFEST, MARKER, PARAMS, VERSION
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.storage.write_whole import draft_of
 
@@ -184,6 +185,18 @@ class CheckpointWriter:
         os.replace(self.folder / _JOINED, self.folder / PARAMS)
         if self._journal.path.exists():
             self._journal.join(self.folder / PARAMS)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress Orbax's warnings on stderr: what goes wrong is reported as one error of this package."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _storage(_: Any, array: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions:

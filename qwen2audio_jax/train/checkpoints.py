@@ -23,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreemptionCheckpointingPolicy,
 )
 
-from qwen2audio_jax.checkpoint.reader import quiet
+from qwen2audio_jax.checkpoint.writer import quiet
 
 State = TypeVar("State")
 
