@@ -248,7 +248,8 @@ def test_the_cache_is_donated(load):
 
     model = load("gqa")
     cache = empty_cache(model.config.text_config, rows=2, capacity=16, dtype=np.float32)
-    run.append(model.params, np.zeros((2, 4, 48), np.float32), cache, counts=np.array([4, 2]), cfg=model.config)
+    counts = np.array([4, 2])
+    run.append(model.params, np.zeros((2, 4, 48), np.float32), cache, counts=counts, cfg=model.config, window=16)
     assert all(buffer.is_deleted() for buffer in (*cache.keys, *cache.values))
 
 
