@@ -3,7 +3,8 @@
     python tests/long_scale.py --hours 2 --folder /tmp/long
 
 Strings of digits with pauses of 0.7 to 3 s, in pieces of five minutes that are made once and kept in the folder. One
-process transcribes the first piece and then all of them as one file, and says what memory it had in between.
+process transcribes the first piece and then all of them as one file, and says what memory it had in between. With
+`--warm-up` it compiles every program before the first of them.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from qwen2audio_jax.tasks.transcribe import transcribe
 memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Tasks.from_pretrained() as tasks:
     how = Transcribing(task=find_task("transcribe", kind=tasks.kind), detector=sys.argv[3])
+    if sys.argv[4:]:
+        tasks.engine.warmup()
     for _ in transcribe(tasks.engine, [("piece", sys.argv[1])], how):  # compiled, and all that stays is there
         pass
     mib, began = {0: memory()}, time.monotonic()
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--detector", default="energy")
+    parser.add_argument("--warm-up", action="store_true", help="compile everything before the first piece")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     count = round(options.hours * 3600 / PIECE)
@@ -50,6 +54,7 @@ def main() -> None:
         write(whole, (_samples(options.folder / f"piece-{number}.wav") for number in range(count)))
     strings = [(PIECE * i + start, PIECE * i + end, text) for i, piece in enumerate(said) for start, end, text in piece]
     command = [sys.executable, "-c", TRANSCRIBE, str(options.folder / "piece-0.wav"), str(whole), options.detector]
+    command += ["warm-up"] * options.warm_up
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(json.dumps({"hours": options.hours, "detector": options.detector, **judged(found, strings)}))
 
