@@ -423,7 +423,10 @@ def test_a_full_queue_and_one_that_is_not_ready(parts):
             assert (waits.status_code, waits.headers["Retry-After"]) == (503, "1")
             assert "3 of 40 shapes" in waits.json()["error"]["message"]
             health = httpx.get(f"{url}/health")
-            assert (health.status_code, health.json()["shapes"]) == (503, 40)
+            assert (health.status_code, health.json()["shapes"], health.json()["status"]) == (503, 40, "compiling")
+            readiness.progress(40, 40, 9.0, "")
+            health = httpx.get(f"{url}/health")
+            assert (health.status_code, health.json()["status"]) == (503, "rehearsing")
             assert httpx.get(f"{url}/health/live").status_code == 200
             readiness.ready = True
             assert httpx.get(f"{url}/health/ready").status_code == 200

@@ -8,14 +8,12 @@ records of its own.
 import base64
 import itertools
 import json
-import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 
 from qwen2audio_jax.batch.answerer import Answerer
 from qwen2audio_jax.batch.records import Record
+from qwen2audio_jax.batch.signals import first_signal_ignored
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.engine.clips import Clip, FilePiece
 from qwen2audio_jax.engine.prepare import Hearing, Preparation, Prepared
@@ -104,7 +103,7 @@ class MeshAnswerer(Answerer):
 
         The first SIGTERM or SIGINT is left to process 0, which ends the job in order.
         """
-        with _first_signal_ignored():
+        with first_signal_ignored():
             while (told := self._heed(None))["code"] is None:
                 with suppress(_Left):
                     self._rows(told["answer"])
@@ -321,22 +320,3 @@ def _answer_of(output: GenerateOutput, place: int, row: _Loaded, *, seconds: flo
             load=row.prepared.seconds, queued=0.0, first_token=seconds, total=row.prepared.seconds + seconds
         ),
     )
-
-
-@contextmanager
-def _first_signal_ignored() -> Iterator[None]:
-    """Leave the first SIGTERM or SIGINT to process 0; the second one has its usual effect."""
-
-    def on_signal(number: int, frame: Any) -> None:
-        print("process 0 ends the job; the same signal again stops at once", file=sys.stderr, flush=True)
-        signal.signal(number, signal.SIG_DFL)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

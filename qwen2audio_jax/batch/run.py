@@ -1,16 +1,9 @@
 """A batch job's run on one host: shards -> records -> answers -> parts. No jax here: that is the answerer's."""
 
 import itertools
-import math
 import os
-import signal
-import sys
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -22,11 +15,13 @@ from qwen2audio_jax.batch.inputs import LineFile
 from qwen2audio_jax.batch.job import Job
 from qwen2audio_jax.batch.manifest import Manifest
 from qwen2audio_jax.batch.parts import LISTING_SECONDS, Output, Parts, Row, prove_shared, to_line
+from qwen2audio_jax.batch.pipeline import Pipeline
 from qwen2audio_jax.batch.progress import OnProgress, Progress
 from qwen2audio_jax.batch.quality import Thresholds
 from qwen2audio_jax.batch.records import Problem, Record
 from qwen2audio_jax.batch.rows import Answers, Rows, error_row
 from qwen2audio_jax.batch.shards import Host, Shards, find_host, order_of_work, shard_count
+from qwen2audio_jax.batch.signals import draining
 from qwen2audio_jax.engine.clips import open_clip
 from qwen2audio_jax.storage.bucket import PathOrUrl, is_url
 
@@ -34,8 +29,6 @@ VERSION = 1
 """Version of the parts: a folder of another one is refused."""
 GROUP = 64
 """Records that are answered at a time, unless a number is given."""
-DRAIN_SECONDS = 20.0
-"""Time that groups under way have after a signal to stop."""
 _SAMPLED = 32
 
 
@@ -191,7 +184,7 @@ def run_batch(
         )
         mine = frozenset(range(host.index, shards.count, host.count)) if retry_errors else frozenset()
         work = _Work(manifest, shards, parts, job, progress, Rows(answerer, thresholds, retry_suspect), mine)
-        with _draining() as stop:
+        with draining() as stop:
             order = order_of_work(shards.count, host, fingerprint=job.fingerprint, others=shared)
             if cluster is None:
                 state = work.do(order, group=group, stop=stop, max_errors=max_errors)
@@ -221,7 +214,7 @@ class _Work:
 
     def do(self, order: Iterator[int], *, group: int, stop: threading.Event, max_errors: int | None) -> str | None:
         """Answer the shards in their order; groups reach over the shards' ends. The state, if it ends early."""
-        with _Pipeline(self.rows, self.rows.answerer) as pipeline:
+        with Pipeline(self.rows, self.rows.answerer) as pipeline:
             for chunk, rows in pipeline.run(self._chunks(order, group=group), stop=stop):
                 for (part, position), row in zip(chunk, rows, strict=True):
                     part.rows[position] = row
@@ -280,46 +273,6 @@ class _Work:
         return replace(record, seed=self.job.seed(record.id))
 
 
-class _Pipeline:
-    """Two groups at a time, so that the end of one does not leave the answerer idle.
-
-    Leaving it early drops what is under way: an answerer with `close` is closed.
-    """
-
-    def __init__(self, answer: Callable[[Sequence[Record]], list[Row]], answerer: Any):
-        self._answer, self._answerer = answer, answerer
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="answer")
-        self._under_way: deque[tuple[Any, Future[list[Row]]]] = deque()
-
-    def __enter__(self) -> "_Pipeline":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._under_way and hasattr(self._answerer, "close"):
-            self._answerer.close()
-        self._pool.shutdown(cancel_futures=True)
-
-    def run(
-        self, chunks: Iterable[tuple[Any, Sequence[Record]]], *, stop: threading.Event
-    ) -> Iterator[tuple[Any, list[Row]]]:
-        """The rows of groups, in their order; after `stop` those that are answered within `DRAIN_SECONDS`."""
-        waiting, end = iter(chunks), math.inf
-        while True:
-            while len(self._under_way) < 2 and not stop.is_set() and (chunk := next(waiting, None)) is not None:
-                self._under_way.append((chunk[0], self._pool.submit(self._answer, chunk[1])))
-            if not self._under_way:
-                return
-            place, future = self._under_way[0]
-            while not future.done():
-                if stop.is_set():
-                    end = min(end, time.monotonic() + DRAIN_SECONDS)  # for all groups together
-                if time.monotonic() > end:
-                    return
-                wait([future], timeout=0.1)
-            self._under_way.popleft()
-            yield place, future.result()
-
-
 def _count(
     manifest: Manifest, shards: Shards, parts: Parts, host: Host, *, hearing: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -355,27 +308,3 @@ def _count(
         "audio_hours_left": None if mean is None else round(left * mean / 3600, 3),
         "problems": problems,
     }
-
-
-@contextmanager
-def _draining() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one has its usual effect, at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
-        stop.set()
-        print("stopping after the records in work; the same signal again stops at once", file=sys.stderr, flush=True)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,7 @@ system has to find first, and a failing read of its leaves the concurrent ones r
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def open_params(folder: Folder, names: Iterable[str], *, files: Iterable[str]) -
     Raises:
         ValueError: what describes a parameter cannot be read.
     """
+    opening = _opener(folder, files)
+    started = {name: opening(name) for name in names}
+    return {name: future.result() for name, future in started.items() if not _is_missing(future)}
+
+
+def _opener(folder: Folder, files: Iterable[str]) -> Callable[[str], Any]:
+    """What opens a parameter by its name: a future of tensorstore's."""
     # Orbax stores a tree in a subfolder, beside other items of a checkpoint, and what each process wrote within it.
     roots = [name for name in files if name.endswith("/manifest.ocdbt")]
     root = min(roots, key=lambda name: name.count("/"), default=f"{PARAMS}/manifest.ocdbt").rpartition("/")[0]
@@ -54,8 +61,7 @@ def open_params(folder: Folder, names: Iterable[str], *, files: Iterable[str]) -
         spec = {"driver": "zarr3", "kvstore": store, "recheck_cached_metadata": False, "recheck_cached_data": False}
         return tensorstore.open(spec, context=context, read=True, open=True)
 
-    started = {name: opening(name) for name in names}
-    return {name: future.result() for name, future in started.items() if not _is_missing(future)}
+    return opening
 
 
 def _is_missing(future: Any) -> bool:
@@ -116,8 +122,8 @@ class StoredParameters:
     def __init__(self, folder: Path, *, records: Mapping[str, Mapping[str, Any]]):
         """`records` are their manifest entries."""
         self._records = records
-        self._folder = folder
-        self._files = [path.relative_to(folder).as_posix() for path in (folder / PARAMS).glob("*/manifest.ocdbt")]
+        files = [path.relative_to(folder).as_posix() for path in (folder / PARAMS).glob("*/manifest.ocdbt")]
+        self._opening = _opener(folder, files)
 
     def __contains__(self, name: str) -> bool:
         return name in self._records
@@ -130,7 +136,7 @@ class StoredParameters:
         """
         record = self._records[name]
         try:
-            array = open_params(self._folder, [name], files=self._files)[name].read(order="C").result()
+            array = self._opening(name).result().read(order="C").result()
         except Exception as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
             raise ValueError(

@@ -40,6 +40,13 @@ class Readiness:
         """Take what `Engine.warmup` tells."""
         self.done, self.total = done, total
 
+    @property
+    def status(self) -> str:
+        """State of the warm-up: "compiling", "rehearsing" (each program runs once) or "ready"."""
+        if self.ready:
+            return "ready"
+        return "rehearsing" if 0 < self.total == self.done else "compiling"
+
 
 def make_app(engine: Engine, processor: Qwen2AudioProcessor, settings: Settings, readiness: Readiness) -> Starlette:
     """The application of one engine."""
@@ -171,7 +178,7 @@ class _Server:
         facts: dict[str, Any] = {"shapes_compiled": known.done, "shapes": known.total}
         if self.engine.failure is not None or known.error is not None:
             return JSONResponse({"status": "failed", **facts}, 500)
-        return JSONResponse({"status": "ready" if known.ready else "compiling", **facts}, 200 if known.ready else 503)
+        return JSONResponse({"status": known.status, **facts}, 200 if known.ready else 503)
 
     # The engine
 
@@ -179,8 +186,9 @@ class _Server:
         return asyncio.get_running_loop().time() + self.settings.answer_seconds
 
     def _check_ready(self) -> None:
-        if not self.readiness.ready:
-            raise ApiError(503, f"not ready: {self.readiness.done} of {self.readiness.total} shapes are compiled")
+        known = self.readiness
+        if not known.ready:
+            raise ApiError(503, f"not ready, {known.status}: {known.done} of {known.total} shapes are compiled")
 
     def _submit(self, requests: list[EngineRequest], *, deadline: float) -> list[Waiting]:
         self._check_ready()
