@@ -68,9 +68,11 @@ def write_model(folder: Path, name: str) -> None:
         if file.name.startswith(("tokenizer", "chat_template", "preprocessor")):
             shutil.copy(file, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    taken = {*tokenizer["model"]["vocab"].values(), *(each["id"] for each in tokenizer["added_tokens"])}
-    rest = set(range(config.text_config.vocab_size)) - taken
-    tokenizer["model"]["vocab"] |= {f"\u0120w{number}": number for number in sorted(rest)}
+    vocabulary = tokenizer["model"]["vocab"]
+    # Added tokens that the vocabulary lacks are given the ids behind it when the file is loaded.
+    vocabulary |= {each["content"]: each["id"] for each in tokenizer["added_tokens"]}
+    rest = set(range(config.text_config.vocab_size)) - set(vocabulary.values())
+    vocabulary |= {f"\u0120w{number}": number for number in sorted(rest)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
@@ -160,7 +162,8 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     return "\n".join(
         [
             f"`python {shlex.join(sys.argv)}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}; "
-            f"{arguments.requests} requests a round with clips of {SECONDS:g} s; {arguments.model} in float32; medians",
+            f"{arguments.requests} requests a round; the engine: the embedded model, clips of {SPOKEN_SECONDS:g} s, the "
+            f"others: {arguments.model} in float32, clips of {SECONDS:g} s; medians",
             "",
             "| case | | s | | s | ratio | wanted | rounds |",
             "|---|---|---|---|---|---|---|---|",
