@@ -162,7 +162,7 @@ def table(lines: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
     return "\n".join(
         [
             f"`python {shlex.join(sys.argv)}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}; "
-            f"{arguments.requests} requests a round; the engine: the embedded model, clips of {SPOKEN_SECONDS:g} s, the "
+            f"{arguments.requests} requests a round; engine: the embedded model, clips of {SPOKEN_SECONDS:g} s, the "
             f"others: {arguments.model} in float32, clips of {SECONDS:g} s; medians",
             "",
             "| case | | s | | s | ratio | wanted | rounds |",
