@@ -2,11 +2,11 @@
 
 import difflib
 import functools
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from qwen2audio_jax.torch_style.extractor_options import PADDED
+from qwen2audio_jax.torch_style.extractor_options import PADDED, check_value
+from qwen2audio_jax.torch_style.extractor_options import WORDS as OF_CLIPS
 
 _NEVER_CUT = "texts are never cut: shorten them before"
 _NOT_GIVEN = "only input_ids and attention_mask are given"
@@ -14,9 +14,7 @@ _NO_SIGHT = "this model hears, and sees nothing"
 _BOTH = (True, False)
 WORDS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "add_special_tokens": (_BOTH, "the tokenizer adds none"),
-    "device": ((), ""),
-    "dither": ((0.0,), "a model trained on other features would hear something else"),
-    "do_normalize": ((False,), "a model trained on other features would hear something else"),
+    **{name: OF_CLIPS[name] for name in ("device", "dither", "do_normalize")},
     "images": (([],), _NO_SIGHT),
     "is_split_into_words": ((False,), "join the words to a text"),
     "load_audio_from_video": ((False,), "pass the video's path as a clip: its sound is heard"),
@@ -53,21 +51,13 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
     """
     for name, value in given.items():
         if name in WORDS:
-            _check(name, value)
+            check_value(name, value, WORDS)
         elif name.endswith("_kwargs") and value is not None:
             raise TypeError(f"{name}= is not taken here; pass what it holds as arguments: {', '.join(known)}")
         elif value is not None or not (name in WITHOUT_MEANING or name.endswith("_kwargs")):
             near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
             hint = f"did you mean {near}=?" if near in known else "it has no meaning here."
             raise TypeError(f"unknown argument {name}=; {hint} Known are {', '.join(known)}")
-
-
-def _check(name: str, value: Any) -> None:
-    taken, remedy = WORDS[name]
-    if value is None or not remedy:
-        return
-    if hasattr(value, "shape") or value not in taken:
-        raise ValueError(f"{name}={reprlib.repr(value)} is not supported: {remedy}")
 
 
 def takes_groups(function: Callable[P, R]) -> Callable[P, R]:
@@ -90,7 +80,7 @@ def ungrouped(words: Mapping[str, Any]) -> dict[str, Any]:
     for group in (name for name in words if name not in flat):
         for name, value in ungrouped(words[group]).items():
             if (group, name) == (_TEXT, "truncation"):
-                _check(name, value)
+                check_value(name, value, WORDS)
             elif group == _AUDIO and name in ("max_length", "pad_to_multiple_of"):
                 if value is not None:
                     raise ValueError(f"{group}: {name}={value!r} is not supported: {PADDED}: leave it out")
