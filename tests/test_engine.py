@@ -9,7 +9,7 @@ import simulation
 from prompts import row_alone
 
 from qwen2audio_jax import Qwen2AudioProcessor, make_mesh
-from qwen2audio_jax.engine import Engine, EngineFull, Request, RequestError, placement
+from qwen2audio_jax.engine import Engine, EngineFull, Request, RequestError, loop, placement
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,10 @@ def simulated(model, processor, programs, cases, *, slots, positions, tokens, se
 
 
 @pytest.mark.slow(seconds=30)
-def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch):
+@pytest.mark.parametrize("beside", [pytest.param(True, id="beside steps"), pytest.param(False, id="between steps")])
+def test_random_requests_are_answered_as_alone(load, processor, programs, monkeypatch, beside):
     monkeypatch.setattr(placement, "SHORTEST", 8)
+    monkeypatch.setattr(loop, "two_at_a_time", lambda runtime: beside)
     cases = simulation.random_cases("gqa", 28, seed=5, pool=10, longest=7, frames=23)
     simulated(load("gqa"), processor, programs, cases, slots=2, positions=128, tokens=40, seconds=0.23)
 
@@ -176,15 +178,16 @@ def test_logits_that_are_not_numbers_end_one_request(load, processor, monkeypatc
             bad.result()
 
 
-def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monkeypatch):
+@pytest.mark.parametrize("program", ["step", "first_tokens"])
+def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monkeypatch, program):
     with Engine(load("gqa"), processor, slots=2, positions=128) as engine:
         submitted = threading.Event()
 
-        def fail(choice):
+        def fail(*arguments):
             submitted.wait()
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-        monkeypatch.setattr(engine._state, "step", fail)
+        monkeypatch.setattr(engine._state, program, fail)
         handles = [engine.submit(request(9, which=seed)) for seed in range(4)]
         submitted.set()
         for handle in handles:
@@ -195,10 +198,34 @@ def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monk
             engine.submit(request(9))
 
 
-def test_a_closed_engine_leaves_nobody_waiting(load, processor):
+def test_prompts_that_are_ready_before_a_slot_is_free_can_be_cancelled(load, processor, monkeypatch):
+    def long_prompt(seed):
+        inputs = row_alone("gqa", 0, ([4, "9", 40],), seed=seed)
+        return Request(inputs=inputs, options={"max_new_tokens": 9, "min_new_tokens": 9})
+
+    with Engine(load("gqa"), processor, slots=2, positions=256) as engine:
+        step, seen = engine._state.step, threading.Event()
+        monkeypatch.setattr(engine._state, "step", lambda choice: (seen.wait(timeout=0.1), step(choice))[1])
+        running = [engine.submit(request(240, which=seed)) for seed in (5, 6)]
+        ahead = [engine.submit(long_prompt(seed)) for seed in (1, 2)]
+        for handle in ahead:
+            assert next(iter(handle)) >= 0  # its first token needs no slot
+        assert not any(handle.done for handle in running)
+        ahead[0].cancel()
+        seen.set()
+        answers = [handle.result(timeout=60) for handle in (*ahead, *running)]
+    assert [answer.finish_reason for answer in answers] == ["cancelled", "length", "length", "length"]
+    assert [len(answer.token_ids) for answer in answers[1:]] == [9, 240, 240]
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_closed_engine_leaves_nobody_waiting(load, processor, answers):
     engine = Engine(load("gqa"), processor, slots=1, positions=128)
-    handles = [engine.submit(request(100, which=seed)) for seed in range(4)]
+    handles = [engine.submit(request(100, which=seed)) for seed in range(4 + answers)]
+    for handle in handles[:answers]:
+        handle.result()
     engine.close()
+    handles = handles[answers:]
     for handle in handles:
         with pytest.raises(RequestError, match="closed"):
             handle.result(timeout=5)

@@ -20,6 +20,10 @@ def test_waiting_ones_go_by_priority_and_then_as_they_came():
     assert waiting.drop(lambda item: item == 0) == [0]
     assert waiting.take(9) == [3, 2]
     assert len(waiting) == 0
+    for index in range(4):
+        waiting.add(index, priority=index % 2)
+    waiting.put_back([(item, item % 2) for item in waiting.take(3)])
+    assert waiting.take(9) == [1, 3, 0, 2]
 
 
 def test_prompts_begin_at_once_where_nothing_else_runs():
@@ -97,8 +101,21 @@ def test_equal_prompts_wait_for_the_first_of_them():
     works = [work(range(100)) for _ in range(3)] + [work(range(500, 600))]
     plan = residents.plan(works)
     assert (plan.whole, plan.later) == ([works[0], works[3]], works[1:3])
+    assert residents.plan(works[1:], ahead=works[:1]).later == works[1:3]
     alone = Residents(4, shared=False, capacity=256)
     assert alone.plan(works).whole == works
+
+
+def test_nobody_goes_before_one_that_waits_for_a_slot():
+    residents = Residents(1, shared=True, capacity=256)
+    first, again, other = work(range(100)), work(range(110)), work(range(500, 600))
+    residents.take(first)
+    plan = residents.plan([again, other])
+    assert (plan.works, plan.later) == ([], [again, other])
+    assert residents.plan([other, again]).whole == [other]
+    residents.release(first)
+    plan = residents.plan([again, other])
+    assert (list(plan.extended), plan.whole, plan.later) == ([again], [other], [])
 
 
 def test_the_slot_released_longest_ago_is_taken_but_for_those_that_are_kept():

@@ -1,9 +1,16 @@
-"""The loop: one turn after the other, waiting prompts into free slots, a step for all slots, tokens to requests."""
+"""The loop: one turn after the other, waiting prompts into free slots, a step for all slots, tokens to requests.
 
+On one CPU device, which can run two programs at a time, prompts are prefilled in a thread beside the steps, a few of
+them ahead of free slots; elsewhere between the steps, as slots become free.
+"""
+
+import concurrent.futures
+import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +30,15 @@ from qwen2audio_jax.generation.padded_shapes import padded_capacity, prompt_coun
 from qwen2audio_jax.generation.run import prefill_embedded
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import NextToken
-from qwen2audio_jax.model.cache_pieces import PIECE
+from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 
 CALM_STEPS = 32
 """Steps for which a smaller cache would have been enough, before it is made smaller."""
+AHEAD = 3
+"""Prompts that are prefilled beside steps, or about to be, beyond those that free slots wait for; no more
+than there are slots."""
+POSITIONS_TOGETHER = 128
+"""Most positions of prompts that are prefilled together beside steps, unless one alone has more."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,15 @@ class _Issued:
 
     tokens: NextToken
     rows: list[tuple[int, Work]]
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """Prompts that were prefilled together: their first tokens, and the keys and values of all in pieces."""
+
+    works: list[Work]
+    first: First
+    parts: tuple[Piece, ...]
 
 
 class Loop:
@@ -72,18 +93,27 @@ class Loop:
         self._decode, self._on_begin, self._on_end = decode, on_begin, on_end
         self._issued: deque[_Issued] = deque()
         self._beginning: list[Work] = []  # those that the present turn takes from `waiting`
+        self._ready: deque[tuple[Work, _Prefilled, int]] = deque()  # prefilled, and the row; they wait for a slot
+        beside = two_at_a_time(runtime)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefill") if beside else None
+        self._prefilling: deque[tuple[list[Work], Future[list[_Prefilled]]]] = deque()  # in that thread, in order
         self._calm = 0
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do."""
-        return bool(len(self._waiting) or self._residents.in_use or self._issued)
+        begun = self._prefilling or self._ready or self._residents.in_use or self._issued
+        return bool(begun or len(self._waiting))
 
     def fail(self, error: RequestError) -> None:
         """End all requests with an error."""
+        if self._thread is not None:
+            self._thread.shutdown()
         running = {id(work): work for issued in self._issued for _, work in issued.rows}
-        running |= {id(work): work for work in [*self._residents.works(), *self._beginning]}
-        self._issued.clear()
+        begun = [*self._residents.works(), *self._beginning, *self._ahead()]
+        running |= {id(work): work for work in begun}
+        for left in (self._issued, self._ready, self._prefilling):
+            left.clear()
         waiting = self._waiting.drop(lambda work: True)
         for _ in waiting:
             self._on_begin()
@@ -96,11 +126,21 @@ class Loop:
         self._drop_cancelled()
         self._admit()
         running = self._residents.works()
-        if running:
+        step = bool(running) and not self._better_wait(len(running))
+        if step:
             self._step(running)
-        while len(self._issued) > (1 if running else 0):
+        while len(self._issued) > (1 if step else 0):
             self._read(self._issued.popleft())
-            self._counts.read(left=bool(self._issued))
+            self._counts.read(left=bool(self._issued or self._prefilling))
+        if self._prefilling and not step:
+            concurrent.futures.wait([self._prefilling[0][1]])
+
+    def _better_wait(self, running: int) -> bool:
+        """Whether all slots should be in use before the next step, which costs the same with fewer.
+
+        The prefill beside it goes on faster without it. Where nobody waits, the rows that run do not wait either.
+        """
+        return bool(self._prefilling and len(self._waiting)) and running < self._residents.slots
 
     def _drop_cancelled(self) -> None:
         dropped = self._waiting.drop(lambda work: work.handle.cancelled)
@@ -110,50 +150,82 @@ class Loop:
             self._finish(work, "cancelled")
 
     def _admit(self) -> None:
-        """Prefill waiting prompts into free slots, as many as it is time for."""
-        free = self._residents.free
-        if not free:
-            return
-        lengths = [work.length for work in self._waiting.first(free)]
-        count = self._admission.choose(lengths, free=free, running=self._residents.in_use)
+        """Prefill waiting prompts, as many as it is time for, and put those that are ready into free slots."""
+        while self._prefilling and self._prefilling[0][1].done():
+            prefilled = self._prefilling[0][1].result()  # if it failed, the requests are still there to be told
+            self._prefilling.popleft()
+            self._take(prefilled)
+        self._place()
+        room, ahead, slots = self._residents.free, self._ahead(), self._residents.slots
+        if self._thread is not None:
+            room = min(room + min(AHEAD, slots) - len(ahead), slots)
+        lengths = [work.length for work in self._waiting.first(room)]
+        if self._thread is not None:
+            lengths = lengths[: _few(lengths)]
+        count = self._admission.choose(lengths, free=room, running=self._residents.in_use)
         if not count:
             return
-        self._beginning = self._waiting.take(count)
-        plan = self._residents.plan(self._beginning)
-        for work in plan.later:
-            self._waiting.add(work, priority=work.handle.request.priority)
+        taken = self._waiting.take(count)
+        plan = self._residents.plan(taken, ahead=ahead)
+        self._waiting.put_back([(work, work.handle.request.priority) for work in plan.later])
+        self._beginning = plan.works
         now = time.monotonic()
         for work in plan.works:
             work.began = now
             self._on_begin()
-        rests = [beginning.tokens + beginning.width for beginning in plan.extended.values()]
-        self._fit(max([work.length for work in plan.works] + rests))
-        self._counts.issued()
+        if plan.works:
+            self._counts.issued()
         self._extend(plan)
-        self._prefill(plan.whole)
+        if plan.whole and self._thread is not None:
+            self._prefilling.append((plan.whole, self._thread.submit(self._prefill, plan.whole, wait=True)))
+        elif plan.whole:
+            self._take(self._prefill(plan.whole))
+            self._place()
         self._beginning = []
 
-    def _prefill(self, works: list[Work]) -> None:
-        """Whole prompts, those of similar length together."""
-        if not works:
-            return
+    def _ahead(self) -> list[Work]:
+        """The requests that have left `waiting` and are in no slot yet."""
+        return [work for works, _ in self._prefilling for work in works] + [work for work, _, _ in self._ready]
+
+    def _prefill(self, works: list[Work], *, wait: bool = False) -> list[_Prefilled]:
+        """Whole prompts, those of similar length together; `wait` until it is computed."""
         heard = self._prompts.hear(works, [0] * len(works))
-        lengths = [work.length for work in works]
+        lengths, prefilled = [work.length for work in works], []
         for group in prompt_groups(lengths, config=self._runtime.config, mesh=self._runtime.mesh):
             members = [works[index] for index in group.members]
             starts = [0] * len(members)
             embedded = self._prompts.embed(members, starts, heard, count=group.count, width=group.width)
             with jax.set_mesh(self._runtime.mesh):
                 logits, parts = prefill_embedded(self._runtime, embedded)
-            first = self._first(members, logits, embedded)
-            for source, work in enumerate(members):
-                if work.budget > 1:
-                    needed = parts[: math.ceil(work.length / PIECE)]
-                    self._state.insert(first, needed, source=source, slot=self._residents.take(work))
+            prefilled.append(_Prefilled(members, self._first(members, logits, embedded), parts))
+        if wait:
+            jax.block_until_ready([(each.first.last, each.parts) for each in prefilled])
+        return prefilled
+
+    def _take(self, prefilled: Sequence[_Prefilled]) -> None:
+        """Have the first tokens read, and the rows wait for slots."""
+        for each in prefilled:
+            self._issue_first(each.works, each.first)
+            self._ready += [(work, each, row) for row, work in enumerate(each.works) if work.budget > 1]
+
+    def _place(self) -> None:
+        """Put prompts that are ready into free slots."""
+        gone = [work for work, _, _ in self._ready if work.handle.cancelled and not work.handle.done]
+        for work in gone:
+            self._finish(work, "cancelled")
+        self._ready = deque(row for row in self._ready if not row[0].handle.done)
+        if self._ready and self._residents.free:
+            self._fit(max(work.length for work, _, _ in list(self._ready)[: self._residents.free]))
+        while self._ready and self._residents.free:
+            work, prefilled, source = self._ready.popleft()
+            needed = prefilled.parts[: math.ceil(work.length / PIECE)]
+            self._state.insert(prefilled.first, needed, source=source, slot=self._residents.take(work))
 
     def _extend(self, plan: Plan) -> None:
         """Prompts whose beginnings are in slots; as few at a time as the mesh allows, as each takes a row's copy."""
         most, left = prompt_counts(1, mesh=self._runtime.mesh)[0], dict(plan.extended)
+        if left:
+            self._fit(max(beginning.tokens + beginning.width for beginning in left.values()))
         while left:
             # One call has one width, for which each of them has room behind its beginning.
             width = next(iter(left.values())).width
@@ -164,6 +236,7 @@ class Loop:
             embedded = self._prompts.embed(part, starts, heard, count=most, width=width)
             logits, rows = self._state.extend(embedded, sources=[beginning.slot for beginning in found], starts=starts)
             first = self._first(part, logits, embedded)
+            self._issue_first(part, first)
             kept = {beginning.slot for beginning in left.values()}
             for source, (work, start) in enumerate(zip(part, starts, strict=True)):
                 work.reused = start
@@ -172,11 +245,12 @@ class Loop:
 
     def _first(self, works: list[Work], logits: jax.Array, embedded: Any) -> First:
         rows = [Row(work.ids, work.seed, work.config, work.guide) for work in works]
-        first = self._state.first_tokens(logits, embedded, rows)
+        return self._state.first_tokens(logits, embedded, rows)
+
+    def _issue_first(self, works: list[Work], first: First) -> None:
         self._issued.append(_Issued(first.last, list(enumerate(works))))
         for work in works:
             work.issued, work.inputs = 1, None
-        return first
 
     def _step(self, running: list[Work]) -> None:
         self._fit(max(work.length + work.issued for work in running), calm=True)
@@ -278,3 +352,14 @@ def _refused(guide: Guide, token: int) -> RequestError | None:
     except GrammarError as error:
         return RequestError(str(error), kind="input")
     return None
+
+
+def two_at_a_time(runtime: Runtime) -> bool:
+    """Whether programs of two threads run side by side: not on accelerators, nor where they have collectives."""
+    return runtime.mesh.size == 1 and runtime.mesh.devices.flat[0].platform == "cpu"
+
+
+def _few(lengths: Sequence[int]) -> int:
+    """How many of the first prompts, by their lengths, have `POSITIONS_TOGETHER` at most; at least one."""
+    sums = itertools.accumulate(lengths)
+    return max(sum(positions <= POSITIONS_TOGETHER for positions in sums), 1)

@@ -30,7 +30,7 @@ class Plan:
     Attributes:
         whole: prompts that are prefilled from their beginning.
         extended: prompts whose beginning is in a slot.
-        later: requests that wait for the one before, as it will have their beginning.
+        later: requests that wait: for one before that will have their beginning, or for a slot to extend it in.
     """
 
     whole: list[Work] = field(default_factory=list)
@@ -98,17 +98,25 @@ class Residents:
             if last is not None and last.length + last.issued > capacity:
                 self._last[slot] = None
 
-    def plan(self, works: Sequence[Work]) -> Plan:
-        """How to admit requests, of which no more are given than slots are free."""
+    def plan(self, works: Sequence[Work], *, ahead: Sequence[Work] = ()) -> Plan:
+        """How to admit requests.
+
+        Args:
+            works: the requests, in order; none goes before one that waits for a slot.
+            ahead: those that were admitted whole before and are in no slot yet.
+        """
         plan = Plan()
         if not self.shared:
             plan.whole += works
             return plan
-        for work in works:
+        for index, work in enumerate(works):
             beginning = self._longest(work)
+            if beginning is not None and len(plan.extended) == self.free:
+                plan.later += works[index:]
+                break
             if beginning is not None:
                 plan.extended[work] = beginning
-            elif any(_shares(work.key, other.key) for other in plan.works):
+            elif any(_shares(work.key, other.key) for other in [*plan.works, *ahead]):
                 plan.later.append(work)
             else:
                 plan.whole.append(work)

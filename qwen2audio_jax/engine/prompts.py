@@ -1,5 +1,6 @@
 """Prompts of waiting requests on the device: clips encoded, each content once, and put among the embedded tokens."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +16,22 @@ from qwen2audio_jax.generation.runtime import Runtime
 
 
 class Prompts:
-    """Encoder and embedding, with the audio vectors of the clips that were heard last."""
+    """Encoder and embedding, with the audio vectors of the clips that were heard last; for several threads."""
 
     def __init__(self, runtime: Runtime, *, kept: int, together: int):
         """Args: the model's `runtime`; the vectors of how many clips are kept, and how many are encoded together."""
         self._runtime, self._kept, self._together = runtime, kept, together
         self._vectors: OrderedDict[bytes, jax.Array] = OrderedDict()
+        self._lock = threading.Lock()
         self.encoded = 0
         self.reused = 0
 
     def hear(self, works: Sequence[Work], starts: Sequence[int]) -> dict[bytes, jax.Array]:
         """The audio vectors [max_tokens, D] of the clips that prompts have from `starts` on, by their content."""
+        with self._lock:
+            return self._hear(works, starts)
+
+    def _hear(self, works: Sequence[Work], starts: Sequence[int]) -> dict[bytes, jax.Array]:
         wanted: dict[bytes, tuple[np.ndarray, int]] = {}
         for work, start in zip(works, starts, strict=True):
             if work.inputs is not None and work.inputs.clips is not None:

@@ -23,6 +23,7 @@ class Waiting(Generic[T]):
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, T]] = []
         self._numbers = itertools.count()
+        self._earlier = itertools.count(-1, -1)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -32,6 +33,12 @@ class Waiting(Generic[T]):
         """Put an item behind those of its priority."""
         with self._lock:
             heapq.heappush(self._heap, (-priority, next(self._numbers), item))
+
+    def put_back(self, taken: Sequence[tuple[T, int]]) -> None:
+        """Put items that were taken, with their priorities, before all others of theirs, in this order."""
+        with self._lock:
+            for item, priority in reversed(taken):
+                heapq.heappush(self._heap, (-priority, next(self._earlier), item))
 
     def take(self, most: int) -> list[T]:
         """Remove the first `most` items, in order."""
