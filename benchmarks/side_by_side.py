@@ -154,7 +154,7 @@ def decode_steps(theirs: Any, ours: Any, rows: int) -> tuple[Run, Run]:
         cache = replace(held[0], lengths=jnp.full(padded, CONTEXT, jnp.int32))
         last = NextToken(jnp.zeros(padded, jnp.int32), jnp.zeros(padded, jnp.float32), state)
         for _ in range(STEPS):
-            last, cache = next_step(runtime, last, cache, state.finished, sampling, mode="greedy")
+            last, cache = next_step(runtime.decoder, last, cache, state.finished, sampling, mode="greedy")
         held[0] = jax.block_until_ready(cache)
 
     return their_steps, our_steps

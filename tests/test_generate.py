@@ -215,9 +215,9 @@ def test_stream_yields_what_generate_returns(load):
 def test_the_host_runs_one_step_ahead(load, monkeypatch):
     """The next step is issued before this one's tokens are read, and none is issued beyond the budget."""
     events = []
-    issue, read = decoding.next_step, decoding.jax.device_get
+    issue, read = decoding.next_step, decoding.own_rows
     monkeypatch.setattr(decoding, "next_step", lambda *a, **k: (events.append("issue"), issue(*a, **k))[1])
-    monkeypatch.setattr(decoding.jax, "device_get", lambda x: (events.append("read"), read(x))[1])
+    monkeypatch.setattr(decoding, "own_rows", lambda *a: (events.append("read"), read(*a))[1])
     load("gqa").generate(**row_alone("gqa", 0), **SETTINGS, max_new_tokens=4)
     assert events == ["issue", "read", "issue", "read", "issue", "read", "read"]
 

@@ -188,18 +188,18 @@ def test_streams_that_are_left_early(load, talk, monkeypatch):
 
 def test_an_interrupt_while_waiting_keeps_what_was_read(load, talk, monkeypatch):
     model, (start, _) = load("gqa"), talk
-    session, read, reads = model.session(), jax.device_get, []
+    session, read, reads = model.session(), decoding.own_rows, []
 
-    def interrupt(tree):
+    def interrupt(mesh, tree):
         reads.append(0)
         if len(reads) == 3:
             raise KeyboardInterrupt
-        return read(tree)
+        return read(mesh, tree)
 
-    monkeypatch.setattr(decoding.jax, "device_get", interrupt)
+    monkeypatch.setattr(decoding, "own_rows", interrupt)
     with pytest.raises(KeyboardInterrupt):
         session.generate(**batch(start), **SETTINGS, max_new_tokens=8)
-    monkeypatch.setattr(decoding.jax, "device_get", read)
+    monkeypatch.setattr(decoding, "own_rows", read)
     assert len(session.input_ids) == length_of(start) + 2
     inputs = batch([*start, session.input_ids[-2:], text(4, seed=6)])
     wanted = model.generate(**inputs, **SETTINGS, max_new_tokens=NEW)

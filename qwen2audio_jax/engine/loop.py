@@ -31,6 +31,7 @@ from qwen2audio_jax.generation.run import prefill_embedded
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import NextToken
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
+from qwen2audio_jax.parallel.process_rows import own_rows
 
 CALM_STEPS = 32
 """Steps for which a smaller cache would have been enough, before it is made smaller."""
@@ -302,9 +303,8 @@ class Loop:
 
     def _read(self, issued: _Issued) -> None:
         """Tokens that have arrived, to their requests; what a request had after its end is dropped."""
-        tokens, log_probs, finished = jax.device_get(
-            (issued.tokens.tokens, issued.tokens.log_probs, issued.tokens.state.finished)
-        )
+        read = (issued.tokens.tokens, issued.tokens.log_probs, issued.tokens.state.finished)
+        tokens, log_probs, finished = own_rows(self._runtime.mesh, read)
         now, count = time.monotonic(), 0
         for row, work in issued.rows:
             if work.handle.done:

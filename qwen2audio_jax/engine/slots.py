@@ -174,7 +174,7 @@ class Slots:
                 mesh=runtime.mesh,
             )
             return append(
-                runtime.params,
+                runtime.decoder.params,
                 embedded.embeddings,
                 copies,
                 counts=embedded.lengths,
@@ -214,7 +214,7 @@ class Slots:
         cache, self._cache = self.cache, None
         with jax.set_mesh(mesh):
             self._last, self._cache = next_step(
-                self._runtime, self._last, cache, self._placed, sampling, mode=choice.mode
+                self._runtime.decoder, self._last, cache, self._placed, sampling, mode=choice.mode
             )
         return self._last
 
@@ -222,7 +222,7 @@ class Slots:
         """Issue the first half of a step with guides: append each row's last token."""
         cache, self._cache = self.cache, None
         with jax.set_mesh(self._runtime.mesh):
-            self._logits, self._cache = forward_step(self._runtime, self._last.tokens, cache)
+            self._logits, self._cache = forward_step(self._runtime.decoder, self._last.tokens, cache)
 
     def choose(self, choice: Choice, guides: Mapping[int, Guide]) -> NextToken:
         """Issue the second half: choose each row's next token, as its slot's guide says if it has one."""
@@ -239,21 +239,21 @@ class Slots:
     def compile_forward(self, *, capacity: int) -> None:
         """Compile `forward` at a capacity, for which nothing is allocated."""
         with jax.set_mesh(self._runtime.mesh):
-            compiled(forward_step, self._runtime, self._last.tokens, self._specs(self.rows, capacity))
+            compiled(forward_step, self._runtime.decoder, self._last.tokens, self._specs(self.rows, capacity))
 
     def compile_step(self, choice: Choice, *, capacity: int) -> None:
         """Compile a step at a capacity, for which nothing is allocated."""
         sampling = replace(self._sampling, candidate_count=choice.candidates)
         specs = (self._last, self._specs(self.rows, capacity), self._placed, sampling)
         with jax.set_mesh(self._runtime.mesh):
-            compiled(next_step, self._runtime, *specs, mode=choice.mode)
+            compiled(next_step, self._runtime.decoder, *specs, mode=choice.mode)
 
     def compile_extension(self, embedded: Embedded, capacity: int) -> None:
         """Compile `extend` for rests of this shape at a capacity."""
         runtime, cache = self._runtime, self._specs(len(embedded.host_lengths), capacity)
         more = {"counts": embedded.lengths, "cfg": runtime.config, "window": capacity}
         with jax.set_mesh(runtime.mesh):
-            compiled(append, runtime.params, embedded.embeddings, cache, **more)
+            compiled(append, runtime.decoder.params, embedded.embeddings, cache, **more)
 
     def _specs(self, rows: int, capacity: int) -> KVCache:
         runtime = self._runtime

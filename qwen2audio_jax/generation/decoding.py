@@ -17,6 +17,7 @@ import numpy as np
 from qwen2audio_jax.generation.call import Call
 from qwen2audio_jax.generation.guides import Guidance, Guide, guidance
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState
 from qwen2audio_jax.generation.sampling import Mode, NextToken, next_token
@@ -25,13 +26,13 @@ from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.kv_cache import KVCache, enlarge, shorten
 from qwen2audio_jax.parallel.process_rows import everywhere, own_rows, share_of, to_mesh
 
-first_token = jax.jit(next_token, static_argnames="mode")
+first_token = program(next_token, static_argnames="mode")
 enlarged = jax.jit(enlarge, static_argnames="capacity")
 shortened = jax.jit(shorten, static_argnames="capacity")
 
 
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
-@partial(jax.jit, static_argnames="mode", donate_argnames="cache")
+@partial(program, static_argnames="mode", donate_argnames="cache")
 def next_step(
     runtime: Runtime, last: NextToken, cache: KVCache, stopped: jax.Array, sampling: SamplingParams, *, mode: Mode
 ) -> tuple[NextToken, KVCache]:
@@ -41,13 +42,13 @@ def next_step(
     return next_token(logits, state, sampling, mode=mode), cache
 
 
-@partial(jax.jit, donate_argnames="cache")
+@partial(program, donate_argnames="cache")
 def forward_step(runtime: Runtime, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """The first half of a step whose next tokens are guided: logits [B, V] after these tokens."""
     return qwen2_audio.decode_step(runtime.params, tokens, cache, cfg=runtime.config)
 
 
-@partial(jax.jit, static_argnames="mode")
+@partial(program, static_argnames="mode")
 def guided_token(
     logits: jax.Array,
     state: SamplerState,
@@ -147,7 +148,7 @@ def decode(runtime: Runtime, call: Call, prompted: Prompted, progress: Progress)
             else:
                 with jax.set_mesh(mesh):
                     issued, progress.cache = next_step(
-                        runtime, arriving, progress.cache, placed, call.sampling, mode=mode
+                        runtime.decoder, arriving, progress.cache, placed, call.sampling, mode=mode
                     )
             progress.appended += 1
         tokens, log_probs, finished = own_rows(mesh, (arriving.tokens, arriving.log_probs, arriving.state.finished))
@@ -180,7 +181,7 @@ def _guided_step(runtime: Runtime, call: Call, last: NextToken, stopped: jax.Arr
     """A step in two programs; while the device computes the logits, the host tells the guides the last tokens."""
     mesh = runtime.mesh
     with jax.set_mesh(mesh):
-        logits, progress.cache = forward_step(runtime, last.tokens, progress.cache)
+        logits, progress.cache = forward_step(runtime.decoder, last.tokens, progress.cache)
     tokens, finished = own_rows(mesh, (last.tokens, last.state.finished))
     ended = finished | progress.stopped
     running = {row: guide for row, guide in enumerate(call.guides) if not ended[row]}

@@ -14,15 +14,16 @@ import numpy as np
 from qwen2audio_jax.generation.grouping import Group
 from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, clips_to_mesh, pad_prompts
 from qwen2audio_jax.generation.padded_shapes import clip_groups
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures, Prompt
 from qwen2audio_jax.parallel.process_rows import Sizes, share_of, to_mesh
 
-encode = jax.jit(qwen2_audio.encode, static_argnames=("cfg", "dtype", "attention"))
-encode_audio = jax.jit(qwen2_audio.encode_audio, static_argnames=("cfg", "attention"))
+encode = program(qwen2_audio.encode, static_argnames=("cfg", "dtype", "attention"))
+encode_audio = program(qwen2_audio.encode_audio, static_argnames=("cfg", "attention"))
 clip_vectors = jax.jit(qwen2_audio.clip_vectors, static_argnames="width")
-embed = jax.jit(qwen2_audio.embed, static_argnames="cfg")
+embed = program(qwen2_audio.embed, static_argnames="cfg")
 place_clip = jax.jit(qwen2_audio.place_clip, donate_argnames="embeddings")
 
 
@@ -42,7 +43,7 @@ def encode_clips(runtime: Runtime, clips: ClipFeatures | None, sizes: Sizes) -> 
 
 def _encode_audio(runtime: Runtime, features: jax.Array, frames: jax.Array) -> AudioFeatures:
     with jax.set_mesh(runtime.mesh):
-        return encode_audio(runtime.params, features, frames, cfg=runtime.config, attention=runtime.attention)
+        return encode_audio(runtime.encoder.params, features, frames, cfg=runtime.config, attention=runtime.attention)
 
 
 def encode_and_place(runtime: Runtime, inputs: CheckedInputs, sizes: Sizes) -> tuple[Prompt, np.ndarray]:
@@ -64,7 +65,7 @@ def embed_together(runtime: Runtime, inputs: CheckedInputs, sizes: Sizes) -> Emb
     """All prompts of this process beside those of the others."""
     prompt, lengths = encode_and_place(runtime, inputs, sizes)
     with jax.set_mesh(runtime.mesh):
-        return Embedded(embed(runtime.params, prompt, cfg=runtime.config), prompt.lengths, lengths)
+        return Embedded(embed(runtime.decoder.params, prompt, cfg=runtime.config), prompt.lengths, lengths)
 
 
 def hear(runtime: Runtime, clips: ClipFeatures | None) -> list[jax.Array]:
@@ -95,7 +96,7 @@ def embed_group(runtime: Runtime, inputs: CheckedInputs, vectors: list[jax.Array
         ids[row, : lengths[row]] = inputs.rows.ids[prompt]
     text = Prompt(to_mesh(mesh, ids, "batch", "token"), to_mesh(mesh, lengths, "batch"), audio=None, slots=None)
     with jax.set_mesh(mesh):
-        embeddings = embed(runtime.params, text, cfg=runtime.config)
+        embeddings = embed(runtime.decoder.params, text, cfg=runtime.config)
         for row, prompt in enumerate(group.members):
             clips, places = inputs.slots[prompt].T
             for clip in np.unique(clips[clips >= 0]):

@@ -20,13 +20,14 @@ from qwen2audio_jax.generation.inputs import (
     label_rows,
 )
 from qwen2audio_jax.generation.outputs import ModelOutput
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.model import qwen2_audio
 from qwen2audio_jax.model.loss import next_token_loss
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures
 from qwen2audio_jax.parallel.process_rows import Prepared, agree, own_arrays, share_of, to_mesh
 
-forward = jax.jit(qwen2_audio.forward, static_argnames=("cfg", "attention"))
+forward = program(qwen2_audio.forward, static_argnames=("cfg", "attention"))
 _loss = jax.jit(next_token_loss, static_argnames="ignore_index")
 
 

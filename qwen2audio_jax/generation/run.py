@@ -10,7 +10,7 @@ where it holds the beginning of a prompt.
 
 import functools
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -27,16 +27,17 @@ from qwen2audio_jax.generation.grouping import Group
 from qwen2audio_jax.generation.inputs import CheckedInputs
 from qwen2audio_jax.generation.padded_shapes import padded_row_count, padded_tokens, prompt_groups
 from qwen2audio_jax.generation.prefix import Prefix, without_prefix
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState, init_state
 from qwen2audio_jax.model import cache_pieces, qwen2_audio
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 from qwen2audio_jax.model.kv_cache import KVCache, cache_specs, empty_cache, fork
-from qwen2audio_jax.parallel.process_rows import Sizes, global_rows, share_of, to_mesh
+from qwen2audio_jax.parallel.process_rows import Sizes, all_to_mesh, global_rows, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
-prefill = jax.jit(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
-append = jax.jit(qwen2_audio.append, static_argnames=("cfg", "window"), donate_argnames="cache")
+prefill = program(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
+append = program(qwen2_audio.append, static_argnames=("cfg", "window"), donate_argnames="cache")
 row_of = jax.jit(cache_pieces.row_of)
 insert = jax.jit(cache_pieces.insert, donate_argnames="cache")
 _fork = jax.jit(fork)
@@ -102,7 +103,7 @@ def prefill_prompts(
 def prefill_embedded(runtime: Runtime, embedded: Embedded) -> tuple[jax.Array, tuple[Piece, ...]]:
     """Logits [B, V] after each row, and the rows' keys and values in pieces."""
     return prefill(
-        runtime.params,
+        runtime.decoder.params,
         embedded.embeddings,
         embedded.lengths,
         cfg=runtime.config,
@@ -147,7 +148,7 @@ def extend_prefix(runtime: Runtime, inputs: CheckedInputs, prefix: Prefix) -> Pr
     embedded = embed_group(runtime, rest, hear(runtime, rest.clips), group=group)
     with jax.set_mesh(runtime.mesh):
         logits, cache = append(
-            runtime.params,
+            runtime.decoder.params,
             embedded.embeddings,
             prefix.cache,
             counts=embedded.lengths,
@@ -177,15 +178,11 @@ def sampler_state(
     """The sampler's state after prompts of these ids; `rows` of them, those that pad the batch included."""
     seeds = np.zeros(rows, np.uint32) if seeds is None else seeds
     positions = runtime.config.text_config.max_position_embeddings
-    state, mesh = init_state(prompts, seeds, vocab_size=logit_count(runtime), positions=positions), runtime.mesh
-    return SamplerState(
-        seen=to_mesh(mesh, np.asarray(state.seen), "batch", "vocab"),
-        ids=to_mesh(mesh, np.asarray(state.ids), "batch", None),
-        length=to_mesh(mesh, np.asarray(state.length), "batch"),
-        step=to_mesh(mesh, np.asarray(state.step), "batch"),
-        seeds=to_mesh(mesh, np.asarray(state.seeds), "batch"),
-        finished=to_mesh(mesh, np.asarray(state.finished), "batch"),
-    )
+    state = init_state(prompts, seeds, vocab_size=logit_count(runtime), positions=positions)
+    axes = {"seen": ("batch", "vocab"), "ids": ("batch", None)}
+    names = [field.name for field in fields(SamplerState)]
+    arrays = [(np.asarray(getattr(state, name)), axes.get(name, ("batch",))) for name in names]
+    return SamplerState(*all_to_mesh(runtime.mesh, arrays))
 
 
 def logit_count(runtime: Runtime) -> int:

@@ -1,7 +1,7 @@
 """Runtime: weights, and everything that decides which programs compute with them."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import jax
 from jax.sharding import Mesh
@@ -32,3 +32,13 @@ class Runtime:
     mesh: Mesh
     cache_dtype: str
     attention: str
+
+    @cached_property
+    def encoder(self) -> "Runtime":
+        """The same with the weights of encoder and projector alone: what a program is given costs time, used or not."""
+        return replace(self, params={name: self.params[name] for name in ("encoder", "projector")})
+
+    @cached_property
+    def decoder(self) -> "Runtime":
+        """The same with the decoder's weights alone."""
+        return replace(self, params={"decoder": self.params["decoder"]})

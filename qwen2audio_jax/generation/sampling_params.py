@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen2audio_jax.generation.generation_config import GenerationConfig
@@ -75,7 +74,7 @@ def sampling_params(config: GenerationConfig, *, vocab_size: int) -> SamplingPar
     Raises:
         ValueError: a stop or padding id that is not in the vocabulary.
     """
-    return jax.tree.map(jnp.asarray, _host_params(config, vocab_size=vocab_size))
+    return jax.device_put(_host_params(config, vocab_size=vocab_size))
 
 
 def _host_params(config: GenerationConfig, *, vocab_size: int) -> SamplingParams:

