@@ -6,8 +6,9 @@
 
 A thread of its own takes turns: put waiting prompts into free slots, issue a step for all slots, read the tokens of the
 step before. So the device has the next step when it ends one, and a row's end is seen one step late; what was computed
-after it is dropped. A slot whose row ends by its budget is free at once. On one CPU device another thread prefills beside
-the steps, a few prompts ahead of free slots.
+after it is dropped. A slot whose row ends by its budget is free at once.
+
+On one CPU device another thread prefills beside the steps, a few prompts ahead of free slots.
 """
 
 import threading
