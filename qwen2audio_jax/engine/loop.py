@@ -36,8 +36,7 @@ from qwen2audio_jax.parallel.process_rows import own_rows
 CALM_STEPS = 32
 """Steps for which a smaller cache would have been enough, before it is made smaller."""
 AHEAD = 3
-"""Prompts that are prefilled beside steps, or about to be, beyond those that free slots wait for; no more
-than there are slots."""
+"""Prompts that are prefilled beside steps, or about to be, beyond those that free slots wait for; at most the slots."""
 POSITIONS_TOGETHER = 128
 """Most positions of prompts that are prefilled together beside steps, unless one alone has more."""
 
@@ -60,7 +59,7 @@ class _Prefilled:
 
 
 class Loop:
-    """What an engine does in its thread; no other thread calls anything here.
+    """What an engine does in its thread; no other one calls anything here, but `_prefill` where that is beside steps.
 
     Args:
         runtime: of the model.
@@ -109,7 +108,7 @@ class Loop:
     def fail(self, error: RequestError) -> None:
         """End all requests with an error."""
         if self._thread is not None:
-            self._thread.shutdown()
+            self._thread.shutdown(cancel_futures=True)
         running = {id(work): work for issued in self._issued for _, work in issued.rows}
         begun = [*self._residents.works(), *self._beginning, *self._ahead()]
         running |= {id(work): work for work in begun}
@@ -166,8 +165,8 @@ class Loop:
         count = self._admission.choose(lengths, free=room, running=self._residents.in_use)
         if not count:
             return
-        taken = self._waiting.take(count)
-        plan = self._residents.plan(taken, ahead=ahead)
+        self._beginning = self._waiting.take(count)
+        plan = self._residents.plan(self._beginning, ahead=ahead)
         self._waiting.put_back([(work, work.handle.request.priority) for work in plan.later])
         self._beginning = plan.works
         now = time.monotonic()

@@ -98,7 +98,10 @@ def insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array
 
 
 class Slots:
-    """The state of all slots on the device; other threads may read `rows` and `capacity`, the cache's."""
+    """The state of all slots on the device.
+
+    Other threads may read `rows` and `capacity`, the cache's, and call `first_tokens`, which touches no slot.
+    """
 
     def __init__(self, runtime: Runtime, *, rows: int, capacity: int, stops: int):
         """Allocate.

@@ -33,7 +33,7 @@ class Bounds:
 
 @dataclass(eq=False)
 class Work:
-    """The state of one request; but for `handle`, only the engine's thread touches it once it waits.
+    """The state of one request; but for `handle`, only the engine's thread changes it once it waits.
 
     Attributes:
         handle: of whoever waits for it.
@@ -41,7 +41,7 @@ class Work:
         seed: of its draws.
         submitted: when, by `time.monotonic`.
         budget: the most new tokens.
-        inputs: its checked prompt and clips; None once it is in a slot.
+        inputs: its checked prompt and clips; None once it is prefilled.
         key: the prompt as prefixes are compared: see `prefix.row_tokens`.
         digests: a hash of each clip's content.
         audio_seconds, truncated_clips: of its answer.
