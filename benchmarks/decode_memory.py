@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 
 from qwen2audio_jax.config import Qwen2AudioConfig
-from qwen2audio_jax.engine.slots import insert_row, take_row
-from qwen2audio_jax.generation.decoding import next_step
+from qwen2audio_jax.engine.slots import insert_row, take_row, take_rows
+from qwen2audio_jax.generation.decoding import chosen_token, forward_step
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.run import insert
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling import Mode, NextToken
 from qwen2audio_jax.generation.sampling_params import EOS_SLOTS, MIN_CANDIDATES, SamplingParams, row_params
 from qwen2audio_jax.model.cache_pieces import PIECE
-from qwen2audio_jax.model.kv_cache import CACHE_AXES, write
+from qwen2audio_jax.model.kv_cache import CACHE_AXES, moved, write
 from qwen2audio_jax.plan.compiling import compile_program
 from qwen2audio_jax.plan.program import COLLECTIVES, operations, type_bytes
 from qwen2audio_jax.plan.request import Shapes
@@ -41,8 +41,9 @@ from qwen2audio_jax.plan.resident import device_bytes
 from qwen2audio_jax.plan.stages import Batch, lower
 from qwen2audio_jax.plan.topology import compile_mesh, parse_topology
 
-STAGES = ("decode", "prefill", "encode", "scan", "slots", "insert", "insert-row", "begin")
-"""The last four are an engine's: its step, and what brings a prompt into a slot."""
+STAGES = ("decode", "prefill", "encode", "scan")
+ENGINE_STAGES = ("slots", "choose", "narrow", "copy-rows", "insert", "insert-row", "begin")
+"""Those of an engine: the two programs of its step, the copies of a few rows, and what brings a prompt into a slot."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,34 @@ def lower_scan(batch: Batch) -> jax.stages.Lowered:
         return jax.jit(step, donate_argnums=0).lower(stacked, new, batch.cache.lengths)
 
 
-def lower_slots(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
-    """The step of an engine, in which every row has settings of its own."""
+def lower_slots(batch: Batch) -> jax.stages.Lowered:
+    """The first program of an engine's step, the model's."""
     runtime = Runtime(batch.params, batch.config, batch.mesh, batch.cache_dtype, batch.chosen_attention)
+    step = jax.jit(inspect.unwrap(forward_step), donate_argnames="cache", keep_unused=True)
+    return step.lower(runtime, _last(batch).tokens, batch.cache)
+
+
+def lower_choose(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
+    """The second program: the choice of the tokens, in which every row has settings of its own."""
     last, sampling, rows = _last(batch), _settings(batch), (batch.shapes.rows,)
     sampling = replace(sampling, candidate_count=MIN_CANDIDATES if mode == "sample" else None)
-    step = jax.jit(inspect.unwrap(next_step), static_argnames="mode", donate_argnames="cache", keep_unused=True)
-    return step.lower(runtime, last, batch.cache, batch.spec(rows, jnp.bool_, "batch"), sampling, mode=mode)
+    logits = batch.spec((*rows, batch.config.text_config.vocab_size), jnp.float32, "batch", "vocab")
+    choose = jax.jit(inspect.unwrap(chosen_token), static_argnames="mode", keep_unused=True)
+    return choose.lower(logits, last.state, batch.spec(rows, jnp.bool_, "batch"), sampling, None, mode=mode)
+
+
+def lower_narrow(batch: Batch) -> jax.stages.Lowered:
+    """Copies of a few rows, with which the steps go on."""
+    sources = batch.spec((4 * batch.mesh.shape["data"],), jnp.int32, "batch")
+    return take_rows.lower((_last(batch), _settings(batch)), batch.cache, sources)
+
+
+def lower_copy_rows(batch: Batch) -> jax.stages.Lowered:
+    """Copies of a few rows' beginnings, to be extended."""
+    sources = batch.spec((batch.mesh.shape["data"],), jnp.int32, "batch")
+    return jax.jit(moved, static_argnames="capacity").lower(
+        batch.cache, sources, sources, capacity=batch.shapes.capacity
+    )
 
 
 def lower_insert(batch: Batch) -> jax.stages.Lowered:
@@ -167,7 +189,10 @@ def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
     """Compile a stage and read its memory and its operations."""
     own = {
         "scan": lower_scan,
-        "slots": partial(lower_slots, mode=mode),
+        "slots": lower_slots,
+        "choose": partial(lower_choose, mode=mode),
+        "narrow": lower_narrow,
+        "copy-rows": lower_copy_rows,
         "insert": lower_insert,
         "insert-row": lower_insert_row,
         "begin": lower_begin,
@@ -181,7 +206,7 @@ def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
     talk = list(operations(compiled.text, *COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES)))
     data, split = batch.mesh.devices.shape
     return Report(
-        stage=f"{stage} {mode}" if stage in ("decode", "slots") else stage,
+        stage=f"{stage} {mode}" if stage in ("decode", "choose") else stage,
         topology=topology,
         mesh=f"{data}x{split}",
         layers=batch.config.text_config.num_hidden_layers,
@@ -209,7 +234,10 @@ def measure(stage: str, batch: Batch, *, topology: str, mode: Mode) -> Report:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "stages", nargs="+", choices=STAGES, help="scan is a decoder's cache as it should not be, to compare"
+        "stages",
+        nargs="+",
+        choices=STAGES + ENGINE_STAGES,
+        help="scan: a decoder's cache as it should not be, to compare",
     )
     parser.add_argument("--topology", default="v5e:2x4", help="as `qwen2audio plan` takes it (default %(default)s)")
     parser.add_argument("--mesh", default="1x8", help="DATAxMODEL, all chips (default %(default)s)")

@@ -8,7 +8,7 @@ import pytest
 import simulation
 from prompts import row_alone
 
-from qwen2audio_jax import Qwen2AudioProcessor, make_mesh
+from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, make_mesh
 from qwen2audio_jax.engine import Engine, EngineFull, Request, RequestError, loop, placement
 
 
@@ -163,6 +163,49 @@ def test_options_that_cannot_be_used_are_the_requests_error(engine):
         Request(prompt="a", messages=[])
 
 
+def steps_and_answers(engine, requests, monkeypatch):
+    """The rows that steps had, and the answers, which are those of `generate`."""
+    rows, choose = set(), engine._state.choose
+
+    def counted(*options):
+        rows.add(engine._state.stepped)
+        return choose(*options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._state, "choose", counted)
+        answers = list(engine.answers(requests))
+    for asked, answer in zip(requests, answers, strict=True):
+        alone = engine.model.generate(**asked.inputs, **asked.options)[0, asked.inputs["input_ids"].shape[1] :]
+        np.testing.assert_array_equal(alone, answer.token_ids)
+    return rows, answers
+
+
+def test_few_requests_are_computed_in_few_rows(load, processor, monkeypatch):
+    """In copies, whose tokens come back into the slots: what a row held can be the beginning of another prompt."""
+    with Engine(load("gqa"), processor, slots=8, positions=256) as engine:
+        inputs, options = row_alone("gqa", 0, ([4, "240", 3],), seed=3), {"max_new_tokens": 30, "min_new_tokens": 30}
+        asked = Request(inputs=inputs, options=options)
+        rows, (first,) = steps_and_answers(engine, [asked], monkeypatch)
+        assert rows == {1}
+        ids = np.concatenate([inputs["input_ids"], [first.token_ids[:28]], [[7, 8]]], axis=1)
+        asked = Request(inputs={**inputs, "input_ids": ids, "attention_mask": np.ones_like(ids)}, options=options)
+        rows, (again,) = steps_and_answers(engine, [asked], monkeypatch)
+        assert (rows, again.reused_tokens) == ({1}, ids.shape[1] - 2)
+        # Three, of which the last goes on alone; six are too many, and two steps not worth the copies.
+        rows, _ = steps_and_answers(engine, [request(20 + 30 * seed, which=seed) for seed in range(3)], monkeypatch)
+        assert {4, 1} <= rows
+        assert 8 in steps_and_answers(engine, [request(40, which=seed) for seed in range(6)], monkeypatch)[0]
+        assert steps_and_answers(engine, [request(3)], monkeypatch)[0] == {8}
+
+
+def test_few_rows_of_an_int8_cache(hf_checkpoint, processor, monkeypatch, tmp_path):
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(
+        hf_checkpoint("gqa"), cache_dtype="int8", cache_dir=tmp_path
+    )
+    with Engine(model, processor, slots=2, positions=128) as engine:
+        assert steps_and_answers(engine, [request(20)], monkeypatch)[0] == {1}
+
+
 def test_logits_that_are_not_numbers_end_one_request(load, processor, monkeypatch):
     with Engine(load("gqa"), processor, slots=2, positions=128) as engine:
         first_tokens = engine._state.first_tokens
@@ -178,7 +221,7 @@ def test_logits_that_are_not_numbers_end_one_request(load, processor, monkeypatc
             bad.result()
 
 
-@pytest.mark.parametrize("program", ["step", "first_tokens"])
+@pytest.mark.parametrize("program", ["forward", "choose", "first_tokens"])
 def test_an_error_of_the_device_ends_all_requests_with_one(load, processor, monkeypatch, program):
     with Engine(load("gqa"), processor, slots=2, positions=128) as engine:
         submitted = threading.Event()
@@ -204,8 +247,8 @@ def test_prompts_that_are_ready_before_a_slot_is_free_can_be_cancelled(load, pro
         return Request(inputs=inputs, options={"max_new_tokens": 9, "min_new_tokens": 9})
 
     with Engine(load("gqa"), processor, slots=2, positions=256) as engine:
-        step, seen = engine._state.step, threading.Event()
-        monkeypatch.setattr(engine._state, "step", lambda choice: (seen.wait(timeout=0.1), step(choice))[1])
+        forward, seen = engine._state.forward, threading.Event()
+        monkeypatch.setattr(engine._state, "forward", lambda: (seen.wait(timeout=0.1), forward())[1])
         running = [engine.submit(request(240, which=seed)) for seed in (5, 6)]
         ahead = [engine.submit(long_prompt(seed)) for seed in (1, 2)]
         for handle in ahead:

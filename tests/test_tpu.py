@@ -84,17 +84,25 @@ SLOTS = [
 @needs_libtpu
 @pytest.mark.parametrize("arguments", SLOTS)
 def test_an_engine_of_128_slots_copies_no_cache(arguments):
-    insert, step = report("insert", "slots", *arguments, "--rows", "128", "--capacity", "1024")
+    stages = ("insert", "slots", "choose", "narrow", "copy-rows")
+    insert, step, choice, *copies = report(*stages, *arguments, "--rows", "128", "--capacity", "1024")
     for got in (insert, step):
         assert got["cache"] == 2 * got["layers"] * 128 * 32 * 1024 * 128 * 2 // 8
         assert got["cache"] <= got["aliased"] <= got["cache"] + 4096
         assert got["cache_copies"] == got["cache_staged"] == 0
-    assert insert["collectives"] == {}
-    # As in the step of `generate`, and the largest n of all rows' rules of n-grams.
+    # Rows that are copied out of it: a few that are continued apart, and one a group of devices to be extended.
+    for got in copies:
+        assert got["cache_copies"] == got["cache_staged"] == 0
+        assert got["temporary"] < got["cache"]
+    narrow, _ = copies
+    assert insert["collectives"] == narrow["collectives"] == {}
+    # Together as in the step of `generate`, and the largest n of all rows' rules of n-grams.
     if "8x1" not in arguments:
         more = 1 if "2x4" in arguments else 0
-        assert step["collectives"] == {"all-reduce": 2 * step["layers"] + 3 + more, "all-gather": 2}
+        assert step["collectives"] == {"all-reduce": 2 * step["layers"] + 1}
+        assert choice["collectives"] == {"all-reduce": 2 + more, "all-gather": 2}
         assert step["largest_collective"] <= 128 * 4096 * 2
+        assert choice["largest_collective"] <= 128 * 64 * 4 * 8
 
 
 @needs_libtpu

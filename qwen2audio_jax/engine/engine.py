@@ -33,8 +33,8 @@ from qwen2audio_jax.generation.guides import Guide, make_guides
 from qwen2audio_jax.generation.memory import cache_bytes, check_fits, free_bytes
 from qwen2audio_jax.generation.padded_shapes import (
     padded_capacity,
-    padded_row_count,
     reading_positions,
+    step_rows,
 )
 from qwen2audio_jax.generation.sampling_params import EOS_SLOTS
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds
@@ -111,11 +111,11 @@ class Engine:
         for name, value, least in (("slots", slots, 1), ("queue", queue, 1), ("workers", workers, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
-        rows = padded_row_count(slots, mesh=runtime.mesh, dtype=runtime.config.dtype)
+        *few, rows = step_rows(slots, mesh=runtime.mesh, dtype=runtime.config.dtype)
         largest = padded_capacity(positions, config=runtime.config)
         check_fits(
             runtime.config.text_config,
-            rows=rows,
+            rows=rows + max(few, default=0),
             capacity=largest,
             dtype=np.dtype(runtime.cache_dtype),
             mesh=runtime.mesh,

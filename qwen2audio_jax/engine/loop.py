@@ -33,6 +33,8 @@ from qwen2audio_jax.generation.sampling import NextToken
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 from qwen2audio_jax.parallel.process_rows import own_rows
 
+FEW_STEPS = 4
+"""Fewest steps that one of a few rows has to go, for these rows to be computed apart: what their copies cost."""
 CALM_STEPS = 32
 """Steps for which a smaller cache would have been enough, before it is made smaller."""
 AHEAD = 3
@@ -254,12 +256,15 @@ class Loop:
 
     def _step(self, running: list[Work]) -> None:
         self._fit(max(work.length + work.issued for work in running), calm=True)
+        self._narrow(running)
         choice = Choice.of([work.config for work in running])
+        self._state.forward()
         if any(work.guide is not None for work in running):
-            tokens = self._guided_step(running, choice)
+            tokens = self._state.choose(choice, self._guides(running))
         else:
-            tokens = self._state.step(choice)
-        self._issued.append(_Issued(tokens, [(work.slot, work) for work in running if work.slot is not None]))
+            tokens = self._state.choose(choice)
+        rows = [(self._state.row(work.slot), work) for work in running if work.slot is not None]
+        self._issued.append(_Issued(tokens, rows))
         free = self._residents.slots - len(running)
         self._counts.issued()
         self._counts.add(steps=1)
@@ -271,16 +276,24 @@ class Loop:
             if work.issued == work.budget:
                 self._residents.release(work)
 
-    def _guided_step(self, running: list[Work], choice: Choice) -> NextToken:
-        """A step in two programs: while the device appends the last tokens, the host reads them."""
-        self._state.forward()
+    def _narrow(self, running: list[Work]) -> None:
+        """Compute as few rows as the requests need, while no other is about to come into a slot."""
+        if len(self._waiting) or self._prefilling or self._ready:
+            return
+        slots = [work.slot for work in running if work.slot is not None]
+        rows = self._state.fewest(slots)
+        if rows < self._state.stepped and max(work.budget - work.issued for work in running) >= FEW_STEPS:
+            self._state.narrow(slots, rows=rows)
+
+    def _guides(self, running: list[Work]) -> dict[int, Guide]:
+        """The guides of slots, told the last tokens: the host reads these while the device appends them."""
         while self._issued:
             self._read(self._issued.popleft())
         guides: dict[int, Guide] = {}
         for work in running:
             if work.guide is not None and work.slot is not None and not work.handle.done:
                 guides[work.slot] = work.guide
-        return self._state.choose(choice, guides)
+        return guides
 
     def _fit(self, needed: int, *, calm: bool = False) -> None:
         """Give the cache room for the longest row; in `calm` steps a smaller one, once that would have done for long.

@@ -2,6 +2,12 @@
 
 All state of a row is in arrays with slots first: keys and values, the sampler's state, and its settings. So another
 request, whatever its options, changes values and no program. The cache is donated to whatever writes into it.
+
+While few slots are in use, `narrow` continues them in a small copy, as a step costs what it has rows; the whole waits
+beside it with what its free slots hold of earlier prompts, and whatever else needs it puts the copied rows back first.
+
+A step is two programs, the model's and the choice of tokens: one with guides is the same, and what a step's options can
+be is no other program of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen2audio_jax.generation.decoding import first_token, forward_step, guided_token, next_step, resized
+from qwen2audio_jax.generation.decoding import chosen_token, first_token, forward_step, resized
 from qwen2audio_jax.generation.encoding import Embedded
 from qwen2audio_jax.generation.generation_config import GenerationConfig
 from qwen2audio_jax.generation.guides import Guidance, Guide, guidance
+from qwen2audio_jax.generation.padded_shapes import step_rows
 from qwen2audio_jax.generation.prefix import copy_rows
 from qwen2audio_jax.generation.run import append, insert, new_cache, row_of, sampler_state
 from qwen2audio_jax.generation.runtime import Runtime
@@ -25,9 +32,9 @@ from qwen2audio_jax.generation.sampling import Mode, NextToken
 from qwen2audio_jax.generation.sampling_params import MIN_CANDIDATES, SamplingParams, row_params
 from qwen2audio_jax.generation.warmup import compiled
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
-from qwen2audio_jax.model.kv_cache import CACHE_AXES, KVCache, cache_specs
-from qwen2audio_jax.parallel.process_rows import to_mesh
-from qwen2audio_jax.parallel.sharding import constrain
+from qwen2audio_jax.model.kv_cache import CACHE_AXES, KVCache, cache_specs, own_rows_at
+from qwen2audio_jax.parallel.process_rows import data_indices_per_group, to_mesh
+from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,20 @@ def take_row(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
     return jax.tree.map(put, whole, new)
 
 
+@jax.jit
+def take_rows(whole: Any, cache: KVCache, places: jax.Array) -> tuple[Any, KVCache]:
+    """Copies of rows on their device: of arrays that `take_row` takes, and of a cache; `places` as in `own_rows_at`."""
+
+    def taken(array: jax.Array) -> jax.Array:
+        axes = ("batch", "vocab" if array.dtype == jnp.bool_ else None)
+        return own_rows_at(array, places, *axes[: array.ndim])
+
+    def copied(array: jax.Array) -> jax.Array:
+        return own_rows_at(array, places, *CACHE_AXES[: array.ndim])
+
+    return jax.tree.map(taken, whole), jax.tree.map(copied, cache)
+
+
 @partial(jax.jit, donate_argnames="cache")
 def insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array) -> KVCache:
     """Write row `source` of another cache of the same capacity into row `slot`."""
@@ -97,10 +118,21 @@ def insert_row(cache: KVCache, rows: KVCache, source: jax.Array, slot: jax.Array
     return KVCache(keys, values, cache.lengths)
 
 
+@dataclass(frozen=True)
+class _Aside:
+    """The whole while a few of its rows are continued apart: its state, and the row of each of their slots."""
+
+    last: NextToken
+    sampling: SamplingParams
+    cache: KVCache
+    rows: dict[int, int]
+
+
 class Slots:
     """The state of all slots on the device.
 
-    Other threads may read `rows` and `capacity`, the cache's, and call `first_tokens`, which touches no slot.
+    Other threads may read `rows` and `capacity`, the cache's, and `steps`, how many rows a step can have, and
+    call `first_tokens`, which touches no slot.
     """
 
     def __init__(self, runtime: Runtime, *, rows: int, capacity: int, stops: int):
@@ -113,6 +145,8 @@ class Slots:
             stops: most stop ids of a row.
         """
         self._runtime, self.rows, self._stops, self.capacity = runtime, rows, stops, capacity
+        self.steps = step_rows(rows, mesh=runtime.mesh, dtype=runtime.config.dtype)
+        self._parts = data_indices_per_group(runtime.mesh)
         self._stopped = np.zeros(rows, bool)
         self._placed, self._changed = to_mesh(runtime.mesh, self._stopped.copy(), "batch"), False
         with jax.set_mesh(runtime.mesh):
@@ -123,6 +157,7 @@ class Slots:
         self._last = NextToken(self._put(zeros(np.int32)), self._put(zeros(np.float32)), state)
         self._sampling = sampling
         self._logits: jax.Array | None = None
+        self._aside: _Aside | None = None
 
     @property
     def cache(self) -> KVCache:
@@ -130,9 +165,53 @@ class Slots:
         assert self._cache is not None, "a program failed and took the cache with it"
         return self._cache
 
+    @property
+    def stepped(self) -> int:
+        """Rows of a step as things are."""
+        return len(self._placed)
+
+    def row(self, slot: int) -> int:
+        """The row of a slot in what the next step gives."""
+        return slot if self._aside is None else self._aside.rows[slot]
+
+    def fewest(self, slots: Sequence[int]) -> int:
+        """The fewest rows that a step of these slots can have: each stays in its part of `data`."""
+        most = max(len(part) for part in self._by_part(slots))
+        return next(rows for rows in self.steps if rows >= most * self._parts)
+
+    def narrow(self, slots: Sequence[int], *, rows: int) -> None:
+        """Have steps compute these slots alone, in copies of `rows` rows, until anything else needs the slots."""
+        self.widen()
+        whole, self._cache = self.cache, None
+        places, own = np.zeros((self._parts, rows // self._parts), np.int32), {}
+        for part, members in enumerate(self._by_part(slots)):
+            for index, slot in enumerate(members):
+                places[part, index] = slot - part * (self.rows // self._parts)
+                own[slot] = part * places.shape[1] + index
+        self._aside = _Aside(self._last, self._sampling, whole, own)
+        with jax.set_mesh(self._runtime.mesh):
+            mine = (self._last, self._sampling)
+            (self._last, self._sampling), self._cache = take_rows(mine, whole, self._put(places.reshape(-1)))
+        self._place_stopped()
+
+    def _by_part(self, slots: Sequence[int]) -> list[list[int]]:
+        size = self.rows // self._parts
+        return [[slot for slot in slots if slot // size == part] for part in range(self._parts)]
+
+    def widen(self) -> None:
+        """Put the rows of `narrow` back, and have steps compute all slots again."""
+        if self._aside is None:
+            return
+        few, aside, self._aside = First(self._last, self._sampling, self.cache.lengths), self._aside, None
+        rows, self._last, self._sampling, self._cache = self.cache, aside.last, aside.sampling, aside.cache
+        for slot, source in aside.rows.items():
+            self._insert_row(few, rows, source=source, slot=slot)
+        self._place_stopped()
+
     def resize(self, capacity: int) -> None:
         """Give the cache another capacity; positions beyond it are lost."""
         if capacity != self.capacity:
+            self.widen()
             cache, self._cache = [self.cache], None
             self._cache, self.capacity = resized(self._runtime, cache, capacity=capacity), capacity
 
@@ -150,12 +229,14 @@ class Slots:
 
     def insert(self, first: First, parts: Sequence[Piece], *, source: int, slot: int) -> None:
         """Put row `source` of prefilled prompts, its keys and values in pieces, into a slot."""
+        self.widen()
         with jax.set_mesh(self._runtime.mesh):
             for index, part in enumerate(parts):
                 row = row_of(part, np.int32(source))
                 cache, self._cache = self.cache, None
                 self._cache = insert(cache, row, np.int32(slot), np.int32(index * PIECE))
         self._begin(first, source=source, slot=slot)
+        self._set_stopped(slot, False)
 
     def extend(self, embedded: Embedded, *, sources: Sequence[int], starts: Sequence[int]) -> tuple[jax.Array, KVCache]:
         """Prompts of which the beginnings are in slots: logits, and a cache of their own to insert rows from.
@@ -165,6 +246,7 @@ class Slots:
             sources: the slot of each one's beginning.
             starts: how many positions of it are the prompt's.
         """
+        self.widen()
         count, runtime = len(embedded.host_lengths), self._runtime
         rows = [*sources, *[sources[0]] * (count - len(sources))]
         begun = [*starts, *[starts[0]] * (count - len(starts))]
@@ -187,10 +269,15 @@ class Slots:
 
     def insert_row(self, first: First, rows: KVCache, *, source: int, slot: int) -> None:
         """Put row `source` of what `extend` gave into a slot."""
+        self.widen()
+        self._insert_row(replace(first, lengths=rows.lengths), rows, source=source, slot=slot)
+        self._set_stopped(slot, False)
+
+    def _insert_row(self, first: First, rows: KVCache, *, source: int, slot: int) -> None:
         with jax.set_mesh(self._runtime.mesh):
             cache, self._cache = self.cache, None
             self._cache = insert_row(cache, rows, np.int32(source), np.int32(slot))
-        self._begin(replace(first, lengths=rows.lengths), source=source, slot=slot)
+        self._begin(first, source=source, slot=slot)
 
     def _begin(self, first: First, *, source: int, slot: int) -> None:
         cache, where = self.cache, (np.int32(source), np.int32(slot))
@@ -198,7 +285,6 @@ class Slots:
             whole = (self._last, self._sampling, cache.lengths)
             self._last, self._sampling, lengths = take_row(whole, (first.last, first.sampling, first.lengths), *where)
         self._cache = replace(cache, lengths=lengths)
-        self._set_stopped(slot, False)
 
     def stop(self, slot: int) -> None:
         """Let a slot's row give padding from the next step on."""
@@ -208,48 +294,40 @@ class Slots:
         self._changed |= bool(self._stopped[slot]) != stopped
         self._stopped[slot] = stopped
 
-    def step(self, choice: Choice) -> NextToken:
-        """Issue a step: append each row's last token and choose its next one."""
-        mesh = self._runtime.mesh
-        sampling = replace(self._sampling, candidate_count=choice.candidates)
-        if self._changed:
-            self._placed, self._changed = to_mesh(mesh, self._stopped.copy(), "batch"), False
-        cache, self._cache = self.cache, None
-        with jax.set_mesh(mesh):
-            self._last, self._cache = next_step(
-                self._runtime.decoder, self._last, cache, self._placed, sampling, mode=choice.mode
-            )
-        return self._last
+    def _place_stopped(self) -> None:
+        stopped = self._stopped.copy()
+        if self._aside is not None:
+            rows = self._aside.rows
+            stopped = np.ones(len(self._last.tokens), bool)
+            stopped[list(rows.values())] = self._stopped[list(rows)]
+        self._placed, self._changed = to_mesh(self._runtime.mesh, stopped, "batch"), False
 
     def forward(self) -> None:
-        """Issue the first half of a step with guides: append each row's last token."""
+        """Issue the first half of a step: append each row's last token."""
         cache, self._cache = self.cache, None
         with jax.set_mesh(self._runtime.mesh):
             self._logits, self._cache = forward_step(self._runtime.decoder, self._last.tokens, cache)
 
-    def choose(self, choice: Choice, guides: Mapping[int, Guide]) -> NextToken:
-        """Issue the second half: choose each row's next token, as its slot's guide says if it has one."""
+    def choose(self, choice: Choice, guides: Mapping[int, Guide] | None = None) -> NextToken:
+        """Issue the second half: choose each row's next token; where there are `guides`, as its slot's says."""
         assert self._logits is not None, "forward goes before"
-        said = self._said(guides, count=self.rows, width=self._logits.shape[-1])
+        said = None
+        if guides is not None:
+            rows = {self.row(slot): guide for slot, guide in guides.items()}
+            said = self._said(rows, count=self.stepped, width=self._logits.shape[-1])
         sampling = replace(self._sampling, candidate_count=choice.candidates)
         if self._changed:
-            self._placed, self._changed = to_mesh(self._runtime.mesh, self._stopped.copy(), "batch"), False
+            self._place_stopped()
         logits, self._logits = self._logits, None
         with jax.set_mesh(self._runtime.mesh):
-            self._last = guided_token(logits, self._last.state, self._placed, sampling, said, mode=choice.mode)
+            self._last = chosen_token(logits, self._last.state, self._placed, sampling, said, mode=choice.mode)
         return self._last
 
-    def compile_forward(self, *, capacity: int) -> None:
-        """Compile `forward` at a capacity, for which nothing is allocated."""
+    def compile_forward(self, *, rows: int, capacity: int) -> None:
+        """Compile the first half of a step of so many rows at a capacity, for which nothing is allocated."""
+        tokens = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=named_sharding(self._runtime.mesh, "batch"))
         with jax.set_mesh(self._runtime.mesh):
-            compiled(forward_step, self._runtime.decoder, self._last.tokens, self._specs(self.rows, capacity))
-
-    def compile_step(self, choice: Choice, *, capacity: int) -> None:
-        """Compile a step at a capacity, for which nothing is allocated."""
-        sampling = replace(self._sampling, candidate_count=choice.candidates)
-        specs = (self._last, self._specs(self.rows, capacity), self._placed, sampling)
-        with jax.set_mesh(self._runtime.mesh):
-            compiled(next_step, self._runtime.decoder, *specs, mode=choice.mode)
+            compiled(forward_step, self._runtime.decoder, tokens, self._specs(rows, capacity))
 
     def compile_extension(self, embedded: Embedded, capacity: int) -> None:
         """Compile `extend` for rests of this shape at a capacity."""

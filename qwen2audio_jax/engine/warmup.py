@@ -40,12 +40,9 @@ def warm_up(
     capacities = listed_capacities(positions, config=runtime.config)
     shapes: dict[str, Callable[[], Any]] = dict(prompt_shapes(runtime, bounds))
     for capacity in capacities:
-        for choice in CHOICES:
-            name = f"step of {slots.rows} x {capacity} positions, {choice.mode} {choice.candidates or ''}".rstrip()
-            shapes[name] = partial(slots.compile_step, choice, capacity=capacity)
-        shapes[f"step of {slots.rows} x {capacity} positions, guided"] = partial(
-            slots.compile_forward, capacity=capacity
-        )
+        for rows in slots.steps:
+            name = f"step of {rows} x {capacity} positions"
+            shapes[name] = partial(slots.compile_forward, rows=rows, capacity=capacity)
         for width in RESTS if share_prefixes else ():
             if width < capacity and width < 2 * bounds.tokens:
                 name = f"rest of {width} tokens after up to {capacity} positions"
@@ -86,11 +83,15 @@ def _rehearse(runtime: Runtime, slots: Slots, rows: int, capacities: list[int], 
             slots.insert_row(
                 slots.first_tokens(logits, rest, [Row(nobody, 0, SETTINGS["greedy"])]), copies, source=0, slot=0
             )
-        for choice in CHOICES:
-            slots.step(choice)
-        for choice in CHOICES:
-            slots.forward()
-            slots.choose(choice, {})
+        for rows in slots.steps:
+            if rows < slots.rows:
+                slots.narrow([0], rows=rows)
+            for choice in CHOICES:
+                slots.forward()
+                slots.choose(choice)
+                slots.forward()
+                slots.choose(choice, {})
+            slots.widen()
     for capacity in capacities:
         for other in capacities:
             slots.resize(capacity)

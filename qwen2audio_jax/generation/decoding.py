@@ -44,21 +44,21 @@ def next_step(
 
 @partial(program, donate_argnames="cache")
 def forward_step(runtime: Runtime, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    """The first half of a step whose next tokens are guided: logits [B, V] after these tokens."""
+    """The first half of a step in two programs, as of guided rows and of engines: logits [B, V] after these tokens."""
     return qwen2_audio.decode_step(runtime.params, tokens, cache, cfg=runtime.config)
 
 
 @partial(program, static_argnames="mode")
-def guided_token(
+def chosen_token(
     logits: jax.Array,
     state: SamplerState,
     stopped: jax.Array,
     sampling: SamplingParams,
-    guidance: Guidance,
+    guidance: Guidance | None,
     *,
     mode: Mode,
 ) -> NextToken:
-    """The second half: the next tokens, as guides say; see `sampling.next_token`."""
+    """The second half: the next tokens, as guides say if there are any; see `sampling.next_token`."""
     return next_token(logits, replace(state, finished=state.finished | stopped), sampling, mode=mode, guidance=guidance)
 
 
@@ -189,7 +189,7 @@ def _guided_step(runtime: Runtime, call: Call, last: NextToken, stopped: jax.Arr
         guide.advance(int(tokens[row]))
     said = _placed(runtime, running, rows=len(tokens), width=logits.shape[-1])
     with jax.set_mesh(mesh):
-        return guided_token(logits, last.state, stopped, call.sampling, said, mode=call.settings.mode)
+        return chosen_token(logits, last.state, stopped, call.sampling, said, mode=call.settings.mode)
 
 
 def _placed(runtime: Runtime, guides: Mapping[int, Guide], *, rows: int, width: int) -> Guidance:

@@ -32,6 +32,9 @@ compile."""
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 """Rows of a batch; beyond them multiples of 32."""
 
+FEW_ROWS = (1, 4, 16)
+"""Rows that an engine's step may have besides those of all slots, where they are at most half as many."""
+
 GROUPS = (1, 2, 4, 8, 16, 32)
 """Rows of a prefill and clips of an encoder call, times the parts that these are split over: see `grouping`."""
 
@@ -74,6 +77,13 @@ def padded_row_count(rows: int, *, mesh: Mesh, dtype: str) -> int:
     alone = dtype == "float32" and isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     listed = next((size for size in ROWS if size >= rows), round_up(rows, 32))
     return round_up(max(listed, 1 if alone else 2), data_indices_per_group(mesh))
+
+
+def step_rows(slots: int, *, mesh: Mesh, dtype: str) -> tuple[int, ...]:
+    """Rows that an engine's step may have, ascending: the last are all slots."""
+    rows = padded_row_count(slots, mesh=mesh, dtype=dtype)
+    few = {padded_row_count(count, mesh=mesh, dtype=dtype) for count in FEW_ROWS}
+    return (*sorted(count for count in few if 2 * count <= rows), rows)
 
 
 def _power_of_two(count: int) -> int:

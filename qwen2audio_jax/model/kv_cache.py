@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from qwen2audio_jax.config import Qwen2AudioTextConfig
 from qwen2audio_jax.model.quantization import quantize
-from qwen2audio_jax.parallel.sharding import constrain, named_sharding
+from qwen2audio_jax.parallel.sharding import constrain, named_sharding, partition_spec
 
 T = TypeVar("T")
 
@@ -189,6 +189,47 @@ def shorten(buffer: Buffer, *, capacity: int) -> Buffer:
     return constrain_buffer(first(buffer, capacity))
 
 
+def rows_at(array: jax.Array, sources: jax.Array) -> jax.Array:
+    """Rows `sources` [B'] int32 of an array of a cache's buffer, [B, K, S, H] or [B, K, S]; [B', ...].
+
+    Where rows are split over `data`, each device gives those that it has: a plain gather there copies the whole array
+    first. Both numbers of rows divide by the parts.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return jnp.take(array, sources, axis=0)
+
+    def own(rows: jax.Array, sources: jax.Array) -> jax.Array:
+        places = sources - len(rows) * jax.lax.axis_index("data")
+        here = (places >= 0) & (places < len(rows))
+        found = _each(rows, jnp.clip(places, 0, len(rows) - 1))
+        found = jnp.where(here.reshape(-1, *[1] * (found.ndim - 1)), found, 0)
+        return jax.lax.psum_scatter(found, "data", tiled=True)
+
+    split = partition_spec(*CACHE_AXES[: array.ndim])
+    return jax.shard_map(own, in_specs=(split, partition_spec()), out_specs=split, check_vma=False)(array, sources)
+
+
+def own_rows_at(array: jax.Array, places: jax.Array, *axes: str | None) -> jax.Array:
+    """Rows of an array with these logical axes, rows first, that stay on their device.
+
+    Args:
+        array: [B, ...].
+        places: [B'] int32: each part of `data` has as many, which count from the first row of that part.
+        axes: of the array.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return _each(array, places)
+    split = partition_spec(*axes)
+    both = (split, partition_spec("batch"))
+    return jax.shard_map(_each, in_specs=both, out_specs=split, check_vma=False)(array, places)
+
+
+def _each(array: jax.Array, places: jax.Array) -> jax.Array:
+    # One at a time: compiled for TPUs, a gather of several lays the whole array out anew.
+    return jax.lax.map(lambda place: jax.lax.dynamic_index_in_dim(array, place, keepdims=False), places)
+
+
 def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: int) -> KVCache:
     """Copy row prefixes into a new cache, whose numbers of rows and positions may differ from the given one's.
 
@@ -200,7 +241,7 @@ def moved(cache: KVCache, sources: jax.Array, lengths: jax.Array, *, capacity: i
     """
 
     def resized(array: jax.Array) -> jax.Array:
-        taken = jnp.take(array[:, :, :capacity], sources, axis=0)
+        taken = rows_at(array[:, :, :capacity], sources)
         missing = [(0, capacity - taken.shape[2] if axis == 2 else 0) for axis in range(taken.ndim)]
         return jnp.pad(taken, missing)
 
