@@ -36,6 +36,7 @@ from qwen2audio_jax.generation.streamers import ended, fed
 from qwen2audio_jax.generation.text_stream import TextStream
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds, warm_up
 from qwen2audio_jax.model.attention import check_attention, choose_attention
+from qwen2audio_jax.model.kernel_layout import prefers_turned, turn_in_place
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures, parameter_specs
 from qwen2audio_jax.parallel.process_rows import share_of
 from qwen2audio_jax.parallel.sharding import check_mesh, single_device_mesh
@@ -66,7 +67,8 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
 
     Attributes:
         config: `Qwen2AudioConfig`; its `dtype` is the compute dtype.
-        params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's.
+        params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's; on CPUs with
+            matrix units kernels of bfloat16 models are turned when they are loaded (`model.kernel_layout`).
         mesh: the devices, with axes `data` and `model`.
         generation_config: the defaults of `generate`.
         cache_dtype: storage of keys and values in `generate`: "auto" (the compute dtype) or "int8".
@@ -171,6 +173,8 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
             warn_of_missing_stop(path, stops=defaults.eos_token_id, source=source)
         addition = None if folder is None else load_adapter(folder, config=config)
         params = load_weights(path, config=config, mesh=mesh, weights=weights_dtype, adapter=addition)
+        if prefers_turned(mesh, dtype=config.dtype):
+            params = turn_in_place(params)
         return cls(config, params, mesh=mesh, generation_config=defaults, cache_dtype=cache_dtype, attention=attention)
 
     def __call__(

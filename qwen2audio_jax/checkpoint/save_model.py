@@ -15,6 +15,7 @@ from qwen2audio_jax.checkpoint.hf_writer import parse_size, plan_files, write_fo
 from qwen2audio_jax.checkpoint.reader import is_checkpoint
 from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.generation_config import FILE, GenerationConfig
+from qwen2audio_jax.model.kernel_layout import turned_name
 from qwen2audio_jax.model.quantization import INT8
 from qwen2audio_jax.model.qwen2_audio import parameter_specs
 from qwen2audio_jax.parallel.process_rows import share_of
@@ -54,12 +55,14 @@ def save_model(
     shapes = {name: tuple(spec.shape) for name, spec in flatten_dict(parameter_specs(config), sep="/").items()}
     if any(str(array.dtype) == INT8 for array in stored.values()):
         raise ValueError("its weights are int8, which transformers does not read in this form: load it as it is stored")
-    listed = {name: {"shape": shape, "dtype": str(stored[name].dtype)} for name, shape in shapes.items()}
+    arrays = {name: stored[name if name in stored else turned_name(name)] for name in shapes}
+    listed = {name: {"shape": shape, "dtype": str(arrays[name].dtype)} for name, shape in shapes.items()}
     size = parse_size(max_shard_size) if isinstance(max_shard_size, str) else max_shard_size
 
     def read(name: str) -> np.ndarray:
+        array = arrays[name] if name in stored else arrays[name].T
         # The vocabulary is padded on a mesh.
-        return np.asarray(stored[name])[tuple(slice(length) for length in shapes[name])]
+        return np.asarray(array)[tuple(slice(length) for length in shapes[name])]
 
     settings = {FILE: generation_config.to_json().encode(), CONFIG: config.to_json().encode()}
     shards = plan_files(out, config=config, listed=listed, max_shard_bytes=size)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen2audio_jax.model.kernel_layout import TURNED
 from qwen2audio_jax.model.layers import LowRank, Params
 
 M = TypeVar("M", bound=nnx.Module)
@@ -22,7 +23,7 @@ Path = tuple[str | int, ...]
 def _declaration(
     module: Callable[..., M], config: Any, extras: frozenset[tuple[Path, str]] = frozenset()
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """The module's structure and weights, with the extra weights (scales, adapters) of some of its layers."""
+    """The module's structure and weights, with what some of its layers have besides or instead of those declared."""
 
     def declare() -> M:
         root = module(config, rngs=None)
@@ -32,6 +33,9 @@ def _declaration(
                 layer = layer[key] if isinstance(key, int) else getattr(layer, key)
             if extra == _SCALES:
                 layer.scale = nnx.Param(jnp.zeros(1))
+            elif extra == _TURNED:
+                layer.turned_kernel = nnx.Param(layer.kernel[...].T)
+                del layer.kernel
             else:
                 layer.lora = LowRank(*layer.kernel[...].shape, dropout=extra == _DROPPING)
         return root
@@ -39,11 +43,13 @@ def _declaration(
     return nnx.split(nnx.eval_shape(declare))
 
 
-_SCALES, _ADAPTED, _DROPPING = "scales", "adapted", "adapted, with dropout"
+_SCALES, _TURNED, _ADAPTED, _DROPPING = "scales", "turned", "adapted", "adapted, with dropout"
 
 
 def _extras(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Weights beyond the declared ones: scales of int8 weights, and adapters."""
+    """Weights other than the declared ones: scales of int8 weights, kernels that are turned, and adapters."""
+    if TURNED in tree:
+        yield path, _TURNED
     if "scale" in tree and ("kernel" in tree or "embedding" in tree):
         yield path, _SCALES
     for key, value in tree.items():

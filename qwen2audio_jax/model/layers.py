@@ -66,12 +66,14 @@ class LowRank(nnx.Module):
 class Linear(nnx.Module):
     """Linear map y = x . kernel + bias, plus an adapter's term; kernel [in, out], accumulated in float32.
 
-    An int8 kernel comes with `scale` [out], which `bind` finds among the weights: y = (x . kernel) * scale + bias.
+    An int8 kernel comes with `scale` [out], which `bind` finds among the weights: y = (x . kernel) * scale + bias; and
+    instead of a kernel it may find `turned_kernel` [out, in]: see `kernel_layout`.
     """
 
     def __init__(self, inputs: Axis, outputs: Axis, *, bias: bool, rngs: nnx.Rngs | None):
         self.kernel = weight(nnx.initializers.lecun_normal(), (inputs, outputs), rngs=rngs)
         self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs) if bias else None
+        self.turned_kernel: nnx.Param | None = nnx.data(None)
         self.scale: nnx.Param | None = nnx.data(None)
         self.lora: LowRank | None = nnx.data(None)
 
@@ -80,7 +82,10 @@ class Linear(nnx.Module):
 
     def wide(self, x: jax.Array) -> jax.Array:
         """The float32 result before it is rounded to x's dtype."""
-        y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        if self.turned_kernel is None:
+            y = einsum("...i,io->...o", x, self.kernel[...].astype(x.dtype))
+        else:
+            y = einsum("...i,oi->...o", x, self.turned_kernel[...].astype(x.dtype))
         if self.scale is not None:
             y = y * self.scale[...]
         if self.lora is not None:
@@ -91,8 +96,11 @@ class Linear(nnx.Module):
 
     def split(self, x: jax.Array, heads: int) -> jax.Array:
         """[..., in] -> [..., heads, out / heads], by splitting the kernel instead of the product."""
-        kernel = split_heads(self.kernel[...].astype(x.dtype), heads)
-        y = einsum("...i,inh->...nh", x, kernel)
+        if self.turned_kernel is None:
+            y = einsum("...i,inh->...nh", x, split_heads(self.kernel[...].astype(x.dtype), heads))
+        else:
+            kernel = self.turned_kernel[...].astype(x.dtype)
+            y = einsum("...i,nhi->...nh", x, kernel.reshape(heads, -1, kernel.shape[1]))
         if self.scale is not None:
             y = y * split_heads(self.scale[...], heads)
         if self.lora is not None:
