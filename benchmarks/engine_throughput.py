@@ -5,7 +5,8 @@
 Needs the extra `test` and, for the mid-size configuration, about 12 GB of memory. All compute the same random weights
 on the same requests: 48 clips of random lengths, each with a number of new tokens of its own; the loops take them in
 their order and run every batch until its longest answer is whole. All greedy tokens are compared. A round runs all
-three; the table gives the medians of their seconds, and the engine's own figures.
+three, or from `--their-rounds` on the first two; the table gives the medians of their seconds, and the engine's own
+figures.
 """
 
 import argparse
@@ -100,21 +101,22 @@ def measure(theirs: Any, ours: Any, processor: Qwen2AudioProcessor, name: str, a
     by_engine_once = partial(run_engine, ours, processor, requests, figures)
     by_engine_once()  # all compile before the first round
     our_loop(ours, parts)
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds):
         answers = {}
         for whose, run in {"engine": by_engine_once, **loops}.items():
+            if whose == "theirs" and number >= arguments.their_rounds:
+                continue
             began = time.perf_counter()
             answers[whose] = run()
             times[whose].append(time.perf_counter() - began)
             print(f"{name}: {whose} {times[whose][-1]:.1f} s", file=sys.stderr, flush=True)
         for row, (_, count) in enumerate(drawn):
-            for whose in loops:
+            for whose in answers:
                 np.testing.assert_array_equal(answers["engine"][row], answers[whose][row][:count])
-    medians = {whose: statistics.median(found) for whose, found in times.items()}
+    medians = {whose: round(statistics.median(found), 2) if found else None for whose, found in times.items()}
     return {
-        "seconds": {whose: round(median, 2) for whose, median in medians.items()},
-        "theirs / engine": round(medians["theirs"] / medians["engine"], 2),
-        "ours / engine": round(medians["ours"] / medians["engine"], 2),
+        "seconds": medians,
+        **{f"{whose} / engine": medians[whose] and round(medians[whose] / medians["engine"], 2) for whose in loops},
         "rounds": times,
         "engine": {key: figures[-1][key] for key in ("occupancy", "enqueued_share", "steps", "tokens")},
     }
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--their-rounds", type=int, default=99, help="rounds with transformers (default: all)")
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="default: all")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.json and OUTPUT.md")
     arguments = parser.parse_args()
@@ -154,8 +157,8 @@ def main() -> None:
         "| 48 requests | transformers, s | generate, s | engine, s | transformers / engine | generate / engine |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name} | {each['seconds']['theirs']} | {each['seconds']['ours']} | {each['seconds']['engine']} "
-            f"| {each['theirs / engine']} | {each['ours / engine']} |"
+            f"| {name} | {each['seconds']['theirs'] or '-'} | {each['seconds']['ours']} | {each['seconds']['engine']} "
+            f"| {each['theirs / engine'] or '-'} | {each['ours / engine']} |"
             for name, each in found.items()
         ),
     ]

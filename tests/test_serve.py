@@ -491,24 +491,36 @@ def test_a_request_leaves_nothing_behind_until_circles_are_looked_for(parts):
         gc.enable()
 
 
-def test_metrics(address, client):
+def metrics(address: str) -> dict[str, float]:
     text = httpx.get(f"{address}/metrics", headers=auth()).text
-    values = {line.split()[0]: line.split()[1] for line in text.splitlines() if line and line[0] != "#"}
-    assert float(values["qwen2audio_tokens_total"]) > 0
-    assert values["qwen2audio_slots"] == "4.0"
-    assert any(name.startswith("qwen2audio_http_responses_total{") for name in values)
-    first, following = (
-        float(values[f"qwen2audio_{name}_seconds_count"]) for name in ("time_to_first_token", "inter_token")
-    )
-    assert 0 < first <= following
-    assert float(values["qwen2audio_inter_token_seconds_sum"]) > 0
-    assert {"qwen2audio_queued", "qwen2audio_slots_in_use", "qwen2audio_audio_seconds_total"} <= set(values)
-    assert float(values['qwen2audio_errors_total{kind="stranger"}']) >= 3
-    assert float(values['qwen2audio_errors_total{kind="url"}']) >= 3
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
+    return {name: float(value) for name, value in lines}
+
+
+def test_metrics(address, client):
+    before = metrics(address)
+    chat = [{"role": "user", "content": content("digits-4719")}]
+    client.chat.completions.create(model=MODEL, messages=chat, max_tokens=3, extra_body={"min_tokens": 3})
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+    private = [{"role": "user", "content": [audio_url("http://127.0.0.1/clip.wav")]}]
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model=MODEL, messages=private)
     # A client chooses no names: what is counted does not grow with what is asked for.
     for name in ("a", "b"):
         httpx.get(f"{address}/v1/models/{name}", headers=auth())
-    assert not any("/v1/models/a" in line for line in httpx.get(f"{address}/metrics", headers=auth()).text.splitlines())
+    after = metrics(address)
+    assert not any("/v1/models/a" in name for name in after)
+    assert after["qwen2audio_slots"] == 4
+    assert {"qwen2audio_queued", "qwen2audio_slots_in_use"} <= set(after)
+    more = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert more["qwen2audio_tokens_total"] == 3
+    assert more["qwen2audio_audio_seconds_total"] > 1
+    assert more["qwen2audio_time_to_first_token_seconds_count"] == 1
+    assert more["qwen2audio_inter_token_seconds_count"] == 2
+    assert more["qwen2audio_inter_token_seconds_sum"] > 0
+    assert more['qwen2audio_errors_total{kind="key"}'] == more['qwen2audio_errors_total{kind="url"}'] == 1
+    assert any(name.startswith("qwen2audio_http_responses_total{") for name in after)
 
 
 def test_pages_of_other_sites_once_they_are_named(parts):
