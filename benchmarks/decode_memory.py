@@ -117,8 +117,8 @@ def lower_choose(batch: Batch, *, mode: Mode) -> jax.stages.Lowered:
 
 def lower_narrow(batch: Batch) -> jax.stages.Lowered:
     """Copies of a few rows, with which the steps go on."""
-    sources = batch.spec((4 * batch.mesh.shape["data"],), jnp.int32, "batch")
-    return take_rows.lower((_last(batch), _settings(batch)), batch.cache, sources)
+    places = batch.spec((4 * batch.mesh.shape["data"],), jnp.int32, "batch")
+    return take_rows.lower((_last(batch), _settings(batch)), batch.cache, places)
 
 
 def lower_copy_rows(batch: Batch) -> jax.stages.Lowered:

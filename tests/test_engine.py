@@ -10,6 +10,8 @@ from prompts import row_alone
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor, make_mesh
 from qwen2audio_jax.engine import Engine, EngineFull, Request, RequestError, loop, placement
+from qwen2audio_jax.engine import engine as engine_module
+from qwen2audio_jax.generation import memory
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,20 @@ def test_a_closed_engine_leaves_nobody_waiting(load, processor, busy):
             handle.result(timeout=5)
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(request(9))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 40, 100, 10**6])
+def test_the_default_slots_leave_room_for_the_copies_of_few_rows(load, processor, monkeypatch, rows):
+    """Without the fifth of an accelerator's memory that is left free."""
+    model = load("gqa")
+    shape = {"capacity": 128, "dtype": np.dtype("float32"), "mesh": model.mesh}
+    one = memory.cache_bytes(model.config.text_config, rows=1, **shape)
+    for module in (memory, engine_module):
+        monkeypatch.setattr(module, "free_bytes", lambda devices: int(one * rows / 0.8) + 1)
+    with Engine(model, processor, positions=128) as engine:
+        few = max(engine._state.steps[:-1], default=0)
+        assert engine.slots + few <= max(rows, 1)
+        assert engine.slots == 256 or rows - engine.slots - few < 17
 
 
 def test_numbers_out_of_range_are_refused(load, processor):

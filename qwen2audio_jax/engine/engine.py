@@ -36,6 +36,7 @@ from qwen2audio_jax.generation.padded_shapes import (
     reading_positions,
     step_rows,
 )
+from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampling_params import EOS_SLOTS
 from qwen2audio_jax.generation.warmup import OnProgress, make_bounds
 from qwen2audio_jax.parallel.process_rows import data_indices_per_group, share_of
@@ -111,11 +112,11 @@ class Engine:
         for name, value, least in (("slots", slots, 1), ("queue", queue, 1), ("workers", workers, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
-        *few, rows = step_rows(slots, mesh=runtime.mesh, dtype=runtime.config.dtype)
+        rows = step_rows(slots, mesh=runtime.mesh, dtype=runtime.config.dtype)[-1]
         largest = padded_capacity(positions, config=runtime.config)
         check_fits(
             runtime.config.text_config,
-            rows=rows + max(few, default=0),
+            rows=_cache_rows(runtime, slots),
             capacity=largest,
             dtype=np.dtype(runtime.cache_dtype),
             mesh=runtime.mesh,
@@ -413,4 +414,12 @@ def _default_slots(model: "Qwen2AudioForConditionalGeneration", positions: int) 
         dtype=np.dtype(runtime.cache_dtype),
         mesh=runtime.mesh,
     )
-    return parts * max(min(int(CACHE_SHARE * free) // one, MOST_SLOTS // parts), 1)
+    room = parts * (int(CACHE_SHARE * free) // one)
+    listed = range(parts * max(MOST_SLOTS // parts, 1), parts, -parts)
+    return next((slots for slots in listed if _cache_rows(runtime, slots) <= room), parts)
+
+
+def _cache_rows(runtime: Runtime, slots: int) -> int:
+    """Rows of the slots, and of the copies of a few of them beside."""
+    *few, rows = step_rows(slots, mesh=runtime.mesh, dtype=runtime.config.dtype)
+    return rows + max(few, default=0)

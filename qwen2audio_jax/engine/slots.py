@@ -6,8 +6,7 @@ request, whatever its options, changes values and no program. The cache is donat
 While few slots are in use, `narrow` continues them in a small copy, as a step costs what it has rows; the whole waits
 beside it with what its free slots hold of earlier prompts, and whatever else needs it puts the copied rows back first.
 
-A step is two programs, the model's and the choice of tokens: one with guides is the same, and what a step's options can
-be is no other program of the model.
+A step is two programs, the model's and the choice of tokens, so that options and guides compile nothing of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,10 +85,14 @@ def take_row(whole: Any, new: Any, source: jax.Array, slot: jax.Array) -> Any:
 
     def put(array: jax.Array, rows: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_slice_in_dim(rows, source, 1, axis=0)
-        axes = ("batch", "vocab" if array.dtype == jnp.bool_ else None)  # what the prompt and the answer hold
-        return constrain(jax.lax.dynamic_update_slice_in_dim(array, row, slot, axis=0), *axes[: array.ndim])
+        return constrain(jax.lax.dynamic_update_slice_in_dim(array, row, slot, axis=0), *_axes(array))
 
     return jax.tree.map(put, whole, new)
+
+
+def _axes(array: jax.Array) -> tuple[str | None, ...]:
+    """Logical axes of a row's state and settings; the bools [B, V] are what the prompt and the answer hold."""
+    return ("batch", "vocab" if array.dtype == jnp.bool_ else None)[: array.ndim]
 
 
 @jax.jit
@@ -97,8 +100,7 @@ def take_rows(whole: Any, cache: KVCache, places: jax.Array) -> tuple[Any, KVCac
     """Copies of rows on their device: of arrays that `take_row` takes, and of a cache; `places` as in `own_rows_at`."""
 
     def taken(array: jax.Array) -> jax.Array:
-        axes = ("batch", "vocab" if array.dtype == jnp.bool_ else None)
-        return own_rows_at(array, places, *axes[: array.ndim])
+        return own_rows_at(array, places, *_axes(array))
 
     def copied(array: jax.Array) -> jax.Array:
         return own_rows_at(array, places, *CACHE_AXES[: array.ndim])

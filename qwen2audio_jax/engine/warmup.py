@@ -86,7 +86,8 @@ def _rehearse(runtime: Runtime, slots: Slots, rows: int, capacities: list[int], 
         for rows in slots.steps:
             if rows < slots.rows:
                 slots.narrow([0], rows=rows)
-            for choice in CHOICES:
+            # The choice of tokens does not see the cache, so once is enough.
+            for choice in CHOICES if capacity == capacities[0] else CHOICES[:1]:
                 slots.forward()
                 slots.choose(choice)
                 slots.forward()
