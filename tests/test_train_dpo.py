@@ -152,20 +152,27 @@ def torch_dpo(torch, policy, reference, *, beta, smoothing):
     return (-(1 - smoothing) * sigmoid(margin) - smoothing * sigmoid(-margin)).mean(), rewards.detach().numpy()
 
 
-def summed(rewards):
-    """Sums over the pairs of rewards [pairs, 2], under the names of our metrics."""
+def summed(loss, rewards, policy):
+    """The loss, and sums over the pairs of rewards and the policy's log-probabilities [pairs, 2], in one array.
+
+    Rewards are differences of log-probabilities, and bear their rounding, as does the loss: the range of one array is
+    what its errors are relative to.
+    """
     accuracy = (rewards[:, 0] > rewards[:, 1]).sum()
     assert 0 < accuracy < len(rewards) == 4
     chosen, rejected = rewards.sum(0, dtype=np.float64)
-    return {"accuracy": float(accuracy), "rewards": np.array([chosen, rejected, chosen - rejected])}
+    log_probs = policy.detach().numpy().sum(0, dtype=np.float64)
+    sums = np.array([loss.item(), chosen, rejected, chosen - rejected, *log_probs])
+    return {"accuracy": float(accuracy), "sums": sums}
 
 
-def rewards_of(sums):
-    """The same of ours."""
+def summed_of(loss, sums, policy):
+    """The same of ours; `policy` as `answer_log_probs` returns it."""
     assert float(sums.count) == 4
     extra = {key: float(value) for key, value in sums.extra.items()}
-    rewards = np.array([extra["chosen_reward"], extra["rejected_reward"], extra["margin"]])
-    return {"accuracy": extra["accuracy"], "rewards": rewards}
+    log_probs = np.asarray(policy, np.float64).sum((0, 1))
+    sums = np.array([loss, extra["chosen_reward"], extra["rejected_reward"], extra["margin"], *log_probs])
+    return {"accuracy": extra["accuracy"], "sums": sums}
 
 
 @pytest.mark.slow(seconds=30)
@@ -184,14 +191,16 @@ def test_loss_and_every_gradient_equal_the_references(torch, reference, load, sm
         other.load_state_dict({key: 0.9 * value for key, value in other.state_dict().items()})
         with torch.no_grad():
             frozen = torch_log_probs(torch, other, name)
-        loss, rewards = torch_dpo(torch, torch_log_probs(torch, policy, name), frozen, beta=beta, smoothing=smoothing)
+        log_probs = torch_log_probs(torch, policy, name)
+        loss, rewards = torch_dpo(torch, log_probs, frozen, beta=beta, smoothing=smoothing)
         loss.backward()
         tensors = {key: p.grad.numpy() for key, p in policy.named_parameters() if p.grad is not None}
         gradients = ours_from_torch(model, tensors)
         gradients.pop("encoder/embed_positions/embedding", None)
-        return {"loss": loss.item(), "rewards": summed(rewards), "gradients": gradients}
+        return {**summed(loss, rewards, log_probs), "gradients": gradients}
 
-    ours = {"loss": loss, "rewards": rewards_of(sums), "gradients": found}
+    log_probs = jax.jit(partial(answer_log_probs, cfg=model.config))(model.params, batch)
+    ours = {**summed_of(loss, sums, log_probs), "gradients": found}
     assert_as_close_as_the_reference(ours, reference(name), theirs)
 
 
@@ -207,9 +216,9 @@ def test_with_an_adapter_the_reference_is_the_model_without(torch, reference, lo
         policy = with_adapter(params, adapter, scale=lora_scale(settings))
         batch = pair_rows(name, ALONE)
         sums = dpo_sums(policy, params, batch, cfg=model.config, beta=beta, label_smoothing=smoothing)
-        return sums.loss / sums.count, sums
+        return sums.loss / sums.count, (sums, answer_log_probs(policy, batch, cfg=model.config))
 
-    (loss, sums), found = jax.jit(jax.value_and_grad(mean, has_aux=True))(adapter, model.params)
+    (loss, (sums, log_probs)), found = jax.jit(jax.value_and_grad(mean, has_aux=True))(adapter, model.params)
 
     def theirs(peft_model):
         with torch.no_grad(), peft_model.disable_adapter():
@@ -221,11 +230,11 @@ def test_with_an_adapter_the_reference_is_the_model_without(torch, reference, lo
         gradients = {
             key.replace(".default", ""): p.grad.numpy() for key, p in peft_model.named_parameters() if p.requires_grad
         }
-        return {"loss": loss.item(), "rewards": summed(rewards), "gradients": gradients}
+        return {**summed(loss, rewards, policy), "gradients": gradients}
 
     save_adapter(tmp_path / "gradient", found, settings=settings, config=model.config, base_model="")
     gradients = load_file(tmp_path / "gradient" / "adapter_model.safetensors")
-    ours = {"loss": loss, "rewards": rewards_of(sums), "gradients": gradients}
+    ours = {**summed_of(loss, sums, log_probs), "gradients": gradients}
     peft_model = peft.PeftModel.from_pretrained(copy.deepcopy(reference(name)), tmp_path / "ours", is_trainable=True)
     assert_as_close_as_the_reference(ours, peft_model.eval(), theirs)
 
