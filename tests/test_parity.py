@@ -22,6 +22,7 @@ from qwen2audio_jax.generation.run import append as jitted_append
 from qwen2audio_jax.generation.scoring import score_continuations
 from qwen2audio_jax.model import encoder
 from qwen2audio_jax.model.binding import bind
+from qwen2audio_jax.model.decoder import Decoder
 from qwen2audio_jax.model.encoder import Encoder
 from qwen2audio_jax.model.kv_cache import empty_cache
 from qwen2audio_jax.model.layers import LayerNorm
@@ -322,6 +323,28 @@ def test_half_precision_is_as_close_to_float32_as_the_reference(torch, reference
     kept = inputs["attention_mask"].astype(bool)
     logits = model(**inputs).logits[kept]
     assert_as_close_as_the_reference(logits, reference("gqa"), reference_logits(torch, inputs), dtype=dtype)
+
+
+def test_a_step_in_bfloat16_adds_up_in_float32(load):
+    """Of a sum a hundred times as large as what layers add to it, bfloat16 would lose most of that."""
+    model = load("gqa")
+    cfg, dtype = model.config.text_config, jnp.bfloat16
+    weights = jax.tree.map(lambda leaf: leaf.astype(dtype), dict(model.params["decoder"]))
+    exact_weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), weights)
+    weights["norm"] = exact_weights["norm"]  # so that the result is not rounded
+    embeddings = jnp.asarray(100 * np.random.default_rng(0).normal(size=(5, 2, cfg.hidden_size)), dtype)
+
+    def first_hidden(weights, x):
+        rows, tokens, _ = x.shape
+        cache = empty_cache(cfg, rows=rows, capacity=tokens, dtype=x.dtype)
+        counts = jnp.full(rows, tokens, jnp.int32)
+        decoder = bind(Decoder, cfg, weights)
+        return decoder(x, cache=cache, counts=counts, window=None, attention="xla")[0][:, 0]
+
+    exact = first_hidden(exact_weights, embeddings[:, :1].astype(jnp.float32))
+    step = relative_error(first_hidden(weights, embeddings[:, :1]), exact)
+    prompt = relative_error(first_hidden(weights, embeddings), exact)
+    assert step < prompt / 4, (step, prompt)
 
 
 def test_continuations_are_as_probable_as_the_reference_says(load, reference, torch):

@@ -143,7 +143,9 @@ class Decoder(nnx.Module):
         Returns:
             Hidden states [B, T, D] before the head, normalised, and the cache with `lengths` increased by `counts`.
         """
-        x = constrain(embeddings, "batch", "token", "width")
+        # What the layers add to stays in float32 where that costs nothing: rows that part in bfloat16 become fewer.
+        x = embeddings.astype(jnp.float32) if embeddings.shape[1] == 1 else embeddings
+        x = constrain(x, "batch", "token", "width")
         keys, values = list(cache.keys), list(cache.values)
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"decoder_layer_{index}"):

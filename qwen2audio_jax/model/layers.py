@@ -128,7 +128,10 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with scale; statistics in float32. Source: `Qwen2RMSNorm`."""
+    """Root-mean-square normalisation with scale, in float32; the result has the dtype of the weights.
+
+    Source: `Qwen2RMSNorm`.
+    """
 
     def __init__(self, axis: Axis, *, eps: float, rngs: nnx.Rngs | None):
         self.eps = eps
@@ -137,8 +140,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        # The reference rounds to the activations' dtype before scaling.
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        scale = self.scale[...]
+        return (y * scale.astype(jnp.float32)).astype(scale.dtype)
 
 
 class Embedding(nnx.Module):
