@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from qwen2audio_jax.batch.answerer import Answerer
+from qwen2audio_jax.batch import Answerer
 from qwen2audio_jax.batch.records import Record, read_record
 from qwen2audio_jax.embedded import EMBEDDED
 

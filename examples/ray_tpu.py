@@ -9,7 +9,7 @@ import sys
 
 import ray
 
-from qwen2audio_jax.batch.answerer import Answerer
+from qwen2audio_jax.batch import Answerer
 from qwen2audio_jax.ray import answer
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 
-from qwen2audio_jax.batch.run import run_batch
+from qwen2audio_jax.batch import run_batch
 
 
 class Echo:

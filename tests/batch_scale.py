@@ -40,7 +40,7 @@ def records(folder: Path, count: int, *, answerer: Any = None, line: Any = None)
     """A job of so many records."""
     from batch_process import Echo
 
-    from qwen2audio_jax.batch.run import run_batch
+    from qwen2audio_jax.batch import run_batch
 
     with (folder / "m.jsonl").open("w") as file:
         for index in range(count):
@@ -67,7 +67,7 @@ def records(folder: Path, count: int, *, answerer: Any = None, line: Any = None)
 
 def model(folder: Path, count: int) -> dict[str, Any]:
     """The same with the embedded model, a clip each."""
-    from qwen2audio_jax.batch.answerer import Answerer
+    from qwen2audio_jax.batch import Answerer
     from qwen2audio_jax.embedded import example
 
     line = {"audio": str(example("tone")), "prompt": "Which sound is this?", "options": {"max_new_tokens": 4}}
