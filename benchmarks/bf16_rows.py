@@ -6,12 +6,15 @@
 In float32 every row keeps its tokens; in bfloat16 rounding differs with the shapes, so close calls fall either way.
 Counted for batches of 1, 8 and 32 on one device and on two meshes of 8 fake ones, beside the same count for
 transformers on the same weights and clips: each against its own tokens at batch 1. `embedded` is the trained model of
-the package with cuts of its clips in noise, 0.3 to 5 s long; a configuration's name is a random model, whose closest
-calls are many. Needs the extra `test`. A run that was stopped goes on where it was (--state); --seconds stops one.
-Writes results/bf16_rows_MODEL.json and .md.
+the package with cuts of its clips in noise; a configuration's name is a random model, whose closest calls are many.
+Clips are 0.3 to 5 s long. Needs the extra `test`. All is done for 32 clips before the next 32 are begun, and what is
+done is kept in --state, so that a run goes on where it was stopped (--seconds stops one), on another machine too:
+tokens are compared with those of the same kind of machine. Writes results/bf16_rows_MODEL.json and .md of the groups
+that are whole.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -43,7 +46,11 @@ from qwen2audio_jax.model.lengths import token_count
 RESULTS = Path(__file__).resolve().parent / "results"
 QUESTIONS = ("Which digits are spoken?", "Is it a high voice or a low one?", "What do you hear?")
 THEIRS = "transformers"
+ALONE = "1 x 1"
 BATCHES = (1, 8, 32)
+GROUP = max(BATCHES)
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""What decides how a CPU's libraries compute, and so how they round."""
 
 Row = tuple[np.ndarray, np.ndarray, int]
 """Token ids [T], features [M, max_frames] and valid frames of one clip and its question."""
@@ -69,9 +76,9 @@ def embedded_row(number: int, processor: Qwen2AudioProcessor) -> Row:
 
 
 def random_row(number: int, config: Qwen2AudioConfig) -> Row:
-    """A random clip of 0.5 to 10 s and 30 random tokens."""
+    """A random clip of 0.3 to 5 s and 30 random tokens."""
     rng, audio = np.random.default_rng(number), config.audio_config
-    frames = int(rng.integers(50, 1000))
+    frames = int(rng.integers(30, 500))
     features = np.zeros((audio.num_mel_bins, audio.max_frames), np.float32)
     features[:, :frames] = rng.normal(size=(audio.num_mel_bins, frames))
     clip = np.full(token_count(frames), config.audio_token_index)
@@ -125,19 +132,69 @@ def runs(
         yield THEIRS, batch, partial(their_generate, folder, tokens=tokens)
 
 
-def share(alone: dict[int, list[int]], found: dict[int, list[int]]) -> dict[str, Any]:
-    """How many rows are equal, and after how many tokens the others part."""
-    both = sorted(alone.keys() & found.keys())
-    parted = [
-        next(step for step, (a, b) in enumerate(zip(alone[i], found[i], strict=True)) if a != b)
-        for i in both
-        if alone[i] != found[i]
+def rounding() -> str:
+    """The kind of machine, by what decides how it rounds."""
+    facts = machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    versions = (f"{name} {facts['versions'][name]}" for name in ("jax", "torch", "transformers"))
+    return ", ".join([*(flag for flag in INSTRUCTIONS if flag in flags), *versions])
+
+
+class Tokens:
+    """Greedy tokens of clips, by the kind of machine, by whom and at which batch; kept in a file of JSON lines."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._rows: dict[tuple[str, str, int], dict[int, list[int]]] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            *key, first, rows = json.loads(line)
+            self._keep(*key, first, rows)
+
+    def _keep(self, kind: str, by: str, batch: int, first: int, rows: list[list[int]]) -> None:
+        self._rows.setdefault((kind, by, batch), {}).update({first + i: row for i, row in enumerate(rows)})
+
+    def add(self, kind: str, by: str, batch: int, first: int, rows: list[list[int]]) -> None:
+        """Keep the tokens of the clips from `first` on."""
+        self._keep(kind, by, batch, first, rows)
+        with self._path.open("a") as file:
+            file.write(json.dumps([kind, by, batch, first, rows]) + "\n")
+
+    def have(self, kind: str, by: str, batch: int, clips: range) -> bool:
+        """Whether all these clips are there."""
+        return all(clip in self._rows.get((kind, by, batch), {}) for clip in clips)
+
+    def whole(self, clips: range, cases: list[tuple[str, int]]) -> str | None:
+        """A kind of machine that has all cases of these clips."""
+        kinds = dict.fromkeys(kind for kind, *_ in self._rows)
+        return next((kind for kind in kinds if all(self.have(kind, *case, clips) for case in cases)), None)
+
+    def of(self, kind: str, by: str, batch: int, clip: int) -> list[int]:
+        """The tokens of a clip."""
+        return self._rows[kind, by, batch][clip]
+
+
+def groups(clips: int) -> list[range]:
+    """The clips, by groups that are whole batches of any size."""
+    return [range(first, min(first + GROUP, clips)) for first in range(0, clips, GROUP)]
+
+
+def share(tokens: Tokens, by: str, batch: int, whole: list[tuple[str, range]]) -> dict[str, Any]:
+    """How many rows are equal to the same alone, and after how many tokens the others part."""
+    alone = by if by == THEIRS else ALONE
+    pairs = [
+        (tokens.of(kind, alone, 1, clip), tokens.of(kind, by, batch, clip)) for kind, clips in whole for clip in clips
     ]
-    equal = len(both) - len(parted)
+    parted = [
+        next(step for step, (a, b) in enumerate(zip(*pair, strict=True)) if a != b)
+        for pair in pairs
+        if pair[0] != pair[1]
+    ]
+    equal = len(pairs) - len(parted)
     return {
-        "rows": len(both),
+        "rows": len(pairs),
         "equal": equal,
-        "share": equal / len(both) if both else None,
+        "share": equal / len(pairs) if pairs else None,
         "median_equal_tokens_of_others": float(np.median(parted)) if parted else None,
     }
 
@@ -148,7 +205,8 @@ def table(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines = [
         f"`{report['command']}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}, {versions}; "
-        f"{report['model']} in bfloat16, {report['tokens']} new tokens at most",
+        f"{report['model']} in bfloat16, {report['tokens']} new tokens at most; each row beside itself alone on a CPU "
+        f"of the same kind: {'; '.join(report['kinds'])}",
         "",
         "| by, on a mesh (data x model) | batch | rows | with the tokens of batch 1 | the others part after |",
         "|---|---|---|---|---|",
@@ -169,16 +227,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, between two batches")
-    parser.add_argument("--state", type=Path, help="tokens so far (default: bf16_rows_MODEL.jsonl here)")
+    parser.add_argument("--state", type=Path, help="tokens so far (default: results/bf16_rows_MODEL.jsonl)")
     parser.add_argument("--output", type=Path, help="default: results/bf16_rows_MODEL")
     arguments = parser.parse_args()
-    name, began = arguments.model, time.monotonic()
-    state = arguments.state or Path(f"bf16_rows_{name}_{arguments.tokens}.jsonl")
+    name, began, kind = arguments.model, time.monotonic(), rounding()
+    tokens = Tokens(arguments.state or RESULTS / f"bf16_rows_{name}.jsonl")
     output = arguments.output or RESULTS / f"bf16_rows_{name}"
-    found: dict[tuple[str, int], dict[int, list[int]]] = {}
-    for line in state.read_text().splitlines() if state.exists() else []:
-        by, batch, first, rows = json.loads(line)
-        found.setdefault((by, batch), {}).update({first + i: row for i, row in enumerate(rows)})
     with tempfile.TemporaryDirectory() as scratch:
         if name == "embedded":
             folder, config = model_folder(), Qwen2AudioConfig.from_pretrained(model_folder())
@@ -188,35 +242,47 @@ def main() -> None:
             torch.manual_seed(0)
             theirs = transformers.Qwen2AudioConfig.from_dict(config.to_dict())
             transformers.Qwen2AudioForConditionalGeneration(theirs).to(torch.bfloat16).save_pretrained(folder)
-        for by, batch, load in runs(folder, config, tokens=arguments.tokens, cache=Path(scratch) / "orbax"):
-            done, generate = found.setdefault((by, batch), {}), None
-            for first in range(0, arguments.clips, batch):
-                numbers = range(first, min(first + batch, arguments.clips))
-                if all(number in done for number in numbers):
-                    continue
-                if time.monotonic() - began > arguments.seconds:
-                    print(f"stopped in {by}, batch {batch}, at clip {first}; the same command goes on", file=sys.stderr)
-                    return
-                generate = generate or load()
-                rows = [embedded_row(i, processor) if name == "embedded" else random_row(i, config) for i in numbers]
-                inputs = batch_of(rows)
-                new = generate(inputs)[:, inputs["input_ids"].shape[1] :]
-                new = np.pad(new, ((0, 0), (0, arguments.tokens - new.shape[1])))
-                done.update(zip(numbers, new.tolist(), strict=True))
-                with state.open("a") as file:
-                    file.write(json.dumps([by, batch, first, new.tolist()]) + "\n")
-            print(by, batch, share(found[by if by == THEIRS else "1 x 1", 1], done), flush=True)
+        found = list(runs(folder, config, tokens=arguments.tokens, cache=Path(scratch) / "orbax"))
+        cases = [(by, batch) for by, batch, _ in found]
+
+        def do(clips: range) -> bool:
+            """Do what is missing of a group; False: the time is over."""
+            for by, several in itertools.groupby(found, key=lambda run: run[0]):
+                generate = None
+                for _, batch, load in several:
+                    for first in range(clips.start, clips.stop, batch):
+                        numbers = range(first, min(first + batch, clips.stop))
+                        if tokens.have(kind, by, batch, numbers):
+                            continue
+                        if time.monotonic() - began > arguments.seconds:
+                            print(f"stopped in {by}, batch {batch}, at clip {first}; the same command goes on")
+                            return False
+                        generate = generate or load()
+                        rows = [
+                            embedded_row(i, processor) if name == "embedded" else random_row(i, config) for i in numbers
+                        ]
+                        inputs = batch_of(rows)
+                        new = generate(inputs)[:, inputs["input_ids"].shape[1] :]
+                        new = np.pad(new, ((0, 0), (0, arguments.tokens - new.shape[1])))
+                        tokens.add(kind, by, batch, first, new.tolist())
+            return True
+
+        for clips in groups(arguments.clips):
+            if tokens.whole(clips, cases) is None and not do(clips):
+                break
+            print(f"{clips.stop} of {arguments.clips} clips, {time.monotonic() - began:.0f} s", flush=True)
+    whole = [(known, clips) for clips in groups(arguments.clips) if (known := tokens.whole(clips, cases)) is not None]
     report = {
         "command": " ".join(["python", "benchmarks/bf16_rows.py", *sys.argv[1:]]),
         "machine": machine(),
         "model": name,
         "tokens": arguments.tokens,
         "clips": arguments.clips,
-        "runs": [
-            {"by": by, "batch": batch, **share(found[by if by == THEIRS else "1 x 1", 1], rows)}
-            for (by, batch), rows in found.items()
-        ],
+        "kinds": sorted({known for known, _ in whole}),
+        "runs": [{"by": by, "batch": batch, **share(tokens, by, batch, whole)} for by, batch in cases],
     }
+    if not whole:
+        return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     output.with_suffix(".md").write_text(table(report))
