@@ -9,8 +9,8 @@ transformers on the same weights and clips: each against its own tokens at batch
 the package with cuts of its clips in noise; a configuration's name is a random model, whose closest calls are many.
 Clips are 0.3 to 5 s long. Needs the extra `test`. All is done for 32 clips before the next 32 are begun, and what is
 done is kept in --state, so that a run goes on where it was stopped (--seconds stops one), on another machine too:
-tokens are compared with those of the same kind of machine. Writes results/bf16_rows_MODEL.json and .md of the groups
-that are whole.
+tokens are compared with those of the same kind of machine; where the model's code has changed, begin a new one. Writes
+results/bf16_rows_MODEL.json and .md of the groups that are whole.
 """
 
 import argparse
@@ -227,11 +227,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, between two batches")
-    parser.add_argument("--state", type=Path, help="tokens so far (default: results/bf16_rows_MODEL.jsonl)")
+    parser.add_argument("--state", type=Path, help="tokens so far (default: results/bf16_rows_MODEL_TOKENS.jsonl)")
     parser.add_argument("--output", type=Path, help="default: results/bf16_rows_MODEL")
     arguments = parser.parse_args()
     name, began, kind = arguments.model, time.monotonic(), rounding()
-    tokens = Tokens(arguments.state or RESULTS / f"bf16_rows_{name}.jsonl")
+    tokens = Tokens(arguments.state or RESULTS / f"bf16_rows_{name}_{arguments.tokens}.jsonl")
     output = arguments.output or RESULTS / f"bf16_rows_{name}"
     with tempfile.TemporaryDirectory() as scratch:
         if name == "embedded":
