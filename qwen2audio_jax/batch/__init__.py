@@ -5,18 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen2audio_jax.batch.answerer import Answerer
-    from qwen2audio_jax.batch.run import Summary, run_batch
-    from qwen2audio_jax.batch.task_answerer import LongAnswerer, TaskAnswerer
+    from qwen2audio_jax.batch.run import run_batch
 
-_PLACES = {
-    "Answerer": "answerer",
-    "LongAnswerer": "task_answerer",
-    "Summary": "run",
-    "TaskAnswerer": "task_answerer",
-    "run_batch": "run",
-}
+_PLACES = {"Answerer": "answerer", "run_batch": "run"}
 
-__all__ = ["Answerer", "LongAnswerer", "Summary", "TaskAnswerer", "run_batch"]
+__all__ = ["Answerer", "run_batch"]
 
 
 def __getattr__(name: str) -> Any:
