@@ -31,6 +31,14 @@ def gcs(monkeypatch):
     url = f"http://127.0.0.1:{port}"
     for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
         monkeypatch.setenv(name, url)
+    # gcsfs ends the lines between the parts of an upload with LF; the emulator would take a CR before it, which is the
+    # last byte of one file in 256, for its line's end.
+    read = server._decode_raw_data
+    monkeypatch.setattr(
+        server,
+        "_decode_raw_data",
+        lambda *request: (read(*request) or b"").replace(b"\n--==0==--", b"\r\n--==0==--") or None,
+    )
     emulator = server.create_server("127.0.0.1", port, in_memory=True)
     emulator.start()
     gcsfs.GCSFileSystem.clear_instance_cache()
@@ -39,6 +47,13 @@ def gcs(monkeypatch):
     yield fs
     emulator.stop()
     gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b"\n", b"\r\n", b"\n\r", b"\r\r", b"--==0=="], ids=repr)
+def test_the_emulator_keeps_every_byte(gcs, tmp_path, end):
+    (tmp_path / "file").write_bytes(data := bytes(range(256)) * 2 + end)
+    gcs.put_file(str(tmp_path / "file"), f"{BUCKET}/file")
+    assert gcs.cat_file(f"{BUCKET}/file") == data
 
 
 def test_convert_to_it_and_read_there(gcs, layouts, tmp_path, monkeypatch):
@@ -60,12 +75,6 @@ def test_convert_to_it_and_read_there(gcs, layouts, tmp_path, monkeypatch):
 def test_damage_is_named(gcs, layouts, monkeypatch):
     url = f"{BUCKET}/broken"
     gcs.put(str(layouts / "orbax"), url, recursive=True)
-    for file in (layouts / "orbax").rglob("*"):  # the emulator loses a byte of an upload once in a while
-        name = f"{url}/{file.relative_to(layouts / 'orbax')}"
-        for _ in range(3):
-            if file.is_file() and gcs.info(name)["size"] != file.stat().st_size:
-                gcs.put_file(str(file), name)
-                gcs.invalidate_cache()
 
     def place(*_):
         raise ValueError("DATA_LOSS: Error reading local file")  # as tensorstore does of a flipped byte there
