@@ -14,7 +14,6 @@ results/bf16_rows_MODEL.json and .md of the groups that are whole.
 """
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -179,6 +178,17 @@ def groups(clips: int) -> list[range]:
     return [range(first, min(first + GROUP, clips)) for first in range(0, clips, GROUP)]
 
 
+def missing(
+    cases: list[tuple[str, int, Callable[[], Generate]]], tokens: Tokens, kind: str, clips: range
+) -> Iterator[tuple[str, int, Callable[[], Generate], range]]:
+    """(by whom and on what, batch, what loads it, clips of one batch) of what a group still needs."""
+    for by, batch, load in cases:
+        for first in range(clips.start, clips.stop, batch):
+            numbers = range(first, min(first + batch, clips.stop))
+            if not tokens.have(kind, by, batch, numbers):
+                yield by, batch, load, numbers
+
+
 def share(tokens: Tokens, by: str, batch: int, whole: list[tuple[str, range]]) -> dict[str, Any]:
     """How many rows are equal to the same alone, and after how many tokens the others part."""
     alone = by if by == THEIRS else ALONE
@@ -245,26 +255,24 @@ def main() -> None:
         found = list(runs(folder, config, tokens=arguments.tokens, cache=Path(scratch) / "orbax"))
         cases = [(by, batch) for by, batch, _ in found]
 
+        def row(number: int) -> Row:
+            return embedded_row(number, processor) if name == "embedded" else random_row(number, config)
+
         def do(clips: range) -> bool:
             """Do what is missing of a group; False: the time is over."""
-            for by, several in itertools.groupby(found, key=lambda run: run[0]):
-                generate = None
-                for _, batch, load in several:
-                    for first in range(clips.start, clips.stop, batch):
-                        numbers = range(first, min(first + batch, clips.stop))
-                        if tokens.have(kind, by, batch, numbers):
-                            continue
-                        if time.monotonic() - began > arguments.seconds:
-                            print(f"stopped in {by}, batch {batch}, at clip {first}; the same command goes on")
-                            return False
-                        generate = generate or load()
-                        rows = [
-                            embedded_row(i, processor) if name == "embedded" else random_row(i, config) for i in numbers
-                        ]
-                        inputs = batch_of(rows)
-                        new = generate(inputs)[:, inputs["input_ids"].shape[1] :]
-                        new = np.pad(new, ((0, 0), (0, arguments.tokens - new.shape[1])))
-                        tokens.add(kind, by, batch, first, new.tolist())
+            loaded: dict[str, Generate] = {}
+            for by, batch, load, numbers in missing(found, tokens, kind, clips):
+                if time.monotonic() - began > arguments.seconds:
+                    print(f"stopped in {by}, batch {batch}, at clip {numbers.start}; the same command goes on")
+                    return False
+                if by not in loaded:
+                    loaded.clear()  # before another takes its memory
+                    loaded[by] = load()
+                inputs = batch_of([row(number) for number in numbers])
+                new = loaded[by](inputs)[:, inputs["input_ids"].shape[1] :]
+                new = np.pad(new, ((0, 0), (0, arguments.tokens - new.shape[1])))
+                tokens.add(kind, by, batch, numbers.start, new.tolist())
+                print(f"{by}, batch {batch}, clips to {numbers.stop}: {time.monotonic() - began:.0f} s", flush=True)
             return True
 
         for clips in groups(arguments.clips):

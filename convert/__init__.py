@@ -3,8 +3,9 @@
 A function is imported when it is first used, so that `python -m convert --help` loads neither JAX nor Orbax.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen2audio_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .compare import verify
@@ -13,23 +14,15 @@ if TYPE_CHECKING:
     from .to_orbax import convert
     from .to_safetensors import export
 
-_PLACES = {
-    "convert": "to_orbax",
-    "export": "to_safetensors",
-    "inspect": "list_checkpoint",
-    "share": "share_weights",
-    "verify": "compare",
-}
-
 __all__ = ["convert", "export", "inspect", "share", "verify"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_PLACES[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "convert": "to_orbax",
+        "export": "to_safetensors",
+        "inspect": "list_checkpoint",
+        "share": "share_weights",
+        "verify": "compare",
+    },
+)

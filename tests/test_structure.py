@@ -15,7 +15,7 @@ PACKAGE = ROOT / "qwen2audio_jax"
 
 # The rooms of the house, lowest first: a room may import from its own floor and from those below it.
 FLOORS = (
-    ("limits", "_version", "command_line", "installed"),
+    ("limits", "_version", "command_line", "installed", "lazy"),
     ("storage", "embedded", "configs"),
     ("config", "audio"),
     ("parallel", "torch_style"),

@@ -1,7 +1,8 @@
 """Tasks: transcription, translation, captions, classification, questions and embeddings, of sound of any length."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen2audio_jax.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen2audio_jax.tasks.checks import Checks
@@ -11,18 +12,6 @@ if TYPE_CHECKING:
     from qwen2audio_jax.tasks.transcribe import Transcribing
     from qwen2audio_jax.tasks.transcript import Segment, Transcript
     from qwen2audio_jax.tasks.windows import Cutting
-
-_PLACES = {
-    "Checks": "checks",
-    "Classification": "labels",
-    "Cutting": "windows",
-    "Segment": "transcript",
-    "Task": "task",
-    "Tasks": "listener",
-    "Transcribing": "transcribe",
-    "Transcript": "transcript",
-    "find_task": "task",
-}
 
 __all__ = [
     "Checks",
@@ -36,8 +25,17 @@ __all__ = [
     "find_task",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(f"qwen2audio_jax.tasks.{_PLACES[name]}"), name)
-    raise AttributeError(f"module 'qwen2audio_jax.tasks' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Checks": "checks",
+        "Classification": "labels",
+        "Cutting": "windows",
+        "Segment": "transcript",
+        "Task": "task",
+        "Tasks": "listener",
+        "Transcribing": "transcribe",
+        "Transcript": "transcript",
+        "find_task": "task",
+    },
+)
