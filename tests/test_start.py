@@ -1,5 +1,6 @@
 """What starts at once: the modules that the package and its command load before there is anything to compute."""
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -71,6 +72,16 @@ def test_public_names():
         assert getattr(value, "__name__", name) == name or name.startswith("Auto"), "transformers' names are others'"
     with pytest.raises(AttributeError, match="no attribute 'Qwen3'"):
         qwen2audio_jax.Qwen3  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ["audio", "batch", "convert", "engine", "evaluation", "tasks"])
+def test_names_imported_when_used(room):
+    package = importlib.import_module(f"qwen2audio_jax.{room}")
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"module 'qwen2audio_jax.{room}' has no attribute 'Qwen3'"):
+        package.Qwen3  # noqa: B018
 
 
 def test_examples_of_the_help_are_right():
