@@ -60,9 +60,12 @@ def test_they_are_saved_as_they_came(loaded, hf_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "dtype", "turned"),
     [
-        ("fma avx2 avx512_bf16 amx_bf16 amx_tile", "bfloat16", True),
-        ("fma avx2 avx512_bf16", "bfloat16", False),  # there [in, out] is the faster one
-        ("fma avx2 avx512_bf16 amx_bf16 amx_tile", "float32", False),
+        ("fma avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bfloat16", True),
+        ("fma avx2 avx512f avx512_bf16", "bfloat16", False),  # there [in, out] is the faster one
+        ("fma avx2", "bfloat16", True),
+        ("fma avx2", "float32", False),
+        ("sse2", "bfloat16", False),
+        ("fma avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "float32", False),
         (None, "bfloat16", False),
     ],
 )

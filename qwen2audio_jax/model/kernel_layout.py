@@ -1,7 +1,9 @@
 """Kernel layout: kernels turned to [out, in] where the processor's products read them faster so.
 
 The matrix units of CPUs (AMX) take a bfloat16 kernel in that order; in the checkpoint's, [in, out], each product lays
-it out anew. A kernel that is turned has a name of its own, by which `bind` knows it; the checkpoint does not change.
+it out anew. So do processors with AVX2 alone, whose products of a few rows are 1.3 to 1.8 times as fast so; those with
+AVX-512 products of bfloat16 read the checkpoint's order faster. A kernel that is turned has a name of its own, by which
+`bind` knows it; the checkpoint does not change.
 """
 
 from collections.abc import Mapping
@@ -21,8 +23,9 @@ def prefers_turned(mesh: Mesh, *, dtype: str) -> bool:
     """Whether the mesh's devices read kernels of this dtype faster as [out, in]."""
     if dtype != "bfloat16" or mesh.devices.flat[0].platform != "cpu" or not CPU_INFO.exists():
         return False
-    flags = next((line for line in CPU_INFO.read_text().splitlines() if line.startswith("flags")), "")
-    return "amx_bf16" in flags.split()
+    line = next((line for line in CPU_INFO.read_text().splitlines() if line.startswith("flags")), "")
+    flags = line.split()
+    return "amx_bf16" in flags or ("avx2" in flags and "avx512f" not in flags)
 
 
 def turned_name(parameter: str) -> str:
