@@ -67,8 +67,8 @@ class Qwen2AudioForConditionalGeneration(ModuleMethods):
 
     Attributes:
         config: `Qwen2AudioConfig`; its `dtype` is the compute dtype.
-        params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's; on CPUs with
-            matrix units kernels of bfloat16 models are turned when they are loaded (`model.kernel_layout`).
+        params: the weights, a nested dict of `jax.Array`s on `mesh`, the same tree as the checkpoint's; on some
+            CPUs kernels of bfloat16 models are turned when they are loaded (`model.kernel_layout`).
         mesh: the devices, with axes `data` and `model`.
         generation_config: the defaults of `generate`.
         cache_dtype: storage of keys and values in `generate`: "auto" (the compute dtype) or "int8".

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.checkpoint.adapter import find_adapter, load_adapter, save_adapter
 from qwen2audio_jax.cli.main import main
+from qwen2audio_jax.model.kernel_layout import KERNEL, TURNED
 from qwen2audio_jax.model.lora import merge_adapter_in_place, with_adapter
 from qwen2audio_jax.source import resolve_checkpoint
 
@@ -101,9 +102,10 @@ def test_from_pretrained_merges(saved, mesh, dtype, tmp_path):
         after = np.asarray(flatten_dict(model.params)[path], np.float32)
         before = np.array(before, np.float32)
         pair = flatten_dict(adapter, is_leaf=lambda _, node: "lora_a" in node).get(path[:-1])
-        if path[-1] == "kernel" and pair is not None:
+        if path[-1] in (KERNEL, TURNED) and pair is not None:
             added = 4 / 3 * pair["lora_a"] @ pair["lora_b"]
-            before[:, : added.shape[1]] += added
+            kernel = before if path[-1] == KERNEL else before.T
+            kernel[:, : added.shape[1]] += added
         np.testing.assert_allclose(after, before, atol=tolerance * np.abs(before).max(), rtol=0)
     if dtype == "float32":  # and both compute the same, the head's padded vocabulary included
         inputs = random_inputs("gqa")

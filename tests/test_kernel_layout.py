@@ -12,7 +12,7 @@ from qwen2audio_jax.model import kernel_layout
 
 @pytest.fixture
 def loaded(hf_checkpoint, tmp_path_factory, monkeypatch):
-    """`loaded(dtype, mesh, turned=)`: a model whose kernels are turned, as on a CPU that has matrix units, or not."""
+    """`loaded(dtype, mesh, turned=)`: a model whose kernels are turned, as on some CPUs, or not."""
     cache = tmp_path_factory.mktemp("turned")
 
     def load(dtype="float32", mesh=None, *, turned=True):
