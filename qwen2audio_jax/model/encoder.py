@@ -14,7 +14,17 @@ from flax import nnx
 from qwen2audio_jax.config import Qwen2AudioEncoderConfig
 from qwen2audio_jax.model.attention import Seen, attend
 from qwen2audio_jax.model.binding import traced_once
-from qwen2audio_jax.model.layers import Axis, Embedding, LayerNorm, Linear, merge_heads, precision, split_heads, weight
+from qwen2audio_jax.model.layers import (
+    Axis,
+    Embedding,
+    LayerNorm,
+    Linear,
+    einsum,
+    merge_heads,
+    precision,
+    split_heads,
+    weight,
+)
 from qwen2audio_jax.model.lengths import conv_length
 from qwen2audio_jax.parallel.sharding import constrain
 
@@ -45,16 +55,34 @@ class Conv(nnx.Module):
         self.bias = weight(nnx.initializers.zeros, (outputs,), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.lax.conv_general_dilated(
+        kernel = self.kernel[...].astype(x.dtype)
+        if x.dtype == jnp.float32:
+            y = self._convolve(x, kernel)
+        else:
+            y = jax.lax.platform_dependent(x, kernel, cpu=self._multiply_windows, default=self._convolve)
+        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            kernel,
             window_strides=(self.stride,),
             padding=((1, 1),),
             dimension_numbers=("NWC", "WIO", "NWC"),
             precision=precision(x.dtype),
             preferred_element_type=jnp.float32,
         )
-        return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _multiply_windows(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """`_convolve` as one product, whose sums are the same for any number of clips.
+
+        XLA's CPU convolution has others for one clip than for several, which in half precision decide some roundings.
+        """
+        outputs = (x.shape[1] - 1) // self.stride + 1
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+        last = self.stride * (outputs - 1)
+        windows = [jax.lax.slice_in_dim(padded, i, i + last + 1, self.stride, axis=1) for i in range(3)]
+        return einsum("ati,io->ato", jnp.concatenate(windows, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 class EncoderAttention(nnx.Module):
