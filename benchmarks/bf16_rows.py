@@ -7,11 +7,11 @@ In float32 every row keeps its tokens; in bfloat16 rounding differs with the sha
 Counted for batches of 1, 8 and 32 on one device and on two meshes of fake ones, beside the same count for
 transformers on the same weights and clips: each against its own tokens at batch 1. `embedded` is the trained model of
 the package with cuts of its clips in noise, 0.3 to 5 s long. A configuration's name is a random model, whose closest
-calls are many, with clips of 0.3 to 2 s; its encoder has no positions after those 2 s, since the reference computes all
-that there are for every clip. Needs the extra `test`. All is done for 32 clips before the next 32 are begun, and what
-is done is kept in --state, so that a run goes on where it was stopped (--seconds stops one), on another machine too:
-tokens are compared with those of the same kind of machine; where the model's code has changed, begin a new one. Writes
-results/bf16_rows_MODEL.json and .md of the groups that are whole.
+calls are many, with clips of 0.3 to 1 s; its encoder has no positions after that second, since the reference computes
+all that there are for every clip. Needs the extra `test`. All is done for 32 clips before the next 32 are begun, and
+what is done is kept in --state, so that a run goes on where it was stopped (--seconds stops one), on another machine
+too: tokens are compared with those of the same kind of machine; where the model's code has changed, begin a new one.
+Writes results/bf16_rows_MODEL.json and .md of the groups that are whole.
 """
 
 import argparse
@@ -51,8 +51,8 @@ THEIRS = "transformers"
 ALONE = "1 x 1"
 BATCHES = (1, 8, 32)
 GROUP = max(BATCHES)
-POSITIONS = 100
-"""Of a random model's encoder: 2 s."""
+POSITIONS = 50
+"""Of a random model's encoder: 1 s."""
 WORDS = 10
 """Token ids after the clip of a random row."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
