@@ -3,11 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from adapters import random_adapter, settings_of
 from prompts import row_alone
 from safetensors.numpy import load_file
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, make_mesh
 from qwen2audio_jax.model import kernel_layout
+from qwen2audio_jax.model.lora import merge_adapter, merge_adapter_in_place, with_adapter
 
 
 @pytest.fixture
@@ -46,6 +48,20 @@ def test_the_same_tokens_and_logits(loaded, shape):
         np.testing.assert_array_equal(turned.generate(**inputs, **options), stored.generate(**inputs, **options))
     logits, wanted = (np.asarray(model(**inputs).logits) for model in (turned, stored))
     np.testing.assert_allclose(logits, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_adapters_are_added(loaded):
+    adapter, inputs = random_adapter("gqa", settings_of()), row_alone("gqa", 0, ([4, "40", 3], [5, "9"]))
+    model, stored = loaded(), loaded(turned=False)
+    wanted = np.asarray(logits(stored, merge_adapter(stored.params, adapter, scale=2.0), inputs))
+    assert np.abs(wanted - np.asarray(stored(**inputs).logits)).max() > 0.1
+    for add in (merge_adapter, with_adapter, merge_adapter_in_place):  # the last takes the weights
+        found = logits(model, add(model.params, adapter, scale=2.0), inputs)
+        np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def logits(model, params, inputs):
+    return Qwen2AudioForConditionalGeneration(model.config, params, mesh=model.mesh)(**inputs).logits
 
 
 def test_they_are_saved_as_they_came(loaded, hf_checkpoint, tmp_path):

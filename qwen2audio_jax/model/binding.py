@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import jax
@@ -27,7 +28,9 @@ def _declaration(
 
     def declare() -> M:
         root = module(config, rngs=None)
-        for path, extra in extras:
+        for path, extra in sorted(
+            extras, key=itemgetter(1)
+        ):  # adapters before kernels are turned
             layer: Any = root
             for key in path:
                 layer = layer[key] if isinstance(key, int) else getattr(layer, key)

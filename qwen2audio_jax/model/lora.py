@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen2audio_jax.config import Qwen2AudioConfig
+from qwen2audio_jax.model.kernel_layout import KERNEL, TURNED
 from qwen2audio_jax.model.layers import Params, einsum
 from qwen2audio_jax.model.qwen2_audio import parameter_axes, parameter_specs
 
@@ -163,7 +164,8 @@ def with_adapter(
             return {**weights, **{name: attach(weights[name], additions[name], (*path, name)) for name in additions}}
         b = additions["lora_b"].astype(jnp.float32) * scale
         # The vocabulary of the head's weights may be padded, that of an adapter never is.
-        b = jnp.pad(b, ((0, 0), (0, weights["kernel"].shape[1] - b.shape[1])))
+        outputs = weights[KERNEL].shape[1] if KERNEL in weights else weights[TURNED].shape[0]
+        b = jnp.pad(b, ((0, 0), (0, outputs - b.shape[1])))
         entry = {"a": additions["lora_a"], "b": b}
         if key is not None and drop is not None:
             entry |= {"key": _key(key, path), "drop": drop}
@@ -227,10 +229,12 @@ def change_in_place(weight: jax.Array, change: Mapping[str, jax.Array], *, scale
 
 def _each_parameter(params: Params, adapter: Params, change: Callable[..., jax.Array]) -> dict[str, Any]:
     flat = flatten_dict(dict(params))
-    for path, what in by_parameter(adapter, flat).items():
+    found = {(*path[:-1], KERNEL) if path[-1] == TURNED else path: path for path in flat}
+    for name, what in by_parameter(adapter, found).items():
+        path = found[name]
         if flat[path].dtype == jnp.int8:
             raise ValueError("an adapter cannot be added to int8 weights: add it before they are quantised")
-        flat[path] = change(flat[path], what)
+        flat[path] = change(flat[path], what) if path == name else change(flat[path].T, what).T
     return unflatten_dict(flat)
 
 
