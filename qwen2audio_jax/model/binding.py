@@ -28,9 +28,7 @@ def _declaration(
 
     def declare() -> M:
         root = module(config, rngs=None)
-        for path, extra in sorted(
-            extras, key=itemgetter(1)
-        ):  # adapters before kernels are turned
+        for path, extra in sorted(extras, key=itemgetter(1)):  # adapters before kernels are turned
             layer: Any = root
             for key in path:
                 layer = layer[key] if isinstance(key, int) else getattr(layer, key)
