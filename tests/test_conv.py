@@ -1,5 +1,6 @@
 """The encoder's convolution in half precision, which CPUs compute as a product of windows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,3 +26,10 @@ def test_is_the_convolution(stride, frames, dtype):
     assert found.dtype == dtype
     scale = np.abs(wanted + bias).max()
     np.testing.assert_allclose(np.asarray(found, np.float64), wanted + bias, atol=scale * jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_is_a_product_in_half_precision(dtype):
+    conv = Conv(("audio_width", 8), ("audio_width", 8), stride=2, rngs=nnx.Rngs(0))
+    program = jax.jit(lambda x: conv(x)).lower(jnp.ones((2, 22, 8), dtype)).as_text()
+    assert ("stablehlo.convolution" in program) == (dtype == jnp.float32)

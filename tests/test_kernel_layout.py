@@ -55,7 +55,7 @@ def test_adapters_are_added(loaded):
     model, stored = loaded(), loaded(turned=False)
     wanted = np.asarray(logits(stored, merge_adapter(stored.params, adapter, scale=2.0), inputs))
     assert np.abs(wanted - np.asarray(stored(**inputs).logits)).max() > 0.1
-    for add in (merge_adapter, with_adapter, merge_adapter_in_place):  # the last takes the weights
+    for add in (merge_adapter, with_adapter, merge_adapter_in_place):
         found = logits(model, add(model.params, adapter, scale=2.0), inputs)
         np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
 

@@ -74,9 +74,9 @@ class Conv(nnx.Module):
         )
 
     def _multiply_windows(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """`_convolve` as one product, whose sums are the same for any number of clips.
+        """`_convolve` as one product.
 
-        XLA's CPU convolution has others for one clip than for several, which in half precision decide some roundings.
+        XLA's CPU convolution adds up otherwise for one clip than for several, which decides some roundings.
         """
         outputs = (x.shape[1] - 1) // self.stride + 1
         padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))

@@ -1,9 +1,9 @@
 """Kernel layout: kernels turned to [out, in] where the processor's products read them faster so.
 
 The matrix units of CPUs (AMX) take a bfloat16 kernel in that order; in the checkpoint's, [in, out], each product lays
-it out anew. So do processors with AVX2 alone, whose products of a few rows are 1.3 to 1.8 times as fast so; those with
-AVX-512 products of bfloat16 read the checkpoint's order faster. A kernel that is turned has a name of its own, by which
-`bind` knows it; the checkpoint does not change.
+it out anew. Decode steps on processors with AVX2 alone are 1.2 to 1.4 times as fast so; those with AVX-512 products of
+bfloat16 read the checkpoint's order faster, and other ones with AVX-512 have not been measured and keep it. A kernel
+that is turned has a name of its own, by which `bind` knows it; the checkpoint does not change.
 """
 
 from collections.abc import Mapping

@@ -180,7 +180,7 @@ def merge_adapter(params: Params, adapter: Params, *, scale: float) -> dict[str,
 
 
 def merge_adapter_in_place(params: Params, adapter: Params, *, scale: float) -> dict[str, Any]:
-    """`merge_adapter` outside jit: each weight keeps its sharding, and the old buffer is donated."""
+    """`merge_adapter` outside jit: weights keep their shardings, and old buffers are donated (turned ones copied)."""
     return _each_parameter(params, adapter, partial(change_in_place, scale=scale))
 
 
