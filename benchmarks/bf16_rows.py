@@ -269,15 +269,15 @@ def main() -> None:
         def row(number: int) -> Row:
             return embedded_row(number, processor) if name == "embedded" else random_row(number, config)
 
+        loaded: dict[str, Generate] = {}
+
         def do(clips: range) -> bool:
             """Do what is missing of a group; False: the time is over."""
-            loaded: dict[str, Generate] = {}
             for by, batch, load, numbers in missing(found, tokens, kind, clips):
                 if time.monotonic() - began > arguments.seconds:
                     print(f"stopped in {by}, batch {batch}, at clip {numbers.start}; the same command goes on")
                     return False
                 if by not in loaded:
-                    loaded.clear()  # before another takes its memory
                     loaded[by] = load()
                 inputs = batch_of([row(number) for number in numbers])
                 new = loaded[by](inputs)[:, inputs["input_ids"].shape[1] :]

@@ -19,6 +19,7 @@ from tiny_processor import CHAT_TEMPLATE, SPECIAL_TOKENS, write_processor_files
 
 from qwen2audio_jax.audio import AudioError
 from qwen2audio_jax.processing.chat_template import DEFAULT_CHAT_TEMPLATE
+from qwen2audio_jax.processing.end_of_turn import missing_stop
 from qwen2audio_jax.processing.feature_extractor import Qwen2AudioFeatureExtractor
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
 
@@ -529,6 +530,28 @@ def test_tokens_declared_in_the_settings_are_added(published, tmp_path):
     settings(folder, "tokenizer_config.json", lambda data: data["added_tokens_decoder"].update({"400": token}))
     with pytest.raises(ValueError, match=r"gives '<\|yue\|>' the id 400, tokenizer\.json 308"):
         Qwen2AudioProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ([1], r"added_tokens_decoder is \[1\]; it must be an object"),
+        ({"x": {"content": "<|a|>"}}, r'added_tokens_decoder has the key "x"; its keys must be ids'),
+        ({"-3": {"content": "<|a|>"}}, r'added_tokens_decoder has the key "-3"'),
+        ({"9" * 5000: {"content": "<|a|>"}}, r'added_tokens_decoder has the key "999'),
+        ({"308": "<|a|>"}, r'added_tokens_decoder\[308\] is "<\|a\|>"; it must be an object with a "content"'),
+        ({"308": {"content": None}}, r'added_tokens_decoder\[308\] is \{"content": null\}'),
+        ({"308": {"content": 3}}, r"added_tokens_decoder\[308\] is \{.*3\}; it must be a token's string"),
+        ({"308": {"content": "<|a|>", "special": "false"}}, r'\[308\]: special is "false"; it must be true or false'),
+        ({"308": {"content": "<|a|>", "lstrip": 1}}, r"\[308\]: lstrip is 1; it must be true or false"),
+    ],
+)
+def test_damaged_declarations_of_tokens_are_named(published, tmp_path, declared, said):
+    folder = copy_of(published, tmp_path)
+    settings(folder, "tokenizer_config.json", lambda data: data.update(added_tokens_decoder=declared))
+    with pytest.raises(ValueError, match=f"tokenizer_config.json: .*{said}"):
+        Qwen2AudioProcessor.from_pretrained(folder)
+    assert missing_stop(folder, stops=[END_OF_TEXT]) is None  # said where the tokenizer is needed
 
 
 def test_where_the_template_comes_from(published, tmp_path):

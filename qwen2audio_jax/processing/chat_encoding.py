@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from qwen2audio_jax.processing.chat_template import ChatTemplate
+from qwen2audio_jax.processing.control_tokens import control_pattern
 from qwen2audio_jax.processing.conversation import Conversation, map_strings
-from qwen2audio_jax.processing.tokenizer import Qwen2AudioTokenizer, control_pattern
+from qwen2audio_jax.processing.tokenizer import Qwen2AudioTokenizer
 
 PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 

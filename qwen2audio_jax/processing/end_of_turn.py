@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from qwen2audio_jax.processing.chat_template import ChatTemplate
+from qwen2audio_jax.processing.control_tokens import control_pattern, declared_tokens
 from qwen2audio_jax.processing.files import read_processor_files
-from qwen2audio_jax.processing.tokenizer import control_pattern
 from qwen2audio_jax.storage.bucket import Folder
 
 logger = logging.getLogger("qwen2audio_jax")
@@ -51,7 +51,7 @@ def missing_stop(folder: Folder, *, stops: Collection[int]) -> str | None:
     try:
         files = read_processor_files(folder)
         tokens = _control_tokens(files.tokenizer_json, files.tokenizer_config)
-    except (ValueError, OSError):
+    except (ValueError, OSError, AttributeError, KeyError, TypeError):  # tokenizer.json is not read strictly here
         return None
     if files.chat_template is None:
         return None
@@ -74,6 +74,6 @@ def warn_of_missing_stop(folder: Folder, *, stops: Collection[int], source: obje
 
 
 def _control_tokens(tokenizer_json: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    declared = [{**value, "id": int(id)} for id, value in (settings.get("added_tokens_decoder") or {}).items()]
-    added = declared or json.loads(tokenizer_json).get("added_tokens") or []
-    return {str(token["content"]): int(token["id"]) for token in added}
+    if declared := declared_tokens(settings):
+        return {token.content: id for id, token in declared.items()}
+    return {token["content"]: token["id"] for token in json.loads(tokenizer_json).get("added_tokens") or []}

@@ -2,17 +2,23 @@
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from qwen2audio_jax.processing.collate import ROWS, gathered, rows_of
+from qwen2audio_jax.processing.control_tokens import (
+    END_OF_TEXT,
+    ControlToken,
+    add_declared_tokens,
+    as_special,
+    declared_tokens,
+    token_text,
+)
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
 from qwen2audio_jax.storage.write_whole import write_whole
@@ -22,7 +28,6 @@ from qwen2audio_jax.torch_style.loading_options import take_saving_options
 
 CALL_OPTIONS = ("text", "padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors")
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-END_OF_TEXT = "<|endoftext|>"
 ATTRIBUTES = ("_tokenizer", "settings", "control_tokens", "special_tokens_map", "all_special_ids", "_plain")
 ASSIGNABLE = "what can be is padding_side and pad_token, eos_token, bos_token, unk_token or their ids"
 REMEDIES = {
@@ -31,16 +36,6 @@ REMEDIES = {
     "truncation_side": "texts are never cut: shorten them before",
 }
 """What to do instead of an assignment that users of transformers write."""
-
-
-@dataclass(frozen=True)
-class ControlToken:
-    """A string that the tokenizer maps to one id wherever it occurs."""
-
-    content: str
-    id: int
-    special: bool
-    """True if `skip_special_tokens` removes it."""
 
 
 class Qwen2AudioTokenizer:
@@ -70,7 +65,7 @@ class Qwen2AudioTokenizer:
         self.padding_side = "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        _add_declared_tokens(self._tokenizer, settings.get("added_tokens_decoder") or {})
+        add_declared_tokens(self._tokenizer, declared_tokens(settings))
         self.settings = dict(settings)
         self.control_tokens = {
             token.content: ControlToken(token.content, id, token.special)
@@ -80,7 +75,7 @@ class Qwen2AudioTokenizer:
         for name in SPECIAL_NAMES:
             # The reference's class falls back to the end-of-text token for everything but bos.
             default = END_OF_TEXT if name != "bos_token" and END_OF_TEXT in self.control_tokens else None
-            token = _token_text(settings.get(name, default), where=name)
+            token = token_text(settings.get(name, default), where=name)
             if token is None and name == "pad_token":
                 token = default
             if token is not None:
@@ -280,7 +275,7 @@ class Qwen2AudioTokenizer:
     def _build_plain(self, also_plain: frozenset[str]) -> Tokenizer:
         plain = Tokenizer.from_str(self._tokenizer.to_str())
         added = self._tokenizer.get_added_tokens_decoder().values()
-        plain.add_special_tokens([_as_special(token) for token in added if token.content in also_plain])
+        plain.add_special_tokens([as_special(token) for token in added if token.content in also_plain])
         plain.encode_special_tokens = True
         return plain
 
@@ -333,53 +328,6 @@ class Qwen2AudioTokenizer:
             return []
         texts = self.decode(sequences, skip_special_tokens=skip_special_tokens)
         return [texts] if isinstance(texts, str) else texts
-
-
-def control_pattern(contents: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds these control tokens like the tokenizer: the leftmost first, among those the longest."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def _add_declared_tokens(tokenizer: Tokenizer, declared: Mapping[str, Any]) -> None:
-    """Add the tokens of `added_tokens_decoder` that tokenizer.json lacks or holds as ordinary ones."""
-    present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    for key, value in sorted(declared.items(), key=lambda item: int(item[0])):
-        token = AddedToken(
-            _token_text(value, where=f"added_tokens_decoder[{key}]") or "",
-            **{
-                name: value[name]
-                for name in ("single_word", "lstrip", "rstrip", "normalized")
-                if value.get(name) is not None
-            },
-            special=bool(value.get("special", False)),
-        )
-        if token.content not in present or (token.special and not present[token.content].special):
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-        if (id := tokenizer.token_to_id(token.content)) != int(key):
-            raise ValueError(
-                f"tokenizer_config.json: added_tokens_decoder gives {token.content!r} the id {key}, tokenizer.json "
-                f"{id}; take both files from the same checkpoint"
-            )
-
-
-def _token_text(value: Any, *, where: str) -> str | None:
-    """The text of a token, given as a string or as the fields of an AddedToken."""
-    text = value.get("content") if isinstance(value, Mapping) else value
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"tokenizer_config.json: {where} is {json.dumps(value)[:80]}; it must be a token's string")
-    return text
-
-
-def _as_special(token: AddedToken) -> AddedToken:
-    return AddedToken(
-        token.content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=True,
-    )
 
 
 def _check_text(text: str) -> str:

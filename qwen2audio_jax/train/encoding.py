@@ -11,9 +11,9 @@ import numpy as np
 from qwen2audio_jax.model.lengths import token_count
 from qwen2audio_jax.processing.chat_encoding import encode_chat, render_chat
 from qwen2audio_jax.processing.chat_template import ChatTemplate
+from qwen2audio_jax.processing.control_tokens import END_OF_TEXT
 from qwen2audio_jax.processing.conversation import Conversation
 from qwen2audio_jax.processing.processor import Qwen2AudioProcessor
-from qwen2audio_jax.processing.tokenizer import END_OF_TEXT
 from qwen2audio_jax.train.records import Record
 
 CACHED_TURNS = 4096
