@@ -554,6 +554,19 @@ def test_damaged_declarations_of_tokens_are_named(published, tmp_path, declared,
     assert missing_stop(folder, stops=[END_OF_TEXT]) is None  # said where the tokenizer is needed
 
 
+@pytest.mark.parametrize("prefix", ["<|im_end|>", None])
+def test_a_tokenizer_at_which_the_library_panics_is_named(published, tmp_path, prefix):
+    folder = copy_of(published, tmp_path)
+
+    def damage(data):
+        data["model"]["continuing_subword_prefix"] = prefix
+        del data["model"]["vocab"]["assistant"]
+
+    settings(folder, "tokenizer.json", damage)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer of the tokenizers library: "):
+        Qwen2AudioProcessor.from_pretrained(folder)
+
+
 def test_where_the_template_comes_from(published, tmp_path):
     folder = copy_of(published, tmp_path)
 

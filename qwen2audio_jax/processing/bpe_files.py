@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 
 from qwen2audio_jax.config.strict_json import describe, read_json_object
 from qwen2audio_jax.limits import LIMITS
+from qwen2audio_jax.processing.tokenizer_faults import tokenizer_faults
 from qwen2audio_jax.storage.bucket import Folder
 
 VOCAB, MERGES, ADDED, SPECIAL_MAP = "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"
@@ -46,10 +47,9 @@ def read_bpe_files(folder: Folder, *, settings: Mapping[str, Any]) -> tuple[str,
     for token, id in vocab.items():
         if isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 1 << 32:
             raise ValueError(f"{folder / VOCAB}: token {token!r} has the id {describe(id)}; it must be a whole number")
-    try:
-        model = BPE(vocab=vocab, merges=_merges(folder / MERGES))
-    except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{folder}: {VOCAB} and {MERGES} make no tokenizer: {error}") from None
+    merges = _merges(folder / MERGES)
+    with tokenizer_faults(f"{folder}: {VOCAB} and {MERGES} make no tokenizer"):
+        model = BPE(vocab=vocab, merges=merges)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

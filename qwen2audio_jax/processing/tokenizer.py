@@ -21,6 +21,7 @@ from qwen2audio_jax.processing.control_tokens import (
 )
 from qwen2audio_jax.processing.output import ProcessorOutput, check_return_tensors, to_output
 from qwen2audio_jax.processing.padding import check_side, pad_rows
+from qwen2audio_jax.processing.tokenizer_faults import tokenizer_faults
 from qwen2audio_jax.storage.write_whole import write_whole
 from qwen2audio_jax.torch_style.attributes import TOKENIZER, no_attribute
 from qwen2audio_jax.torch_style.call_options import refuse_unknown
@@ -58,10 +59,8 @@ class Qwen2AudioTokenizer:
         Raises:
             ValueError: the files disagree about a token, or name one that does not exist.
         """
-        try:
+        with tokenizer_faults("tokenizer.json is not a tokenizer of the tokenizers library"):
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"tokenizer.json is not a tokenizer of the tokenizers library: {error}") from None
         self.padding_side = "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
