@@ -183,6 +183,9 @@ def test_every_problem_is_listed(saved):
         ({"rank_pattern": {"^model.*q_proj": 4}}, "rank_pattern has the key .* no expressions"),
         ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern.q_proj is true"),
         ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\]; it must map"),
+        ({"modules_to_save": True}, "modules_to_save in adapter_config.json is true; it must be a list"),
+        ({"modules_to_save": [1]}, r"modules_to_save in adapter_config.json is \[1\]; it must be a list"),
+        ({"use_rslora": "false"}, 'use_rslora is "false"; it must be true or false'),
     ],
 )
 def test_kinds_of_adapters_that_are_refused(saved, values, message):

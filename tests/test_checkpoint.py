@@ -184,6 +184,35 @@ def test_what_is_no_checkpoint(tmp_path, saved):
             restore_params(path, specs={})
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("source", None),
+        ("totals", {"tensors": 3}),
+        ("tool", 3),
+        ("parameters", [1]),
+        ("parameters.projector/kernel", {"shape": [4]}),
+        ("parameters.projector/kernel", 1),
+        ("parameters.projector/kernel.shape", [-1, 4]),
+        ("parameters.projector/kernel.bytes", "9"),
+        ("parameters.projector/kernel.dtype", 3),
+        ("files", None),
+    ],
+)
+def test_a_damaged_manifest_is_named(saved, place, value):
+    path, _ = saved
+    manifest = read_manifest(path)
+    *parts, last = place.split(".")
+    entry = manifest
+    for part in parts:
+        entry = entry[part]
+    entry[last] = value
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert not is_checkpoint(path)
+    with pytest.raises(ValueError, match=f"damaged at {'.'.join(place.split('.')[:2])}; copy or convert it again"):
+        restore_params(path, specs={})
+
+
 def test_copied_checkpoint_loads_and_a_half_copied_one_does_not(saved, tmp_path):
     path, params = saved
     specs = specs_of(params)
@@ -212,7 +241,7 @@ def test_copied_checkpoint_loads_and_a_half_copied_one_does_not(saved, tmp_path)
 def test_manifest_that_lists_more_than_is_stored(saved):
     path, params = saved
     manifest = read_manifest(path)
-    manifest["parameters"]["projector/bias"] = {"shape": [16], "dtype": "float32"}
+    manifest["parameters"]["projector/bias"] = {"shape": [16], "dtype": "float32", "bytes": 64, "sha256": ""}
     (path / "manifest.json").write_text(json.dumps(manifest))
     params["projector"]["bias"] = np.zeros(16, np.float32)
     with pytest.raises(ValueError, match="missing projector/bias: the manifest lists it"):

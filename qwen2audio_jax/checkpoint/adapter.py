@@ -268,6 +268,8 @@ def _check_kind(data: Mapping[str, Any], *, where: Folder) -> None:
         raise ValueError(f"{where}: peft_type is {describe(data.get('peft_type'))}, not LORA: {plain}")
     if data.get("bias", "none") != "none":
         raise ValueError(f"{where}: bias is {describe(data['bias'])}, which trains biases too: {plain}")
+    if not isinstance(data.get("use_rslora") or False, bool):
+        raise ValueError(f"{where}: use_rslora is {describe(data['use_rslora'])}; it must be true or false")
     if data.get("init_lora_weights", True) not in _ADDITIVE:
         raise ValueError(
             f"{where}: init_lora_weights is {describe(data['init_lora_weights'])}, which changes the base model's "

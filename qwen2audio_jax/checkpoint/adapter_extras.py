@@ -12,6 +12,7 @@ from typing import Any
 
 from qwen2audio_jax.checkpoint.mapping import EMBEDDING, HEAD, Target, canonical_name
 from qwen2audio_jax.checkpoint.safetensors_file import DTYPES, SafetensorsFile
+from qwen2audio_jax.config.strict_json import describe
 
 PREFIX = "base_model.model."
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<side>[AB])")
@@ -75,7 +76,11 @@ def find_extras(names: list[str], targets: Mapping[str, Target], *, tied: bool) 
 
 def missing_extras(data: Mapping[str, Any], found: Extras) -> Iterator[str]:
     """What adapter_config.json says is there and no tensor is."""
-    for name in data.get("modules_to_save") or ():
+    names = data.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        yield f"modules_to_save in adapter_config.json is {describe(names)}; it must be a list of modules' names"
+        names = []
+    for name in names:
         if not any(_names(name, found.full[tensor]) for tensor in found.whole):
             yield f"missing {name}: adapter_config.json has it in modules_to_save"
     if data.get("trainable_token_indices") and not found.tokens:

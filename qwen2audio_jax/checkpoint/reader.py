@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from qwen2audio_jax.checkpoint.manifest import PARAMS
+from qwen2audio_jax.checkpoint.manifest import PARAMS, damaged_entry
 from qwen2audio_jax.checkpoint.orbax_params import open_params, place
 from qwen2audio_jax.config.strict_json import read_json_object
 from qwen2audio_jax.storage.bucket import Folder, PathOrUrl, folder_at
@@ -86,15 +86,15 @@ def _manifest_problem(folder: Folder) -> str | None:
         manifest = read_json_object(folder / MANIFEST)
     except ValueError as error:
         return f"the manifest cannot be read: {error}"
-    if manifest.get("format") != FORMAT or not all(
-        isinstance(manifest.get(key), dict) for key in ("parameters", "files")
-    ):
+    if manifest.get("format") != FORMAT:
         return f"its {MANIFEST} is not that of a {FORMAT}; give a folder that `convert` wrote"
     if manifest.get("version") != VERSION:
         return (
             f"is a checkpoint of version {manifest.get('version')!r} and this package reads version {VERSION}; "
             "upgrade qwen2audio-jax or convert again"
         )
+    if (name := damaged_entry(manifest)) is not None:
+        return f"its {MANIFEST} is damaged at {name}; copy or convert it again"
     return None
 
 
