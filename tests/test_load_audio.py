@@ -1,7 +1,9 @@
 """`load_audio`: the same samples from every way in, and a named refusal of what is no sound or too much of it."""
 
 import base64
+import errno
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -17,8 +19,9 @@ import pytest
 import soundfile
 import sounds
 
-from qwen2audio_jax.audio import AudioError, check_clip, load_audio
+from qwen2audio_jax.audio import AudioError, check_clip, load_audio, opening
 from qwen2audio_jax.audio.mpeg import frame_bytes
+from qwen2audio_jax.audio.stream import stream_audio
 from qwen2audio_jax.limits import LIMITS
 
 ALL_KINDS = [*sounds.SOUNDFILE_KINDS, *sounds.AV_KINDS]
@@ -508,6 +511,38 @@ def test_missing_files(tmp_path):
     assert "is no path" in refusal("a\0b", kind="missing")
     assert len(refusal("x" * 100_000, kind="missing")) < 500
     assert "cannot be opened" in refusal("", kind="missing")
+
+
+class FailingDisk(io.BytesIO):
+    """A file of which the first bytes can be read."""
+
+    def __init__(self, content, *, good):
+        super().__init__(content)
+        self.good = good
+
+    def read(self, size=-1):
+        if self.tell() + (size if size is not None and size >= 0 else len(self.getbuffer())) > self.good:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
+
+    def readinto(self, buffer):
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+@pytest.mark.parametrize("good", [0, 20_000])
+@pytest.mark.parametrize("form", ["wav", "flac", "mp3", "ogg"])
+def test_a_disk_that_fails(tmp_path, monkeypatch, form, good):
+    path = tmp_path / f"a.{form}"
+    noise = np.random.default_rng(0).normal(size=160_000).astype(np.float32) * 0.1
+    soundfile.write(path, noise, 16_000, format=form.upper())
+    content = path.read_bytes()
+    assert len(content) > good
+    monkeypatch.setattr(opening, "open", lambda *_: FailingDisk(content, good=good), raising=False)
+    assert f"a.{form}' cannot be read (Input/output error): try again" in refusal(path, kind="missing")
+    with pytest.raises(AudioError, match="cannot be read"):
+        list(stream_audio(path))
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/a.wav", "file:///tmp/a.wav", "s3://bucket/a.wav", "gs://b/a.wav"])

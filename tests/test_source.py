@@ -205,6 +205,10 @@ def test_what_is_no_source(tmp_path, hf, cache, monkeypatch):
         ("none", "no such folder, nor a hub id"),
         ("a/b/c", "no such folder, nor a hub id"),
         ("../b", "no such folder, nor a hub id"),
+        ("", "the path is empty"),
+        ("a" * 300, r"'a{80}' is no path \(300 characters are too many\)"),
+        ("a/" * 3000, r"is no path \(6000 characters are too many\)"),
+        ("a\0b", r"'a\\x00b' is no path \(embedded null byte\)"),
         (tmp_path, r"holds neither an Orbax checkpoint \(manifest.json\) nor a Hugging Face one"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -86,11 +86,21 @@ def test_overrides(write, tmp_path, monkeypatch):
         (SMALLEST.replace('["a.jsonl"]', "[]"), "data.train names no file"),
         ("lora = 3\n" + SMALLEST, r"\[lora\]: a table of settings is needed"),
         ("optimiser = {}\n" + SMALLEST, "no setting 'optimiser'"),
+        ("steps = " + "[" * 100_000, "is no TOML"),
+        ("steps = " + "9" * 5000, "is no TOML"),
+        (SMALLEST.replace('"model"', f'"{"a" * 300}"'), "is no path"),
+        (SMALLEST.replace('"run"', r'"\u0000"'), "is no path"),
+        (SMALLEST + f"[optimizer]\nlearning_rate = {10**400}", "a finite number is needed"),
     ],
 )
 def test_refused_by_name(write, text, message):
     with pytest.raises(ValueError, match=message):
         read_settings(write(text))
+
+
+def test_an_override_in_what_is_no_table(write):
+    with pytest.raises(ValueError, match="model is 'model', which has no setting 'x'"):
+        read_settings(write(SMALLEST), overrides={"model.x": "3"})
 
 
 def test_no_such_file(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from qwen2audio_jax.audio.budget import Budget
 from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_clip, check_finite, to_samples
 from qwen2audio_jax.audio.decode import decode
-from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.audio.errors import AudioError, read_faults
 from qwen2audio_jax.audio.objects import unwrap
 from qwen2audio_jax.audio.opening import open_sound
 from qwen2audio_jax.audio.sound import Sound
@@ -116,7 +116,7 @@ def load_clip(
     if opened is None:
         return LoadedClip(from_array(source, sampling_rate=sampling_rate, truncation=truncation, limits=limits))
     name = opened.name
-    with opened.file as file:
+    with opened.file as file, read_faults(name):
         sound = decode(
             file,
             opened.content,

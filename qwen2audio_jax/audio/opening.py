@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen2audio_jax.audio.data_url import BLANK, decode_data_url, looks_like_base64
-from qwen2audio_jax.audio.errors import AudioError
+from qwen2audio_jax.audio.errors import AudioError, read_faults
 from qwen2audio_jax.audio.formats import Content, sniff
 from qwen2audio_jax.limits import Limits
 
@@ -55,10 +55,11 @@ def open_sound(source: Any, *, limits: Limits, allow_private_urls: bool) -> Open
     else:
         return None
     try:
-        size = file.seek(0, io.SEEK_END)
-        if size == 0:
-            raise AudioError(f"{name} is empty (0 bytes): pass a file that holds sound", kind="empty")
-        return Opened(name, file, sniff(file, size=size, name=name))
+        with read_faults(name):
+            size = file.seek(0, io.SEEK_END)
+            if size == 0:
+                raise AudioError(f"{name} is empty (0 bytes): pass a file that holds sound", kind="empty")
+            return Opened(name, file, sniff(file, size=size, name=name))
     except BaseException:
         file.close()
         raise

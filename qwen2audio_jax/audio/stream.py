@@ -16,7 +16,7 @@ from qwen2audio_jax.audio.clip import SAMPLING_RATE, check_finite, check_scale, 
 from qwen2audio_jax.audio.decode import SAMPLES, missing_bytes
 from qwen2audio_jax.audio.decode_av import choose_track, codec_name, decoded
 from qwen2audio_jax.audio.decode_av import opened as opened_container
-from qwen2audio_jax.audio.errors import AudioError, truncated
+from qwen2audio_jax.audio.errors import AudioError, read_faults, truncated
 from qwen2audio_jax.audio.formats import Content
 from qwen2audio_jax.audio.objects import unwrap
 from qwen2audio_jax.audio.opening import open_sound
@@ -66,7 +66,7 @@ def stream_audio(
         yield from _checked(_at_16_khz([Sound(samples, rate)]), name="the sound", limits=limits)
         return
     name = opened.name
-    with opened.file as file:
+    with opened.file as file, read_faults(name):
         sounds = _decoded(file, opened.content, name=name, track=track, limits=limits, allow_truncated=allow_truncated)
         yield from _checked(_at_16_khz(sounds), name=name, limits=limits)
 

@@ -19,6 +19,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from qwen2audio_jax.installed import pip_install
+from qwen2audio_jax.storage.local_path import check_path
 
 RETRY_SECONDS = (1.0, 4.0, 16.0)
 """Seconds between the attempts of one request."""
@@ -303,12 +304,13 @@ def folder_at(place: PathOrUrl) -> Folder:
     """The folder at a local path, in which ~ is the home folder, or a URL; it need not exist.
 
     Raises:
-        ValueError: see `BucketPath`.
+        ValueError: see `BucketPath`; a local path that no system takes.
     """
     if isinstance(place, BucketPath):
         return place
     if is_url(place):
         return BucketPath(os.fspath(place))
+    check_path(place)
     # A folder of this very name comes first.
     return Path(place if os.path.lexists(place) else os.path.expanduser(place))
 

@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from qwen2audio_jax.storage.local_path import check_path
 from qwen2audio_jax.train.settings import LoraSettings, TrainSettings, check_settings
 
 _TABLES = {name: kind for name, kind in typing.get_type_hints(TrainSettings).items() if dataclasses.is_dataclass(kind)}
@@ -36,7 +37,7 @@ def _fits(value: Any, kind: Any) -> Any:
             raise TypeError("a list" if inside[-1] is Ellipsis else f"a list of {len(inside)}")
         return tuple(_fits(item, inside[0]) for item in value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError({str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[kind])
     if kind is float and not math.isfinite(value):
@@ -81,6 +82,7 @@ def read_settings(
     Raises:
         ValueError: no such file, invalid TOML, or a setting that is unknown, missing, of another type or out of range.
     """
+    check_path(path)
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -89,18 +91,21 @@ def read_settings(
         raise ValueError(
             f"no training configuration at {path}: {error.strerror}; check the path, or begin with a copy of {example}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     _resolve(tables, base=path.parent)
     for name, text in overrides.items():
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         table, _, key = name.rpartition(".")
         changed: dict[str, Any] = {key: value}
         _resolve({table: changed} if table else changed, base=Path.cwd())
-        (tables.setdefault(table, {}) if table else tables).update(changed)
+        inside = tables.setdefault(table, {}) if table else tables
+        if not isinstance(inside, dict):
+            raise ValueError(f"{path}: {table} is {inside!r}, which has no setting {key!r}")
+        inside.update(changed)
     inner = (
         {
             name: _read_table(kind, tables.pop(name), where=f"{path} [{name}]")
@@ -121,10 +126,15 @@ def _resolve(tables: dict[str, Any], *, base: Path) -> None:
     """Make paths absolute, in place; a model that is not a folder relative to `base` may be a hub id and stays."""
 
     def absolute(value: Any) -> Any:
-        return str((base / value).resolve()) if isinstance(value, str) and "://" not in value else value
+        if not isinstance(value, str) or "://" in value:
+            return value
+        check_path(base / value)
+        return str((base / value).resolve())
 
-    if isinstance(model := tables.get("model"), str) and (base / model).exists():
-        tables["model"] = absolute(model)
+    if isinstance(model := tables.get("model"), str) and "://" not in model:
+        check_path(base / model)
+        if (base / model).exists():
+            tables["model"] = absolute(model)
     if "output" in tables:
         tables["output"] = absolute(tables["output"])
     data = tables.get("data")
