@@ -97,7 +97,7 @@ def test_requests_beyond_the_queue_wait_or_are_refused(engine):
         handle.cancel()
     assert len(handles[0].result().token_ids) == 200
     assert {handle.result().finish_reason for handle in handles[1:]} <= {"cancelled", "length"}
-    assert engine.drain(timeout=5)
+    assert engine.drain(timeout=60)
 
 
 def test_a_cancelled_request_frees_its_slot(engine):
@@ -275,7 +275,7 @@ def test_a_closed_engine_leaves_nobody_waiting(load, processor, busy):
     engine.close()
     for handle in handles:
         with pytest.raises(RequestError, match="closed"):
-            handle.result(timeout=5)
+            handle.result(timeout=60)
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(request(9))
 

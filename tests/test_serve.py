@@ -57,7 +57,7 @@ def address(parts):
     _, processor, engine = parts
     readiness = Readiness()
     readiness.ready = True
-    settings = Settings(MODEL, keys=("another", KEY), body_bytes=2 << 20, body_seconds=1.0, answer_seconds=60.0)
+    settings = Settings(MODEL, keys=("another", KEY), body_bytes=2 << 20, answer_seconds=60.0)
     with served(make_app(engine, processor, settings, readiness)) as url:
         yield url
 
@@ -202,7 +202,7 @@ def test_a_client_that_leaves_frees_its_slot_within_one_step(client, address, pa
             time.sleep(0.005)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}{CHAT}", json={**body, "stream": True}, headers=auth(), timeout=0.1)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while engine.stats()["queued"]:
             assert time.monotonic() < end
             time.sleep(0.005)
@@ -222,7 +222,7 @@ def test_turns_of_a_conversation(client):
 
 
 def wait_idle(engine):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while engine.stats()["slots_in_use"]:
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -390,8 +390,7 @@ def raw(address: str, data: bytes, *, pause: float = 0.0, step: int = 1 << 20) -
     return got or b"closed"
 
 
-def test_hostile_requests_get_their_status_and_the_server_lives(address, client, monkeypatch):
-    monkeypatch.setattr(slow_headers, "HEADER_SECONDS", 0.5)
+def test_hostile_requests_get_their_status_and_the_server_lives(address, client):
     hostile = requests()
     assert len(hostile) >= 60
     with ThreadPoolExecutor(8) as pool:
@@ -404,12 +403,34 @@ def test_hostile_requests_get_their_status_and_the_server_lives(address, client,
         )
         for leak in (b"Traceback", b"site-packages", b".py", b"/tmp", b"/root", b"0x7f", b" object at "):
             assert leak not in got.replace(b"0x7f000001", b""), (data[:200], got)
-    # Headers that come byte by byte, and a body that does.
-    assert raw(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n", pause=0.1, step=3) == b"closed"
-    slow = raw(address, post(CHAT, GOOD, JSON), pause=0.15, step=8)
-    assert slow.startswith(b"HTTP/1.1 408") or slow == b"closed"
     assert raw(address, post(CHAT, GOOD, JSON)).startswith(b"HTTP/1.1 200")
     assert client.chat.completions.create(model=MODEL, messages=[HELLO], max_tokens=2)
+
+
+def test_headers_and_bodies_that_come_too_slowly(parts, monkeypatch):
+    """The limits are long, so that a busy machine keeps within them what is sent at once; what is slow never ends."""
+    _, processor, engine = parts
+    monkeypatch.setattr(slow_headers, "HEADER_SECONDS", 2.0)
+    readiness = Readiness()
+    readiness.ready = True
+    settings = Settings(MODEL, keys=(KEY,), body_seconds=2.0)
+    unended = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with served(make_app(engine, processor, settings, readiness)) as url:
+        # Byte by byte, nothing but a beginning, and one byte less than was announced.
+        cases = [
+            lambda: raw(url, unended, pause=0.3, step=3),
+            lambda: raw(url, unended),
+            lambda: raw(url, b""),
+            lambda: raw(url, post(CHAT, GOOD, JSON)[:-1]),
+            lambda: raw(url, post(CHAT, GOOD, JSON, length=len(GOOD) + 5)),
+        ]
+        with ThreadPoolExecutor(len(cases)) as pool:
+            headers, begun, silent, *bodies = [task.result() for task in [pool.submit(case) for case in cases]]
+        assert headers == begun == silent == b"closed"
+        for body in bodies:
+            assert body.startswith(b"HTTP/1.1 408")
+            assert b"the body did not arrive within 2 s" in body
+        assert raw(url, post(CHAT, GOOD, JSON)).startswith(b"HTTP/1.1 200")
 
 
 def test_a_full_queue_and_one_that_is_not_ready(parts):
@@ -483,7 +504,7 @@ def test_a_request_leaves_nothing_behind_until_circles_are_looked_for(parts):
         del holder, request
         for _ in range(engine.slots):  # each slot remembers the last prompt in it, for those that begin like it
             engine.submit(Request(messages=[HELLO], options={"max_new_tokens": 3})).result()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while left() is not None:
             assert time.monotonic() < end
             time.sleep(0.01)
