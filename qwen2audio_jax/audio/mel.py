@@ -5,6 +5,8 @@ Source: `WhisperFeatureExtractor` padding to its maximum length, as `Qwen2AudioP
 """
 
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,10 +16,17 @@ WINDOW = 400
 HOP = 160
 FLOOR = 1e-10
 """Least mel power of which the logarithm is taken."""
-BLOCK = 128
+BLOCK = 256
 """Frames at a time: few enough that what is computed of them stays in the processor's cache."""
+SHARED = 1000
+"""Frames from which on the main thread lets another compute half of them: below, it costs more than it saves.
+
+Other threads compute theirs alone: where there are some, each has a clip of its own.
+"""
 BAND = 16
-"""Filters of one matrix product, which then reads the few frequencies that they hear and not all of them."""
+"""Most filters of one matrix product, which then reads the few frequencies that they hear and not all of them."""
+PRODUCT = 1 << 18
+"""Largest product, in multiplications, that OpenBLAS computes in one thread."""
 RANGE = 8.0
 """Decades below a clip's loudest value at which its features are cut off."""
 
@@ -42,18 +51,23 @@ def mel_filters(num_mel_bins: int) -> np.ndarray:
 
 @functools.cache
 def filter_bands(num_mel_bins: int) -> tuple[tuple[slice, slice, np.ndarray], ...]:
-    """The filters by `BAND`: the frequencies that a band hears, its filters, and their weights [filter, frequency].
+    """The filters in bands: the frequencies that a band hears, its filters, and their weights [filter, frequency].
 
-    The weights are float32.
-
-    Products of this size stay in the thread that asks for them. In larger ones the threads of BLAS wait for each other,
-    which on a busy machine takes longer than the product.
+    The weights are float32. `BLOCK` frames of a band are a product that stays in the thread that asks for it: in larger
+    ones the threads of BLAS wait for each other, which on a busy machine takes longer than the product.
     """
-    filters, bands = mel_filters(num_mel_bins), []
-    for first in range(0, num_mel_bins, BAND):
-        heard = np.flatnonzero(filters[:, first : first + BAND].any(axis=1))
-        rows, columns = slice(heard[0], heard[-1] + 1), slice(first, first + BAND)
-        bands.append((rows, columns, np.ascontiguousarray(filters[rows, columns].T, np.float32)))
+    filters, bands, first = mel_filters(num_mel_bins), [], 0
+    while first < num_mel_bins:
+        count = BAND
+        while True:
+            heard = np.flatnonzero(filters[:, first : first + count].any(axis=1))
+            rows, columns = slice(heard[0], heard[-1] + 1), slice(first, first + count)
+            weights = np.ascontiguousarray(filters[rows, columns].T, np.float32)
+            if weights.size * BLOCK <= PRODUCT or count == 1:
+                break
+            count //= 2
+        bands.append((rows, columns, weights))
+        first += count
     return tuple(bands)
 
 
@@ -99,26 +113,47 @@ def log_mel(samples: np.ndarray, *, num_mel_bins: int = 128, max_frames: int = 3
     windows = np.ndarray((frames, WINDOW), np.float32, buffer=padded, strides=(HOP * 4, 4))
     features = np.empty((num_mel_bins, max_frames), np.float32)
     heard = features[:, :frames]
-    # Scratch in float64, as float32 is not near enough; kept, as memory that is fresh for every block costs more time
-    # than what is computed in it, above all in threads.
-    windowed, spectrum = np.empty((BLOCK, WINDOW)), np.empty((BLOCK, WINDOW // 2 + 1), np.complex128)
-    power, mel_power = np.zeros(spectrum.shape, np.float32), np.empty((num_mel_bins, BLOCK), np.float32)
-    for start in range(0, frames, BLOCK):
-        rows = min(BLOCK, frames - start)
-        np.multiply(windows[start : start + rows], hann_window(), out=windowed[:rows])
-        np.fft.rfft(windowed[:rows], out=spectrum[:rows])
-        parts = spectrum[:rows].view(np.float64)  # real, imaginary, real, ...
+    if frames < SHARED or threading.current_thread() is not threading.main_thread():
+        _log_mel_of(windows, heard, _Scratch(num_mel_bins))
+    else:
+        middle = -(-frames // (2 * BLOCK)) * BLOCK  # the same blocks, so that the result is the same to the last bit
+        with ThreadPoolExecutor(1) as helper:
+            # What the thread works in is made here: in a new thread memory is fresh, and the slower for it.
+            rest = helper.submit(_log_mel_of, windows[middle:], heard[:, middle:], _Scratch(num_mel_bins))
+            _log_mel_of(windows[:middle], heard[:, :middle], _Scratch(num_mel_bins))
+            rest.result()
+    lowest = max(heard.max() - np.float32(RANGE / 4), np.float32((np.log10(FLOOR) + 4) / 4))
+    np.maximum(heard, lowest, out=heard)
+    features[:, frames:] = lowest
+    return features, -(-len(samples) // HOP)
+
+
+class _Scratch:
+    """Memory for what is computed of a block: fresh for every block it would cost more time than the computation."""
+
+    def __init__(self, num_mel_bins: int) -> None:
+        self.windowed = np.empty((BLOCK, WINDOW))  # float64, as float32 is not near enough
+        self.spectrum = np.empty((BLOCK, WINDOW // 2 + 1), np.complex128)
+        self.power = np.zeros(self.spectrum.shape, np.float32)
+        self.mel_power = np.empty((num_mel_bins, BLOCK), np.float32)
+
+
+def _log_mel_of(windows: np.ndarray, out: np.ndarray, scratch: _Scratch) -> None:
+    """Features [M, F], before they are cut off, of the frames whose windows of sound are [F, WINDOW]."""
+    filters_by_band, mel_power = filter_bands(len(out)), scratch.mel_power
+    for start in range(0, len(windows), BLOCK):
+        rows = min(BLOCK, len(windows) - start)
+        windowed, spectrum, power = scratch.windowed[:rows], scratch.spectrum[:rows], scratch.power[:rows]
+        np.multiply(windows[start : start + rows], hann_window(), out=windowed)
+        np.fft.rfft(windowed, out=spectrum)
+        parts = spectrum.view(np.float64)  # real, imaginary, real, ...
         np.square(parts, out=parts)
-        np.add(parts[:, ::2], parts[:, 1::2], out=power[:rows])
-        for frequencies, filters, weights in filter_bands(num_mel_bins):
-            np.matmul(weights, power[:, frequencies].T, out=mel_power[filters])
+        np.add(parts[:, ::2], parts[:, 1::2], out=power)
+        for frequencies, filters, weights in filters_by_band:
+            np.matmul(weights, scratch.power[:, frequencies].T, out=mel_power[filters])
         # (decades + 4) / 4; numpy's natural logarithm takes a fourth of the time of its decimal one. That of silence is
         # infinite until it is raised to the floor's.
         with np.errstate(divide="ignore"):
             np.log(mel_power, out=mel_power)
         np.multiply(mel_power, np.float32(0.25 / np.log(10)), out=mel_power)
-        np.add(mel_power[:, :rows], np.float32(1), out=heard[:, start : start + rows])
-    lowest = max(heard.max() - np.float32(RANGE / 4), np.float32((np.log10(FLOOR) + 4) / 4))
-    np.maximum(heard, lowest, out=heard)
-    features[:, frames:] = lowest
-    return features, -(-len(samples) // HOP)
+        np.add(mel_power[:, :rows], np.float32(1), out=out[:, start : start + rows])
