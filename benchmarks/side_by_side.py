@@ -50,6 +50,8 @@ SETTINGS = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0}
 RATE = 16_000
 CONTEXT, STEPS = 800, 8
 """Tokens in the cache before the decode steps that are timed, and the number of these."""
+PAUSE = 0.1
+"""Seconds before each timed run."""
 
 FIRST_TOKEN = {
     "theirs": """
@@ -221,10 +223,14 @@ def cases(theirs: Any, ours: Any, folder: Path, dtype: str) -> dict[str, Callabl
 
 
 def measure(pair: tuple[Run, Run], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, in alternation, after one run of each that is not counted."""
+    """Seconds of both, in alternation, after one run of each that is not counted.
+
+    Threads of OpenMP wait for more work for some 10 ms in a loop that takes a core; before each run they are let sleep.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for run, kept in zip(pair, times, strict=True):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             with torch.inference_mode():
                 run()
