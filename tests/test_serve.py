@@ -424,9 +424,11 @@ def test_headers_and_bodies_that_come_too_slowly(parts, monkeypatch):
             lambda: raw(url, post(CHAT, GOOD, JSON)[:-1]),
             lambda: raw(url, post(CHAT, GOOD, JSON, length=len(GOOD) + 5)),
         ]
-        with ThreadPoolExecutor(len(cases)) as pool:
+        with ThreadPoolExecutor(len(cases) + 1) as pool:
+            dripping = pool.submit(raw, url, post(CHAT, b" " * 4000, JSON), pause=0.3, step=250)
             headers, begun, silent, *bodies = [task.result() for task in [pool.submit(case) for case in cases]]
         assert headers == begun == silent == b"closed"
+        assert dripping.result().startswith(b"HTTP/1.1 408") or dripping.result() == b"closed", CUT
         for body in bodies:
             assert body.startswith(b"HTTP/1.1 408")
             assert b"the body did not arrive within 2 s" in body
