@@ -198,12 +198,13 @@ def _stamp(path: Folder) -> list[Any]:
 
 
 def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str) -> Path:
-    from qwen2audio_jax.checkpoint.progress import progress_bar, tell
-    from qwen2audio_jax.convert import convert, share
-
     place = named(cache, label=label, told_by=(where, what))
     if is_usable(place):
         return place
+    # Imported here: it takes Orbax, a twelfth of a short command.
+    from qwen2audio_jax.checkpoint.progress import progress_bar, tell
+    from qwen2audio_jax.convert import convert, share
+
     with made_once(place, source=folder, doing="converting"):
         if is_usable(place):
             return place

@@ -9,7 +9,7 @@ import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from qwen2audio_jax.generation.call import Call
 from qwen2audio_jax.generation.guides import Guidance, Guide, guidance
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
-from qwen2audio_jax.generation.programs import program
+from qwen2audio_jax.generation.programs import ByRows, Product, program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState
 from qwen2audio_jax.generation.sampling import Mode, NextToken, next_token
@@ -31,8 +31,16 @@ enlarged = jax.jit(enlarge, static_argnames="capacity")
 shortened = jax.jit(shorten, static_argnames="capacity")
 
 
+def _step_product(runtime: Runtime, last: NextToken, *_: Any, **__: Any) -> Product:
+    return Product(len(last.tokens), runtime.config.dtype, last.tokens)
+
+
+def _forward_product(runtime: Runtime, tokens: jax.Array, *_: Any) -> Product:
+    return Product(len(tokens), runtime.config.dtype, tokens)
+
+
 # The sampler's state is not donated: its `finished` is read while the next step is already running.
-@partial(program, static_argnames="mode", donate_argnames="cache")
+@partial(ByRows, product=_step_product, static_argnames="mode", donate_argnames="cache")
 def next_step(
     runtime: Runtime, last: NextToken, cache: KVCache, stopped: jax.Array, sampling: SamplingParams, *, mode: Mode
 ) -> tuple[NextToken, KVCache]:
@@ -42,7 +50,7 @@ def next_step(
     return next_token(logits, state, sampling, mode=mode), cache
 
 
-@partial(program, donate_argnames="cache")
+@partial(ByRows, product=_forward_product, donate_argnames="cache")
 def forward_step(runtime: Runtime, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
     """The first half of a step in two programs, as of guided rows and of engines: logits [B, V] after these tokens."""
     return qwen2_audio.decode_step(runtime.params, tokens, cache, cfg=runtime.config)

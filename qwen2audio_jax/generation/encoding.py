@@ -6,25 +6,34 @@
 Between processes shapes have to be agreed: there all clips are encoded in one call, and all prompts embedded in one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from qwen2audio_jax.config import Qwen2AudioConfig
 from qwen2audio_jax.generation.grouping import Group
 from qwen2audio_jax.generation.inputs import CheckedInputs, ClipFeatures, clips_to_mesh, pad_prompts
 from qwen2audio_jax.generation.padded_shapes import clip_groups
-from qwen2audio_jax.generation.programs import program
+from qwen2audio_jax.generation.programs import ByRows, Product, program
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.model import qwen2_audio
+from qwen2audio_jax.model.layers import Params
+from qwen2audio_jax.model.lengths import conv_length
 from qwen2audio_jax.model.qwen2_audio import AudioFeatures, Prompt
 from qwen2audio_jax.parallel.process_rows import Sizes, share_of, to_mesh
 
 encode = program(qwen2_audio.encode, static_argnames=("cfg", "dtype", "attention"))
-encode_audio = program(qwen2_audio.encode_audio, static_argnames=("cfg", "attention"))
 clip_vectors = jax.jit(qwen2_audio.clip_vectors, static_argnames="width")
 embed = program(qwen2_audio.embed, static_argnames="cfg")
 place_clip = jax.jit(qwen2_audio.place_clip, donate_argnames="embeddings")
+
+
+def _product(params: Params, features: jax.Array, frames: jax.Array, *, cfg: Qwen2AudioConfig, **_: Any) -> Product:
+    return Product(len(features) * conv_length(features.shape[2]), cfg.dtype, features)
+
+
+encode_audio = ByRows(qwen2_audio.encode_audio, _product, static_argnames=("cfg", "attention"))
 
 
 class Embedded(NamedTuple):

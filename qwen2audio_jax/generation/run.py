@@ -9,6 +9,7 @@ where it holds the beginning of a prompt.
 """
 
 import functools
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -27,17 +28,23 @@ from qwen2audio_jax.generation.grouping import Group
 from qwen2audio_jax.generation.inputs import CheckedInputs
 from qwen2audio_jax.generation.padded_shapes import padded_row_count, padded_tokens, prompt_groups
 from qwen2audio_jax.generation.prefix import Prefix, without_prefix
-from qwen2audio_jax.generation.programs import program
+from qwen2audio_jax.generation.programs import ByRows, Product
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.generation.sampler_state import SamplerState, init_state
 from qwen2audio_jax.model import cache_pieces, qwen2_audio
 from qwen2audio_jax.model.cache_pieces import PIECE, Piece
 from qwen2audio_jax.model.kv_cache import KVCache, cache_specs, empty_cache, fork
+from qwen2audio_jax.model.layers import Params
 from qwen2audio_jax.parallel.process_rows import Sizes, all_to_mesh, global_rows, share_of, to_mesh
 from qwen2audio_jax.parallel.sharding import constrain, named_sharding
 
-prefill = program(qwen2_audio.prefill, static_argnames=("cfg", "cache_dtype", "attention"))
-append = program(qwen2_audio.append, static_argnames=("cfg", "window"), donate_argnames="cache")
+
+def _product(params: Params, embeddings: jax.Array, *_: Any, cfg: Qwen2AudioConfig, **__: Any) -> Product:
+    return Product(math.prod(embeddings.shape[:2]), cfg.dtype, embeddings)
+
+
+prefill = ByRows(qwen2_audio.prefill, _product, static_argnames=("cfg", "cache_dtype", "attention"))
+append = ByRows(qwen2_audio.append, _product, static_argnames=("cfg", "window"), donate_argnames="cache")
 row_of = jax.jit(cache_pieces.row_of)
 insert = jax.jit(cache_pieces.insert, donate_argnames="cache")
 _fork = jax.jit(fork)

@@ -7,6 +7,7 @@ that is turned has a name of its own, by which `bind` knows it; the checkpoint d
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,23 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def prefers_turned(mesh: Mesh, *, dtype: str) -> bool:
     """Whether the mesh's devices read kernels of this dtype faster as [out, in]."""
-    if dtype != "bfloat16" or mesh.devices.flat[0].platform != "cpu" or not CPU_INFO.exists():
+    if dtype != "bfloat16" or mesh.devices.flat[0].platform != "cpu":
         return False
-    line = next((line for line in CPU_INFO.read_text().splitlines() if line.startswith("flags")), "")
-    flags = line.split()
-    return "amx_bf16" in flags or ("avx2" in flags and "avx512f" not in flags)
+    return "amx_bf16" in _processor_flags(CPU_INFO) or has_avx2_alone(CPU_INFO)
+
+
+def has_avx2_alone(info: Path) -> bool:
+    """Whether the processor has AVX2 and no AVX-512, by its flags in such a file; false where there is none."""
+    flags = _processor_flags(info)
+    return "avx2" in flags and "avx512f" not in flags
+
+
+@cache
+def _processor_flags(info: Path) -> frozenset[str]:
+    if not info.exists():
+        return frozenset()
+    line = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+    return frozenset(line.split())
 
 
 def turned_name(parameter: str) -> str:

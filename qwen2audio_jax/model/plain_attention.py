@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from qwen2audio_jax.model.kv_cache import Buffer, Int8Buffer
 from qwen2audio_jax.model.layers import einsum
 
+_FEW = 64
+"""Queries up to which on CPUs the keys stand first in float32 products."""
 _BLOCK = 256
 """Queries of a block on CPUs, each of which skips the keys behind it."""
 _LONG = 512
@@ -34,8 +36,10 @@ def plain_attention(q: jax.Array, k: Buffer, v: Buffer, mask: jax.Array, *, caus
     batch, queries, heads, head_dim = q.shape
     # Batch axes first in every product and its result: XLA's CPU backend has no bfloat16 product in another layout.
     grouped = q.reshape(batch, queries, k.shape[1], heads // k.shape[1], head_dim).transpose(0, 2, 3, 1, 4)
-    if grouped.shape[2:4] == (1, 1):
-        on_cpu = _one_query
+    if queries <= _FEW and q.dtype == jnp.float32:
+        on_cpu = _keys_first
+    elif grouped.shape[2:4] == (1, 1):
+        on_cpu = _query_twice
     elif queries <= _BLOCK or isinstance(k, Int8Buffer):
         on_cpu = _grouped
     else:
@@ -69,15 +73,17 @@ def _codes(buffer: Buffer, dtype: jnp.dtype) -> jax.Array:
     return buffer.codes.astype(dtype) if isinstance(buffer, Int8Buffer) else buffer
 
 
-def _one_query(q: jax.Array, k: Buffer, v: Buffer, mask: jax.Array) -> jax.Array:
-    """`_grouped` of a single query [B, K, 1, 1, H] without copies of the keys and values.
+def _keys_first(q: jax.Array, k: Buffer, v: Buffer, mask: jax.Array) -> jax.Array:
+    """`_grouped` without copies of the keys: XLA's CPU backend copies those that stand second, transposed."""
+    scores = einsum("bksh,bkgth->bksgt", _codes(k, q.dtype), q).transpose(0, 1, 3, 4, 2)
+    return _averaged(_weights(scores, k, mask), v, dtype=q.dtype)
 
-    In float32 XLA's CPU backend copies keys, transposed, that stand second in the product. In half precision it has
-    products of matrices, but widens everything to float32 for a vector's: the query is computed twice.
+
+def _query_twice(q: jax.Array, k: Buffer, v: Buffer, mask: jax.Array) -> jax.Array:
+    """`_grouped` of a single query [B, K, 1, 1, H] in half precision.
+
+    XLA's CPU backend has products of matrices in it, but widens everything to float32 for a vector's.
     """
-    if q.dtype == jnp.float32:
-        scores = einsum("bksh,bkgth->bksgt", _codes(k, q.dtype), q).transpose(0, 1, 3, 4, 2)
-        return _averaged(_weights(scores, k, mask), v, dtype=q.dtype)
     return _grouped(jnp.concatenate([q, q], axis=3), k, v, mask)[:, :, :, :1]
 
 
