@@ -53,6 +53,9 @@ CONTEXT, STEPS = 800, 8
 PAUSE = 0.1
 """Seconds before each timed run."""
 
+PARTS = "commands", "rounds", "medians_ms"
+"""What a report has of each case."""
+
 FIRST_TOKEN = {
     "theirs": """
 import sys, numpy, torch, transformers
@@ -263,15 +266,19 @@ def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     facts = report["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    commands = list(dict.fromkeys(report["commands"].values()))
     lines = [
-        f"`{report['command']}`, {facts['date']}, {facts['cores']} cores of {facts['processor']}, {versions}; "
-        f"{report['config']} in {report['dtype']}, medians",
+        f"{report['config']} in {report['dtype']}, medians; {facts['date']}, {facts['cores']} cores of "
+        f"{facts['processor']}, {versions}. The commands:",
         "",
-        "| case | rounds | transformers, ms | qwen2audio_jax, ms | ratio |",
-        "|---|---|---|---|---|",
+        *(f"{number}. `{command}`" for number, command in enumerate(commands, start=1)),
+        "",
+        "| case | command | rounds | transformers, ms | qwen2audio_jax, ms | ratio |",
+        "|---|---|---|---|---|---|",
     ]
     for name, (a, b) in report["medians_ms"].items():
-        lines.append(f"| {name} | {report['rounds'][name]} | {a:.1f} | {b:.1f} | {a / b:.2f} |")
+        number = commands.index(report["commands"][name]) + 1
+        lines.append(f"| {name} | {number} | {report['rounds'][name]} | {a:.1f} | {b:.1f} | {a / b:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -302,25 +309,20 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         theirs, ours = prepare(arguments.config, arguments.dtype, Path(scratch))
-        report: dict[str, Any] = {
-            "command": " ".join(["python", "benchmarks/side_by_side.py", *map(shlex.quote, sys.argv[1:])]),
-            "machine": machine(),
-            "config": arguments.config,
-            "dtype": arguments.dtype,
-            "rounds": {},
-            "medians_ms": {},
-        }
+        command = " ".join(["python", "benchmarks/side_by_side.py", *map(shlex.quote, sys.argv[1:])])
+        report: dict[str, Any] = {"machine": machine(), "config": arguments.config, "dtype": arguments.dtype}
         earlier = kept(arguments.output.with_suffix(".json"), report)
-        report["rounds"] |= earlier.get("rounds", {})
-        report["medians_ms"] |= earlier.get("medians_ms", {})
+        report |= {part: earlier.get(part, {}) for part in PARTS}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        for name, prepare_case in cases(theirs, ours, Path(scratch), arguments.dtype).items():
+        found = cases(theirs, ours, Path(scratch), arguments.dtype)
+        for name, prepare_case in found.items():
             if not re.search(arguments.only, name):
                 continue
             rounds = min(arguments.rounds, 3) if name == "first token, cold" else arguments.rounds
             medians = [1000 * statistics.median(times) for times in measure(prepare_case(), rounds)]
-            report["medians_ms"][name], report["rounds"][name] = medians, rounds
+            report["commands"][name], report["rounds"][name], report["medians_ms"][name] = command, rounds, medians
             print(f"{name:36}{medians[0]:10.1f}{medians[1]:10.1f}{medians[0] / medians[1]:8.2f}", flush=True)
+            report |= {part: {each: report[part][each] for each in found if each in report[part]} for part in PARTS}
             arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
     plot(report, arguments.output.with_suffix(".png"))

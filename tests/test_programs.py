@@ -98,5 +98,5 @@ def test_the_same_tokens(processor):
         taken[flags] = [answer.tolist() for answer in answers]
     first, second = taken.values()
     assert first == second
-    few = [program._few._cache_size() for program in (decoding.next_step, encoding.encode_audio, run.prefill)]
+    few = [program.few._cache_size() for program in (decoding.next_step, encoding.encode_audio, run.prefill)]
     assert all(few), few

@@ -48,13 +48,17 @@ class ByRows:
         function: what `program` takes.
         product: the size of its products, by its arguments.
         options: of `jax.jit`.
+
+    Attributes:
+        usual: the program of most calls.
+        few: the one of few rows.
     """
 
     def __init__(self, function: Callable[..., Any], product: Callable[..., Product], **options: Any):
         update_wrapper(self, inspect.unwrap(function))
         self._product = product
-        self._usual = program(function, **options)
-        self._few = jax.jit(function, compiler_options=_ROUNDING | _EIGEN, **options)
+        self.usual = program(function, **options)
+        self.few = jax.jit(function, compiler_options=_ROUNDING | _EIGEN, **options)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the function returns."""
@@ -68,7 +72,7 @@ class ByRows:
     def _chosen(self, *arguments: Any, **named: Any) -> Any:
         size = self._product(*arguments, **named)
         few = size.rows in _EIGEN_ROWS and size.dtype == "float32" and _is_on_cpu(size.operand)
-        return self._few if few and has_avx2_alone(CPU_INFO) and _knows_eigen() else self._usual
+        return self.few if few and has_avx2_alone(CPU_INFO) and _knows_eigen() else self.usual
 
 
 def _is_on_cpu(operand: Any) -> bool:
