@@ -78,10 +78,12 @@ def test_a_release_without_the_option(processor, monkeypatch):
         programs._knows_eigen.cache_clear()
 
 
-def test_specs_are_taken(processor):
+def test_specs_and_host_arrays_are_taken(processor):
     processor("fma avx2")
     specs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 256), (256, 512))]
     assert multiply("float32").lower(*specs).out_info.shape == (8, 512)
+    x, w = (np.ones(spec.shape, np.float32) for spec in specs)
+    np.testing.assert_array_equal(multiply("float32")(x, w), np.full((8, 512), 256.0))
 
 
 def test_the_same_tokens(processor):

@@ -76,8 +76,9 @@ class ByRows:
 
 
 def _is_on_cpu(operand: Any) -> bool:
-    """Whether an array is on CPUs; specs may leave open where theirs will be."""
-    return operand.sharding is not None and next(iter(operand.sharding.device_set)).platform == "cpu"
+    """Whether an array is on CPUs; one of the host's has no place yet, and specs may leave it open."""
+    sharding = getattr(operand, "sharding", None)
+    return sharding is not None and next(iter(sharding.device_set)).platform == "cpu"
 
 
 @cache
