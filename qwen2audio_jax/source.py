@@ -201,7 +201,7 @@ def _converted(folder: Folder, cache: Path, *, label: str, where: str, what: str
     place = named(cache, label=label, told_by=(where, what))
     if is_usable(place):
         return place
-    # Imported here: it takes Orbax, a twelfth of a short command.
+    # Imported here: it takes Orbax, a tenth of a short command.
     from qwen2audio_jax.checkpoint.progress import progress_bar, tell
     from qwen2audio_jax.convert import convert, share
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from qwen2audio_jax.model.kernel_layout import CPU_INFO, has_avx2_alone
+from qwen2audio_jax.model.kernel_layout import has_avx2_alone
 
 _ROUNDING = {"xla_allow_excess_precision": False}
 """Options of every program.
@@ -18,9 +18,10 @@ would decide how a row's numbers are rounded. The reference's operations each ro
 _EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """Options by which XLA's CPU backend computes products with Eigen instead of YNNPACK."""
 _EIGEN_ROWS = range(3, 64)
-"""Rows that Eigen multiplies with float32 weights 1.2 to 1.8 times as fast as YNNPACK, with AVX2 alone.
+"""Rows that Eigen multiplies with float32 weights 1.1 to 1.6 times as fast as YNNPACK, with AVX2 alone.
 
-One and two rows are slower with it, from 64 on they are the same. Processors with AVX-512 have not been measured.
+One row goes to neither, two are slower with it, and from 64 on they are the same. Processors with AVX-512 have not been
+measured: `benchmarks/few_rows.py` says what is the faster.
 """
 
 program = partial(jax.jit, compiler_options=_ROUNDING)
@@ -72,7 +73,7 @@ class ByRows:
     def _chosen(self, *arguments: Any, **named: Any) -> Any:
         size = self._product(*arguments, **named)
         few = size.rows in _EIGEN_ROWS and size.dtype == "float32" and _is_on_cpu(size.operand)
-        return self.few if few and has_avx2_alone(CPU_INFO) and _knows_eigen() else self.usual
+        return self.few if few and has_avx2_alone() and _knows_eigen() else self.usual
 
 
 def _is_on_cpu(operand: Any) -> bool:

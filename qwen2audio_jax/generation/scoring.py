@@ -15,7 +15,7 @@ from qwen2audio_jax.generation.inputs import check_inputs
 from qwen2audio_jax.generation.memory import check_fits
 from qwen2audio_jax.generation.padded_shapes import padded_capacity, padded_row_count
 from qwen2audio_jax.generation.prefix import CachedPrefix, copy_prefix, row_tokens
-from qwen2audio_jax.generation.programs import program
+from qwen2audio_jax.generation.programs import ByRows, Product
 from qwen2audio_jax.generation.run import prefill_prompts
 from qwen2audio_jax.generation.runtime import Runtime
 from qwen2audio_jax.model import qwen2_audio
@@ -26,7 +26,11 @@ TOGETHER = 16
 """Most continuations that are computed at a time: the head gives logits at all their positions."""
 
 
-@partial(program, static_argnames="cfg", donate_argnames="cache")
+def _product(params: Any, tokens: jax.Array, counts: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig) -> Product:
+    return Product(len(tokens) * (tokens.shape[1] - 1), cfg.dtype, tokens)
+
+
+@partial(ByRows, product=_product, static_argnames="cfg", donate_argnames="cache")
 def _score(
     params: Any, tokens: jax.Array, counts: jax.Array, cache: KVCache, *, cfg: Qwen2AudioConfig
 ) -> tuple[jax.Array, KVCache]:

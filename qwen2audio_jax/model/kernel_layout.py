@@ -24,12 +24,12 @@ def prefers_turned(mesh: Mesh, *, dtype: str) -> bool:
     """Whether the mesh's devices read kernels of this dtype faster as [out, in]."""
     if dtype != "bfloat16" or mesh.devices.flat[0].platform != "cpu":
         return False
-    return "amx_bf16" in _processor_flags(CPU_INFO) or has_avx2_alone(CPU_INFO)
+    return "amx_bf16" in _processor_flags(CPU_INFO) or has_avx2_alone()
 
 
-def has_avx2_alone(info: Path) -> bool:
-    """Whether the processor has AVX2 and no AVX-512, by its flags in such a file; false where there is none."""
-    flags = _processor_flags(info)
+def has_avx2_alone() -> bool:
+    """Whether the processor has AVX2 and no AVX-512; false where `CPU_INFO` is not there to say."""
+    flags = _processor_flags(CPU_INFO)
     return "avx2" in flags and "avx512f" not in flags
 
 
