@@ -12,6 +12,8 @@ import pytest
 import qwen2audio_jax
 from qwen2audio_jax.cli.commands import COMMANDS, build_parser
 from qwen2audio_jax.convert import commands as convert_commands
+from qwen2audio_jax.embedded import EMBEDDED
+from qwen2audio_jax.source import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"qwen2audio_jax", "convert"}
@@ -63,6 +65,18 @@ def test_what_is_loaded():
     for line, modules in loaded.items():
         allowed = WITH_CONVERT if line.startswith("convert") else ALLOWED
         assert set(modules) <= allowed, line
+
+
+def test_a_converted_model_loads_without_its_converter(tmp_path):
+    """Importing Orbax takes a tenth of a short command."""
+    resolve_checkpoint(EMBEDDED, cache_dir=tmp_path)
+    script = (
+        "import sys; from qwen2audio_jax import Qwen2AudioForConditionalGeneration as Model; "
+        f"Model.from_pretrained({EMBEDDED!r}, cache_dir={str(tmp_path)!r}); "
+        "print({'orbax', 'jax'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "{'jax'}", run.stderr
 
 
 def test_public_names():
