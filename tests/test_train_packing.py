@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records import RAW, chat, make_processor, open_records, write_clip
 
@@ -29,6 +29,7 @@ def examples(max_tokens: int = 60, max_clips: int = 4):
     st.integers(0, 1),
     st.integers(0, 3),
 )
+@example([(2, 1, 19), (1, 0, 0), (2, 1, 19), (1, 0, 0)], 3, False, False, 0, 0)  # what is left over has no clip
 @settings(max_examples=60, deadline=None)
 def test_every_example_once_an_epoch_and_in_its_room(drawn, rows, packing, shuffle, short_first, epoch):
     lengths = lengths_of(drawn)
@@ -56,7 +57,8 @@ def test_every_example_once_an_epoch_and_in_its_room(drawn, rows, packing, shuff
     assert all(all(step.rows) for step in plan[:-1])
     assert all(any(step.rows) for step in plan)
     if not shuffle or epoch < short_first:
-        assert [step.frames for step in plan] == sorted(step.frames for step in plan)
+        full = [step.frames for step in plan if all(step.rows)]
+        assert full == sorted(full)
 
 
 def speechlike(count: int, seed: int = 0) -> Lengths:

@@ -93,8 +93,9 @@ def plan_epoch(
         settings: `rows`, `max_tokens`, `max_clips`, `packing` and `short_first` are read.
         buckets: see `frame_buckets`.
         seed: of the run.
-        epoch: from 0; the first `short_first` ones go from short to long.
-        shuffle: False keeps the order of the data within a bucket, as needed for evaluation.
+        epoch: from 0; the first `short_first` ones go from short to long, except for what is left over at the end.
+        shuffle: False keeps the order of the data within a bucket, as needed for evaluation, and goes from short to
+            long too.
 
     Returns:
         Steps of `rows` rows; a pure function of the arguments.
@@ -120,8 +121,10 @@ def plan_epoch(
         ]
     if shuffle and epoch >= settings.short_first:
         steps = [steps[i] for i in rng.permutation(len(steps))]
-        # The step with empty rows must remain the epoch's last.
-        steps.sort(key=lambda step: not all(step.rows))
+    else:
+        steps.sort(key=lambda step: step.frames)
+    # The step with empty rows, which may be a short one, must remain the epoch's last.
+    steps.sort(key=lambda step: not all(step.rows))
     return steps
 
 
