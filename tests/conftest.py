@@ -6,16 +6,11 @@ Several files run side by side with pytest-xdist; what is marked slow is left ou
 import os
 from pathlib import Path
 
+from xla_flags import quick_flags
+
 # Before jax is imported: the device count is read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile hundreds of programs to run each a few times: most of their time is the compiler's, and half of that
-# goes without its optimisations.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1 "
-    + os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = quick_flags(devices=8, by_hand=os.environ.get("XLA_FLAGS"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The processes that tests start share the cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))

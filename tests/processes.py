@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from xla_flags import quick_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,10 +20,8 @@ def free_port() -> int:
 
 def environment(*, devices: int = 1, **changed: str) -> dict[str, str]:
     """Of a process with so many fake devices of its own."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    flags = f"{quick} --xla_force_host_platform_device_count={devices}"
     places = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": places}
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick_flags(devices=devices), "PYTHONPATH": places}
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",

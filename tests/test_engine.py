@@ -252,6 +252,8 @@ def test_prompts_that_are_ready_before_a_slot_is_free_can_be_cancelled(load, pro
         forward, seen = engine._state.forward, threading.Event()
         monkeypatch.setattr(engine._state, "forward", lambda: (seen.wait(timeout=0.1), forward())[1])
         running = [engine.submit(request(240, which=seed)) for seed in (5, 6)]
+        for handle in running:
+            assert next(iter(handle)) >= 0  # or another could be prepared, and have a slot, before it
         ahead = [engine.submit(long_prompt(seed)) for seed in (1, 2)]
         for handle in ahead:
             assert next(iter(handle)) >= 0  # its first token needs no slot

@@ -19,6 +19,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from prompts import as_torch, random_inputs
 from safetensors.numpy import load_file
+from xla_flags import quick_flags
 
 from qwen2audio_jax import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 from qwen2audio_jax.checkpoint import hf_folder, mapping, safetensors_writer
@@ -342,7 +343,7 @@ def test_two_processes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     places = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": places, "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": places, "XLA_FLAGS": quick_flags(devices=1)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TWO_PROCESSES, str(port), str(rank), str(tmp_path), str(ROOT)],

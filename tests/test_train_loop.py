@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 from hf_layout import write_hf_checkpoint
+from xla_flags import quick_flags
 
 from qwen2audio_jax.cli.main import main
 from qwen2audio_jax.train.loop import NotFinite, Run, train
@@ -89,7 +90,7 @@ def whole(settings):
 
 def command(place, output, *options):
     """The command line in a process of its own, on one device."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "XLA_FLAGS": quick_flags(devices=1), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "qwen2audio_jax", "train", str(place / "run.toml"), "--output", str(output), *options],
         env=environment,
@@ -208,7 +209,7 @@ def test_two_processes_train_one_model(place, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": quick_flags(devices=1)}
     arguments = [address, str(place / "run.toml"), str(tmp_path / "run"), str(checkpoint)]
     processes = [
         subprocess.Popen(
