@@ -9,7 +9,9 @@ import jax
 from qwen2audio_jax.checkpoint.conversion_cache import default_cache_dir
 
 SWITCH = "QWEN2AUDIO_COMPILATION_CACHE"
-"""Environment variable: a folder, or "off"."""
+"""Environment variable: a folder, or one of `OFF`."""
+OFF = ("off", "0", "no", "false")
+"""Values that switch the cache off, in capitals too: a folder of such a name would surprise whoever wrote it."""
 
 MOST_BYTES = 4 << 30
 """Size of the cache; beyond it the programs go that were not used for longest."""
@@ -18,7 +20,7 @@ MOST_BYTES = 4 << 30
 def compilation_cache_dir() -> Path | None:
     """The folder that this package gives to JAX's cache; None where it is switched off."""
     asked = os.environ.get(SWITCH, "")
-    if asked == "off":
+    if asked.lower() in OFF:
         return None
     return Path(asked) if asked else default_cache_dir() / "compiled"
 
@@ -35,7 +37,7 @@ def _has_a_name() -> bool:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, unless JAX's cache is configured already or `SWITCH` is "off".
+    """Keep compiled programs on disk, unless JAX's cache is configured already or `SWITCH` is one of `OFF`.
 
     JAX's own defaults keep only programs that take a second to compile; here all are kept. A folder that cannot be
     made leaves the cache off.
